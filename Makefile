@@ -1,0 +1,52 @@
+# Hephaestus: everything from Python, pip and make. `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_FLAGS := --quiet --disable-pip-version-check --no-deps --require-hashes
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench lock format clean browser
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z.]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.run: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the locked dependencies (hashes checked) ..."
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: requirements-dev.lock .venv/.run
+	@echo "installing the locked test dependencies (hashes checked) ..."
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements-dev.lock
+	@touch $@
+
+run: .venv/.run  ## control plane, proxy, simulated provider and a fleet of agents on this machine
+	@$(BIN)/hephaestus demo
+
+test: .venv/.dev browser  ## the whole test suite
+	@$(BIN)/python -m pytest
+
+check: .venv/.dev  ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+bench: .venv/.dev  ## benchmarks, results under benchmarks/results/
+	@$(BIN)/python -m benchmarks
+
+browser: .venv/.dev
+	@$(BIN)/python -m tests.browser
+
+format: .venv/.dev  ## rewrite the sources in the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix-only --quiet .
+
+lock: .venv/.dev  ## renew the lock files from pyproject.toml
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header pyproject.toml --extra build -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header pyproject.toml --extra build --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean:  ## remove the environment and the data of the demo
+	rm -rf .venv data .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What should be true: tenants, keys, upstreams, routes, leases; compiled to a snapshot."""

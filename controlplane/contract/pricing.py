@@ -1,0 +1,113 @@
+"""Money: what an attempt costs, in integer nano-USD.
+
+Token kinds are disjoint: a token is counted in exactly one of them, and they sum to what the provider reports as its total.
+Prices are integers too: nano-USD per million tokens, so that the cheapest published price (fractions of a nano-USD per token)
+is exact. The only rounding is one division at the very end.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+TOKENS_PER_PRICE_UNIT = 1_000_000
+NANOUSD_PER_USD = 1_000_000_000
+
+
+class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens of one attempt by kind; every count >= 0 and no token in two kinds."""
+
+    input: int = 0  # text input that was neither read from nor written to a prompt cache
+    cache_read: int = 0
+    cache_write: int = 0  # prompt-cache write, five-minute class
+    cache_write_1h: int = 0
+    output: int = 0  # visible output, reasoning excluded
+    reasoning: int = 0
+    audio_input: int = 0
+    audio_output: int = 0
+
+    @property
+    def total(self) -> int:
+        """All tokens, as the provider's own total counts them."""
+        return self.total_input + self.total_output
+
+    @property
+    def total_input(self) -> int:
+        """All tokens that went in."""
+        return self.input + self.cache_read + self.cache_write + self.cache_write_1h + self.audio_input
+
+    @property
+    def total_output(self) -> int:
+        """All tokens that came out."""
+        return self.output + self.reasoning + self.audio_output
+
+
+NO_TOKENS = Tokens()
+TOKEN_KINDS: tuple[str, ...] = Tokens.__struct_fields__
+
+
+class Price(msgspec.Struct, frozen=True):
+    """Price of one model, in nano-USD per million tokens of each kind; None: this kind has no price.
+
+    version names the price-book row and its effective date, and is kept on every record that used it.
+    """
+
+    input: int
+    output: int
+    cache_read: int | None = None
+    cache_write: int | None = None
+    cache_write_1h: int | None = None
+    reasoning: int | None = None  # None: priced as output, as every provider that reports it does
+    audio_input: int | None = None
+    audio_output: int | None = None
+    version: str = ""
+
+
+class UnknownPrice(LookupError):
+    """Tokens of a kind for which the price says nothing; carries the kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"no price for {kind} tokens; add `{kind}` to this model's price in the configuration")
+        self.kind = kind
+
+
+def cost_nanousd(tokens: Tokens, price: Price) -> int:
+    """Price of one attempt, in nano-USD, rounded half up once at the end.
+
+    tokens: as the upstream reported them, each >= 0.
+    price: nano-USD per million tokens, by kind.
+    Raises UnknownPrice if there are tokens of a kind that has no price.
+    Source: docs/reference/data-model.md, "Money".
+    """
+    millionths = tokens.input * price.input + tokens.output * price.output
+    if tokens.total != tokens.input + tokens.output:
+        millionths += _special_millionths(tokens, price)
+    return (millionths + TOKENS_PER_PRICE_UNIT // 2) // TOKENS_PER_PRICE_UNIT
+
+
+def _special_millionths(tokens: Tokens, price: Price) -> int:
+    """The kinds most calls do not have."""
+    reasoning = price.output if price.reasoning is None else price.reasoning
+    millionths = tokens.reasoning * reasoning
+    for kind, count, unit_price in (
+        ("cache_read", tokens.cache_read, price.cache_read),
+        ("cache_write", tokens.cache_write, price.cache_write),
+        ("cache_write_1h", tokens.cache_write_1h, price.cache_write_1h),
+        ("audio_input", tokens.audio_input, price.audio_input),
+        ("audio_output", tokens.audio_output, price.audio_output),
+    ):
+        if count == 0:
+            continue
+        if unit_price is None:
+            raise UnknownPrice(kind)
+        millionths += count * unit_price
+    return millionths
+
+
+def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price) -> int:
+    """The most an attempt can cost: every token at the dearest kind of its direction, in nano-USD, rounded up."""
+    dearest_in = max(
+        price.input, price.cache_read or 0, price.cache_write or 0, price.cache_write_1h or 0, price.audio_input or 0
+    )
+    dearest_out = max(price.output, price.reasoning or 0, price.audio_output or 0)
+    millionths = tokens_in * dearest_in + tokens_out * dearest_out
+    return -(-millionths // TOKENS_PER_PRICE_UNIT)

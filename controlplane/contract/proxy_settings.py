@@ -1,0 +1,57 @@
+"""The proxy's settings: what the operator writes under `server.proxy` and the CLI hands to each worker at start.
+
+Every bound of the data plane is here, with its unit in its name. A change needs a restart. Each field is documented in
+docs/reference/settings.md, which a test compares with this file.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Bounds and places of one proxy worker."""
+
+    host: str = "127.0.0.1"
+    port: int = 4000
+    workers: int = 1
+    data_dir: str = "./data"
+    control_plane_url: str = "http://127.0.0.1:4001"
+
+    # requests
+    body_bytes_max: int = 20 * 1024 * 1024
+    header_bytes_max: int = 64 * 1024
+    body_timeout_s: float = 30.0  # a client that sends its body slower than this is cut off
+    connections_max: int = 12_000
+    keep_alive_s: float = 75.0
+
+    # calls
+    timeout_s_max: float = 600.0
+    retry_ratio: float = 0.2  # retries may be at most this share of calls, over the last ten seconds
+    retry_min_per_s: float = 3.0  # and at least this many, so that a quiet proxy can retry at all
+    retry_after_s_max: float = 5.0  # wait for an upstream's `retry-after` only up to this
+    image_tokens_max: int = 2_000  # reserved for each image of a request
+    abandoned_tokens_per_s: float = 100.0  # assumed speed of an upstream whose call was cancelled, for the estimate
+
+    # replies
+    reply_bytes_max: int = 64 * 1024 * 1024
+    stream_event_bytes_max: int = 1024 * 1024
+    stream_buffer_bytes: int = 256 * 1024  # back-pressure: reading from the upstream pauses above this
+
+    # cache
+    cache_memory_bytes: int = 128 * 1024 * 1024
+    cache_disk_bytes: int = 1024 * 1024 * 1024
+    cache_entry_bytes_max: int = 4 * 1024 * 1024
+    coalesce_calls_max: int = 10_000  # calls that may wait on others' flights
+
+    # spool
+    spool_bytes_max: int = 4 * 1024 * 1024 * 1024
+    segment_bytes: int = 1024 * 1024
+    segment_age_s: float = 1.0
+    ship_retry_s_max: float = 15.0
+
+    # control plane
+    snapshot_poll_s: float = 25.0
+    snapshot_retry_s_max: float = 5.0
+    status_every_s: float = 2.0
+    drain_s: float = 20.0  # at shutdown, calls in flight get this long

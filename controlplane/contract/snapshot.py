@@ -1,0 +1,203 @@
+"""What the control plane tells the proxies: one versioned, immutable document.
+
+It holds no secret: upstream credentials are references that each proxy resolves in its own environment, and virtual keys are keyed
+hashes. A proxy keeps the last good one on disk and starts from it when the control plane is down.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from controlplane.contract.pricing import Price
+
+
+class Window(StrEnum):
+    """The period after which a budget starts anew, in UTC."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"  # never
+
+
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A ceiling per window for a tenant; one of the two amounts is set."""
+
+    id: str
+    window: Window
+    nanousd: int | None = None
+    tokens: int | None = None
+
+
+class CachePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether and for how long answers are kept."""
+
+    enabled: bool = True
+    ttl_s: int = 3600
+
+
+class PayloadPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether request and response bodies are kept, and for how long."""
+
+    store: bool = False
+    retention_days: int = 7
+
+
+class Unpriced(StrEnum):
+    """What happens to a call whose deployment has no price."""
+
+    ALLOW = "allow"  # served, recorded as unpriced, token budgets still count
+    REFUSE = "refuse"
+
+
+class TenantPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who pays, and within which limits; None: no limit."""
+
+    id: str
+    models: tuple[str, ...] | None = None  # aliases this tenant may use; None: all
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    budgets: tuple[Budget, ...] = ()
+    max_output_tokens: int | None = None
+    cache: CachePolicy = CachePolicy()
+    payloads: PayloadPolicy = PayloadPolicy()
+    unpriced: Unpriced = Unpriced.ALLOW
+
+
+class KeyEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A virtual key as proxies know it: by its keyed hash (32 hex characters, see `controlplane.contract.keys`)."""
+
+    hash: str
+    id: str
+    tenant: str
+    models: tuple[str, ...] | None = None
+    expires_us: int | None = None
+
+
+class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A provider endpoint. credential: a reference such as `env:OPENAI_API_KEY` or `file:/path`, never the secret."""
+
+    id: str
+    dialect: str
+    base_url: str
+    credential: str | None = None
+    connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 60.0
+    idle_timeout_s: float = 30.0
+    connections_max: int = 1024
+
+
+class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model at an upstream. order: smaller first; weight: share among equals of one order."""
+
+    id: str
+    upstream: str
+    model: str
+    price: Price | None = None
+    weight: int = 1
+    order: int = 0
+    max_output_tokens: int = 16_384  # what one answer can reach when the client sets no ceiling
+
+
+class Route(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model alias to its deployments, with policy."""
+
+    alias: str
+    deployments: tuple[Deployment, ...]
+    timeout_s: float = 120.0
+    attempts_max: int = 3
+    cache_ttl_s: int | None = None  # None: the tenant's
+
+
+class LeaseKind(StrEnum):
+    """What an override does while it lasts."""
+
+    DRAIN = "drain"  # send the deployment no calls but breaker probes
+    SHARE = "share"  # let the deployment have at most `share` of its route's calls
+
+
+class Lease(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An override with an expiry; proxies drop it by themselves when `expires_us` has passed."""
+
+    id: str
+    kind: LeaseKind
+    deployment: str
+    expires_us: int
+    run_id: str = ""
+    share: float = 0.0  # with SHARE: 0..1
+    reason: str = ""
+
+
+class BreakerPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """When a deployment's breaker opens and how it is probed."""
+
+    window_s: float = 20.0
+    requests_min: int = 10
+    error_ratio: float = 0.5
+    slow_s: float = 30.0
+    slow_ratio: float = 0.8
+    open_s: float = 5.0
+    probes: int = 2
+
+
+class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything a proxy needs to serve calls. version grows by one with each change; hash is of the content."""
+
+    version: int
+    created_us: int
+    hash: str = ""
+    tenants: tuple[TenantPolicy, ...] = ()
+    keys: tuple[KeyEntry, ...] = ()
+    upstreams: tuple[Upstream, ...] = ()
+    routes: tuple[Route, ...] = ()
+    leases: tuple[Lease, ...] = ()
+    breaker: BreakerPolicy = BreakerPolicy()
+    label_aliases: bool = True  # accept other proxies' label headers
+
+
+class BreakerStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A breaker as one worker sees it."""
+
+    deployment: str
+    state: str  # "closed", "open", "half_open"
+    since_us: int
+    reason: str = ""
+    error_ratio: float = 0.0
+    calls: int = 0
+
+
+class BudgetStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One budget window as one worker's ledger has it."""
+
+    tenant: str
+    budget: str
+    window_start_us: int
+    settled_nanousd: int = 0
+    reserved_nanousd: int = 0
+    settled_tokens: int = 0
+    reserved_tokens: int = 0
+
+
+class ProxyStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker says about itself every few seconds; the proof that a snapshot was applied."""
+
+    proxy_id: str
+    at_us: int
+    snapshot_version: int
+    lease_ids: tuple[str, ...] = ()
+    breakers: tuple[BreakerStatus, ...] = ()
+    budgets: tuple[BudgetStatus, ...] = ()
+    calls_inflight: int = 0
+    ledger_calls: int = 0  # settled by this worker since its first start
+    ledger_nanousd: int = 0  # cost of those, all tenants; equals the sum of its rows once all are shipped
+    spool_bytes: int = 0
+    spool_dropped: int = 0
+    calls_total: int = 0
+
+
+encode_snapshot = msgspec.json.Encoder().encode
+decode_snapshot = msgspec.json.Decoder(Snapshot).decode

@@ -1,0 +1,1 @@
+"""Which series are watched, by which detector, how often."""

@@ -1,0 +1,1 @@
+"""When many anomalies are one problem, and whether it is over."""

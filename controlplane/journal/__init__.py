@@ -1,0 +1,1 @@
+"""What was decided and by whom: the append-only event store."""

@@ -1,0 +1,1 @@
+"""All that is remembered about calls; the only code that opens ClickHouse."""

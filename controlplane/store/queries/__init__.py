@@ -1,0 +1,1 @@
+"""Questions to the store, one file a subject; each returns typed values."""

@@ -1,0 +1,174 @@
+"""One call on its way through the proxy, and the two seams it meets: stages that decide and transports that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from controlplane.contract.pricing import NO_TOKENS, Tokens
+from controlplane.contract.records import AttemptRecord, CacheState, CostState, Outcome
+
+if TYPE_CHECKING:
+    from proxy.runtime import Candidate, KeyIdentity, RouteEntry, Runtime
+    from proxy.view import RequestView
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ChunkStream(Protocol):
+    """The body of a streamed reply.
+
+    `read` is safe to cancel: a chunk that was not returned is returned by the next `read`, whoever calls it.
+    """
+
+    async def read(self) -> bytes:
+        """The next chunk, whole SSE events only; b"" at the end. Raises StreamBroken when the stream cannot go on."""
+        ...
+
+    def close(self) -> None:
+        """Gives the upstream connection up; safe to call twice. Never blocks."""
+        ...
+
+
+class StreamBroken(Exception):  # noqa: N818 - an event of the wire, expected and mapped to an outcome
+    """A stream that ended before its protocol says it may; carries the outcome and a message for the client."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class Reply:
+    """An answer: our own or an upstream's, complete or streamed.
+
+    Exactly one of `body` (complete) and `stream` is used. `tokens`, `finish_reason` and `complete` are known at once for a
+    complete reply and grow while a stream is read; `complete` is True only when the protocol's end was seen without an error, and
+    only such a reply may be stored.
+    """
+
+    __slots__ = (
+        "age_s", "body", "complete", "deployment", "error_code", "finish_reason", "headers", "model", "outcome", "source",
+        "status", "stored_ttl_s", "stream", "tokens", "usage_known",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        *,
+        body: bytes = b"",
+        stream: ChunkStream | None = None,
+        source: str = "upstream",
+        outcome: Outcome = Outcome.OK,
+        error_code: str = "",
+    ) -> None:
+        self.status = status
+        self.headers = headers  # to be forwarded to the client, hop-by-hop ones removed
+        self.body = body
+        self.stream = stream
+        self.source = source  # "gateway", "upstream", "client": who is at fault if this is an error
+        self.outcome = outcome
+        self.error_code = error_code
+        self.deployment = ""
+        self.model = ""
+        self.tokens: Tokens = NO_TOKENS
+        self.usage_known = False
+        self.finish_reason = ""
+        self.complete = False
+        self.age_s = -1.0  # >= 0: a stored reply of this age
+        self.stored_ttl_s = 0
+
+
+class Call:
+    """Everything known about one client request; the stages fill it in from top to bottom, the settlement reads it."""
+
+    __slots__ = (
+        "aborted", "admitted", "agent", "attempts", "body", "cache", "cache_key", "cache_ttl_s", "call_id", "candidates", "channel",
+        "client_gone", "cost_nanousd", "cost_state", "deadline", "error_code", "first_token_us", "headers", "identity",
+        "operation", "outcome", "path", "price_version", "priority", "reply", "request_cache", "reservation", "response_bytes",
+        "route", "runtime", "saved_nanousd", "session", "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user",
+        "view", "waited_ns",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        operation: str,
+        path: str,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        *,
+        call_id: str,
+        started_us: int,
+        started_ns: int,
+    ) -> None:
+        self.runtime = runtime
+        self.operation = operation
+        self.path = path
+        self.headers = headers  # lower-case names; the last of equal names
+        self.body = body
+        self.call_id = call_id
+        self.started_us = started_us  # wall clock
+        self.started_ns = started_ns  # monotonic
+        # identify
+        self.identity: KeyIdentity | None = None
+        self.agent = self.session = self.user = self.channel = self.priority = self.trace_id = ""
+        self.tags: dict[str, str] = {}
+        # admit
+        self.admitted = False
+        # decode
+        self.view: RequestView | None = None
+        # route
+        self.route: RouteEntry | None = None
+        self.candidates: tuple[Candidate, ...] = ()
+        self.deadline = 0.0  # monotonic seconds
+        # reserve
+        self.reservation: object | None = None  # owned by stages/reserve.py
+        # cache
+        self.cache = CacheState.BYPASS
+        self.cache_key: bytes = b""
+        self.cache_ttl_s = 0
+        self.request_cache: object | None = None  # parsed Cache-Control of the request, owned by transports/cache.py
+        # upstream
+        self.attempts: list[AttemptRecord] = []
+        self.waited_ns = 0  # spent waiting for upstreams or the client, not our overhead
+        # settlement
+        self.reply: Reply | None = None
+        self.client_gone = False
+        self.aborted = False  # nobody wants the answer any more: upstream work is being cancelled
+        self.outcome = Outcome.INTERNAL
+        self.status = 0
+        self.error_code = ""
+        self.first_token_us = 0
+        self.response_bytes = 0
+        self.tokens: Tokens = NO_TOKENS
+        self.cost_nanousd = 0
+        self.cost_state = CostState.FINAL
+        self.saved_nanousd = 0
+        self.price_version = ""
+
+
+class Stage(Protocol):
+    """One decision about a call. Never awaits, never blocks."""
+
+    name: ClassVar[str]
+
+    def enter(self, call: Call) -> Reply | None:
+        """None: go on. A Reply: the call ends here with it."""
+        ...
+
+    def leave(self, call: Call) -> None:
+        """Undo or settle; once for each stage that was entered without a refusal, in reverse order."""
+        ...
+
+
+class Transport(Protocol):
+    """One way to get a reply. It waits; it makes no policy."""
+
+    async def send(self, call: Call) -> Reply:
+        """The reply, complete or as an open stream. Cancelling it cancels the upstream work."""
+        ...
+
+    async def aclose(self) -> None:
+        """Gives up what it holds; safe to call twice."""
+        ...

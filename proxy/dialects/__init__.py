@@ -1,0 +1,1 @@
+"""Wire languages of clients and upstreams."""

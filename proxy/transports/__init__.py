@@ -1,0 +1,1 @@
+"""Transports wait: asynchronous, nested, without policy."""
