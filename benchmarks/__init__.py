@@ -1,1 +1,1 @@
-
+"""Benchmarks that anyone can run: `make bench`. Results are files under benchmarks/results/."""

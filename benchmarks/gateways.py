@@ -1,0 +1,185 @@
+"""The gateways that are compared: direct calls, nginx, Hephaestus with all features on, and the LiteLLM proxy.
+
+Each peer is optional: where it cannot be had (no nginx binary, no way to install LiteLLM) the benchmark says so in one line and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import Measured, free_port, start, wait_for_port
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / ".bench"
+LITELLM = "litellm[proxy]==1.109.1"
+
+
+@dataclass(slots=True)
+class Gateway:
+    """A gateway under load: where it listens, what it wants as a key, and the process tree to be measured."""
+
+    name: str
+    port: int
+    key: str
+    measured: Measured
+    also: tuple[Measured, ...] = ()  # stopped with it, not measured
+
+    def stop(self) -> None:
+        """Stops everything that belongs to it."""
+        for process in (self.measured, *self.also):
+            process.stop()
+
+
+class Unavailable(Exception):
+    """A peer that cannot be had here; says why."""
+
+
+def provider(work: Path) -> Gateway:
+    """The simulated provider with no latency: the target of every gateway, and `direct` itself."""
+    port, admin = free_port(), free_port()
+    command = [
+        sys.executable, "-m", "controlplane.demo.provider", "--port", str(port), "--admin-port", str(admin), "--latency-scale", "0",
+    ]  # fmt: skip
+    measured = start("provider", command, log=work / "provider.log")
+    if not wait_for_port(port, measured, seconds=30):
+        raise RuntimeError(f"the simulated provider did not start; see {work}/provider.log")
+    return Gateway("direct", port, "sk-bench", measured)
+
+
+def nginx(work: Path, upstream_port: int) -> Gateway:
+    """nginx as a reverse proxy with keep-alive on both sides: the physical limit."""
+    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if binary is None:
+        raise Unavailable("nginx: no binary on this machine (Debian: apt-get install nginx-light)")
+    port = free_port()
+    config = work / "nginx.conf"
+    config.write_text(f"""
+daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.error.log warn;
+events {{ worker_connections 16384; }}
+http {{
+  access_log off; client_body_temp_path {work}/body; proxy_temp_path {work}/proxy;
+  fastcgi_temp_path {work}/f; uwsgi_temp_path {work}/u; scgi_temp_path {work}/s;
+  keepalive_requests 1000000000; client_body_buffer_size 64k;
+  upstream provider {{ server 127.0.0.1:{upstream_port}; keepalive 256; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{ proxy_pass http://provider; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
+  }}
+}}
+""")
+    measured = start("nginx", [binary, "-p", str(work), "-c", str(config)], log=work / "nginx.log")
+    if not wait_for_port(port, measured, seconds=10):
+        raise Unavailable(f"nginx did not start; see {work}/nginx.log")
+    return Gateway("nginx", port, "sk-bench", measured)
+
+
+def litellm(work: Path, upstream_port: int) -> Gateway:
+    """The LiteLLM proxy, one worker, callbacks off, in an environment of its own."""
+    home = WORK / "litellm"
+    binary = home / "bin" / "litellm"
+    if not binary.exists():
+        print(f"  installing {LITELLM} into its own environment (once) ...", flush=True)
+        for command in (
+            [sys.executable, "-m", "venv", str(home)],
+            [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", LITELLM],
+        ):
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise Unavailable(f"LiteLLM: cannot be installed here ({done.stderr.strip().splitlines()[-1:]})")
+    port = free_port()
+    config = work / "litellm.yaml"
+    config.write_text(f"""
+model_list:
+  - model_name: gpt-4o-mini
+    litellm_params: {{model: openai/gpt-4o-mini, api_base: "http://127.0.0.1:{upstream_port}/v1", api_key: sk-bench}}
+litellm_settings: {{telemetry: false, drop_params: true, callbacks: [], success_callback: [], failure_callback: []}}
+general_settings: {{disable_spend_logs: true}}
+""")
+    measured = start(
+        "litellm",
+        [str(binary), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"],
+        log=work / "litellm.log",
+        env={"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
+    )
+    if not wait_for_port(port, measured, seconds=120):
+        raise Unavailable(f"LiteLLM did not start; see {work}/litellm.log")
+    return Gateway("litellm", port, "sk-bench", measured)
+
+
+def hephaestus(work: Path, upstream_port: int, *, workers: int = 1) -> Gateway:
+    """Our proxy with all features on: keys, limits, budgets, cache, coalescing, breaker, metrics, spool; the control plane beside it."""
+    proxy_port, port = free_port(), free_port()
+    config = work / "hephaestus.yaml"
+    config.write_text(f"""
+server:
+  proxy_port: {proxy_port}
+  port: {port}
+  workers: {workers}
+  data_dir: {work}/data
+upstreams:
+  - {{name: sim, dialect: openai, base_url: "http://127.0.0.1:{upstream_port}/v1", credential: "env:BENCH_UPSTREAM_KEY"}}
+models:
+  - name: gpt-4o-mini
+    deployments:
+      - {{upstream: sim, model: gpt-4o-mini}}
+tenants:
+  - name: bench
+    limits: {{requests_per_minute: 100000000, tokens_per_minute: 100000000000, concurrency: 20000}}
+    budgets: [{{usd: 100000, window: month}}, {{usd: 100000, window: day}}]
+    models: [gpt-4o-mini]
+""")
+    hephaestus_binary = str(Path(sys.executable).parent / "hephaestus")
+    environment = {"BENCH_UPSTREAM_KEY": "sk-bench"}
+    keys = subprocess.run(
+        [hephaestus_binary, "keys", "create", "--config", str(config), "--tenant", "bench", "--json"],
+        capture_output=True, text=True, check=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    key = json.loads(keys.stdout)["key"]
+    control = start(
+        "controlplane",
+        [hephaestus_binary, "controlplane", "--config", str(config)],
+        log=work / "controlplane.log",
+        env=environment,
+    )
+    if not wait_for_port(port, control, seconds=60):
+        raise RuntimeError(f"the control plane did not start; see {work}/controlplane.log")
+    proxy = start(
+        "hephaestus", [hephaestus_binary, "proxy", "--config", str(config)], log=work / "proxy.log", env=environment
+    )
+    if not wait_for_port(proxy_port, proxy, seconds=30):
+        raise RuntimeError(f"the proxy did not start; see {work}/proxy.log")
+    gateway = Gateway("hephaestus", proxy_port, key, proxy, (control,))
+    until_ready(gateway)
+    return gateway
+
+
+def until_ready(gateway: Gateway) -> None:
+    """Makes one call, so that a gateway that cannot serve is found out before the clock runs."""
+    body = json.dumps(
+        {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 5}
+    ).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{gateway.port}/v1/chat/completions",
+        data=body,
+        headers={"authorization": f"Bearer {gateway.key}", "content-type": "application/json"},
+    )
+    for remaining in range(100, -1, -1):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                json.load(answer)
+                return
+        except OSError:
+            if remaining == 0:
+                raise
+            subprocess.run(["sleep", "0.2"], check=True)
+
+
+PEERS: dict[str, Callable[[Path, int], Gateway]] = {"nginx": nginx, "hephaestus": hephaestus, "litellm": litellm}

@@ -1,0 +1,66 @@
+"""Result files: what was measured, on what, with which versions and command."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "results"
+PACKAGES = ("uvicorn", "uvloop", "httptools", "msgspec", "hephaestus-controlplane")
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    model = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in cpuinfo.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        )
+    return {
+        "cores": os.cpu_count(),
+        "cpu": model,
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def commit() -> str:
+    """The commit that was measured, marked when the tree had changes on top."""
+    root = Path(__file__).parents[1]
+    head = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return head + ("+changes" if dirty else "")
+
+
+def save(name: str, *, command: str, figures: object, shows_not: str) -> Path:
+    """Writes one result file, replacing the former of that name."""
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    document = {
+        "benchmark": name,
+        "command": command,
+        "commit": commit(),
+        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "figures": figures,
+        "what_it_does_not_show": shows_not,
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path
