@@ -1,0 +1,1 @@
+"""Numbered changes of the journal's tables, applied when it is opened."""
