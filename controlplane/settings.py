@@ -1,0 +1,348 @@
+"""The `server:` section of the configuration file: what a process needs to start; a change needs a restart.
+
+Every bound of the control plane is here, with its unit in its name and a sentence that docs/reference/settings.md repeats.
+`controlplane.catalog.load` reads the file; `described` lists every setting for the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from controlplane.contract.proxy_settings import ProxySettings
+
+DATA_DIR_VARIABLE = "${data_dir}"
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Autonomy(StrEnum):
+    """How far healing may go by itself, from least to most."""
+
+    OBSERVE = "observe"  # notes what it would have done
+    SUGGEST = "suggest"  # tells people what it would do
+    APPROVE = "approve"  # acts when a person has approved
+    AUTO = "auto"  # acts
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the control plane's log goes."""
+
+    file: Annotated[
+        str | None, Meta(description="Log file, as JSON lines, rotated; without it the log goes to standard error.")
+    ] = None
+    level: Annotated[LogLevel, Meta(description="Least important level that is logged.")] = LogLevel.INFO
+    rotate_bytes: Annotated[int, Meta(ge=4096, description="A log file is rotated when it would grow beyond this.")] = (
+        50 * 1024 * 1024
+    )
+    keep: Annotated[int, Meta(ge=1, le=1000, description="How many rotated files are kept.")] = 5
+
+
+class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long telemetry is kept; payloads have their own policy per tenant."""
+
+    calls_days: Annotated[int, Meta(ge=1, description="Days that rows of `calls` are kept.")] = 90
+    attempts_days: Annotated[int, Meta(ge=1, description="Days that rows of `attempts` are kept.")] = 90
+    rollups_days: Annotated[int, Meta(ge=1, description="Days that the minute roll-ups are kept.")] = 400
+    status_days: Annotated[int, Meta(ge=1, description="Days that rows of `deployment_status` are kept.")] = 30
+    events_days: Annotated[
+        int, Meta(ge=1, description="Days that copies of incident and run events are kept for analytics.")
+    ] = 400
+
+
+class IngestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on what the proxies may send."""
+
+    batch_bytes_max: Annotated[int, Meta(ge=1024, description="Largest batch that is accepted from a proxy.")] = (
+        128 * 1024 * 1024
+    )
+    waiting_max: Annotated[
+        int, Meta(ge=1, description="Batches that may wait for the store; more are told to come again later.")
+    ] = 64
+    insert_timeout_s: Annotated[float, Meta(gt=0, description="How long one insert may take.")] = 60.0
+
+
+class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the catalog reaches the proxies."""
+
+    reload_every_s: Annotated[
+        float, Meta(gt=0, description="How often the journal is looked at for keys and leases.")
+    ] = 0.5
+    wait_s_max: Annotated[
+        float, Meta(gt=0, description="Longest that one long poll may wait for a newer snapshot.")
+    ] = 60.0
+    waiters_max: Annotated[int, Meta(ge=1, description="Long polls that may wait at once.")] = 1_000
+    proxies_max: Annotated[int, Meta(ge=1, description="Proxy workers that are kept track of at once.")] = 1_000
+    proxy_expiry_s: Annotated[
+        float, Meta(gt=0, description="A proxy that has not reported for this long is no longer counted as live.")
+    ] = 10.0
+    file_bytes_max: Annotated[
+        int, Meta(ge=1024, description="Largest configuration file that is read at a reload.")
+    ] = 1024 * 1024
+
+
+class DoorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The read-only ClickHouse HTTP door on the embedded store."""
+
+    enabled: Annotated[bool, Meta(description="Whether `/clickhouse/` answers queries.")] = True
+    user: Annotated[str, Meta(min_length=1, description="Name of the read-only database user.")] = "reader"
+    password: Annotated[
+        str | None,
+        Meta(description="Reference to the door's password; without one only the loopback address may query."),
+    ] = None
+    max_execution_s: Annotated[float, Meta(gt=0, description="How long one query may run.")] = 15.0
+    max_result_rows: Annotated[int, Meta(ge=1, description="Rows that one query may return.")] = 1_000_000
+    max_result_bytes: Annotated[int, Meta(ge=1024, description="Bytes that one query may return.")] = 256 * 1024 * 1024
+    max_memory_bytes: Annotated[int, Meta(ge=1024 * 1024, description="Memory that one query may use.")] = (
+        1024 * 1024 * 1024
+    )
+    concurrency: Annotated[int, Meta(ge=1, description="Queries that may run at once.")] = 4
+    waiting_max: Annotated[int, Meta(ge=0, description="Queries that may wait for their turn; more are refused.")] = 64
+
+
+class DetectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How series are watched."""
+
+    enabled: Annotated[bool, Meta(description="Whether series are watched at all.")] = True
+    sweep_every_s: Annotated[float, Meta(gt=0, description="How often all watches are evaluated.")] = 5.0
+    history_s: Annotated[float, Meta(gt=0, description="How far back a detector sees.")] = 3_600.0
+    step_s: Annotated[float, Meta(gt=0, description="Width of one point of a series.")] = 5.0
+    series_max: Annotated[
+        int, Meta(ge=1, description="Series that one sweep evaluates; more are counted and left out.")
+    ] = 2_000
+    sweep_timeout_s: Annotated[float, Meta(gt=0, description="How long one sweep may take.")] = 30.0
+
+
+class IncidentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When anomalies become an incident, and when it is over."""
+
+    group_window_s: Annotated[
+        float, Meta(gt=0, description="Anomalies this close in time may belong to one incident.")
+    ] = 120.0
+    resolve_after_s: Annotated[
+        float, Meta(gt=0, description="An incident is over when nothing was anomalous for this long.")
+    ] = 30.0
+    pending_s: Annotated[float, Meta(ge=0, description="How long an anomaly lasts before its incident fires.")] = 0.0
+    open_max: Annotated[
+        int, Meta(ge=1, description="Incidents that may be open at once; more are counted and joined to the newest.")
+    ] = 500
+
+
+class HealingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is done about incidents."""
+
+    enabled: Annotated[
+        bool, Meta(description="The kill switch: false stops every action and lets all leases expire.")
+    ] = True
+    shadow: Annotated[bool, Meta(description="Runs are decided and recorded, but nothing is changed.")] = False
+    autonomy: Annotated[Autonomy, Meta(description="The most that any playbook may do by itself.")] = Autonomy.AUTO
+    overrides: Annotated[dict[str, Autonomy], Meta(description="Autonomy of single playbooks, by their id.")] = {}
+    library: Annotated[str | None, Meta(description="Folder with playbooks of your own, beside the built-in ones.")] = (
+        None
+    )
+    poll_every_s: Annotated[float, Meta(gt=0, description="How often the worker looks for runs to go on with.")] = 0.5
+    lease_s: Annotated[float, Meta(ge=5, description="How long an override lasts unless it is renewed.")] = 60.0
+    confirm_timeout_s: Annotated[
+        float, Meta(gt=0, description="How long a step waits until all proxies report its snapshot.")
+    ] = 15.0
+    runs_max: Annotated[int, Meta(ge=1, description="Runs that may be open at once.")] = 20
+    leases_max: Annotated[int, Meta(ge=1, description="Overrides that may be in force at once.")] = 50
+
+
+class AlertSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How people are told; to whom is in the `alerts:` section."""
+
+    timeout_s: Annotated[float, Meta(gt=0, description="How long one delivery may take.")] = 10.0
+    attempts_max: Annotated[int, Meta(ge=1, description="Tries for one alert before it is given up and counted.")] = 12
+    retry_s_max: Annotated[float, Meta(gt=0, description="Longest wait between two tries.")] = 300.0
+    poll_every_s: Annotated[float, Meta(gt=0, description="How often the outbox is looked at.")] = 1.0
+
+
+class ApiSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the operator API."""
+
+    body_bytes_max: Annotated[int, Meta(ge=1024, description="Largest body the operator API accepts.")] = 1024 * 1024
+    page_rows_max: Annotated[int, Meta(ge=1, description="Rows that one page of an answer may have.")] = 1_000
+    report_rows_max: Annotated[int, Meta(ge=1, description="Rows that one report may have.")] = 100_000
+    shutdown_s: Annotated[float, Meta(ge=0, description="How long requests in flight get at shutdown.")] = 10.0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything under `server:`."""
+
+    host: Annotated[str, Meta(min_length=1, description="Address the control plane listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the control plane; 0 takes a free one.")] = 4001
+    proxy_host: Annotated[str, Meta(min_length=1, description="Address the proxy listens on.")] = "127.0.0.1"
+    proxy_port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the proxy; 0 takes a free one.")] = 4000
+    workers: Annotated[
+        int, Meta(ge=1, le=256, description="Proxy worker processes; they share the port and split the limits.")
+    ] = 1
+    data_dir: Annotated[
+        str, Meta(min_length=1, description="Folder for everything that is kept; `${data_dir}` elsewhere means it.")
+    ] = "./data"
+    telemetry: Annotated[
+        str,
+        Meta(min_length=1, description="Telemetry store: `chdb:///path` or `clickhouse://user@host:8123/database`."),
+    ] = f"chdb:///{DATA_DIR_VARIABLE}/telemetry"
+    cluster: Annotated[str | None, Meta(description="Name of the ClickHouse cluster, when the store is one.")] = None
+    journal: Annotated[str, Meta(min_length=1, description="Journal: `sqlite:///path` or `postgresql://...`.")] = (
+        f"sqlite:///{DATA_DIR_VARIABLE}/journal.db"
+    )
+    redis: Annotated[
+        str | None, Meta(description="Redis for state that several proxies share: `redis://...`; null: none.")
+    ] = None
+    log: LogSettings = LogSettings()
+    retention: RetentionSettings = RetentionSettings()
+    ingest: IngestSettings = IngestSettings()
+    publish: PublishSettings = PublishSettings()
+    door: DoorSettings = DoorSettings()
+    detection: DetectionSettings = DetectionSettings()
+    incidents: IncidentSettings = IncidentSettings()
+    healing: HealingSettings = HealingSettings()
+    alerts: AlertSettings = AlertSettings()
+    api: ApiSettings = ApiSettings()
+    proxy: ProxySettings = ProxySettings()
+
+    @property
+    def data_path(self) -> Path:
+        """The data folder."""
+        return Path(self.data_dir)
+
+    @property
+    def control_plane_url(self) -> str:
+        """Where a proxy on this machine finds the control plane."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def resolved(self, base: Path | None = None) -> Settings:
+        """The same with an absolute data folder and with `${data_dir}` filled in everywhere; safe to call twice.
+
+        base: what a relative data folder is relative to; the working directory by default.
+        """
+        data_dir = str(((base or Path.cwd()) / Path(self.data_dir).expanduser()).resolve())
+
+        def fill(text: str) -> str:
+            return text.replace(DATA_DIR_VARIABLE, data_dir)
+
+        return msgspec.structs.replace(
+            self,
+            data_dir=data_dir,
+            telemetry=fill(self.telemetry),
+            journal=fill(self.journal),
+            log=msgspec.structs.replace(self.log, file=None if self.log.file is None else fill(self.log.file)),
+            healing=msgspec.structs.replace(
+                self.healing, library=None if self.healing.library is None else fill(self.healing.library)
+            ),
+        )
+
+    def proxy_settings(self) -> ProxySettings:
+        """What the proxy is started with: the `proxy:` bounds, with the places that `server:` itself decides."""
+        return msgspec.structs.replace(
+            self.proxy,
+            host=self.proxy_host,
+            port=self.proxy_port,
+            workers=self.workers,
+            data_dir=self.data_dir,
+            control_plane_url=self.control_plane_url,
+        )
+
+
+class Described(msgspec.Struct, frozen=True):
+    """One setting as the reference shows it. path: keys from `server` down; the unit is in the name."""
+
+    path: str
+    type: str
+    default: str
+    sentence: str
+
+
+def described() -> Iterator[Described]:
+    """Every setting in the order of the file, for the reference and its test."""
+    yield from _described(Settings, "server")
+
+
+DECIDED_BY_SERVER = {
+    "host": "proxy_host",
+    "port": "proxy_port",
+    "workers": "workers",
+    "data_dir": "data_dir",
+    "control_plane_url": "host",
+}
+"""Fields of `ProxySettings` that must not be set under `server.proxy`, with the setting that decides them."""
+
+PROXY_SENTENCES = {
+    "body_bytes_max": "Largest request body; a larger one is refused with 413.",
+    "header_bytes_max": "Largest request head.",
+    "body_timeout_s": "A client that sends its body slower than this is cut off.",
+    "connections_max": "Client connections that one worker holds at once.",
+    "keep_alive_s": "How long an idle client connection is kept.",
+    "timeout_s_max": "Longest deadline that a route or a client may ask for.",
+    "retry_ratio": "Retries may be at most this share of the calls of the last ten seconds.",
+    "retry_min_per_s": "Retries that are always allowed, so that a quiet proxy can retry at all.",
+    "retry_after_s_max": "Longest `retry-after` of an upstream that is waited for.",
+    "image_tokens_max": "Tokens reserved for each image of a request.",
+    "abandoned_tokens_per_s": "Assumed speed of an upstream whose call was cancelled, for the estimate.",
+    "reply_bytes_max": "Largest reply that is read from an upstream.",
+    "stream_event_bytes_max": "Largest single event of a stream.",
+    "stream_buffer_bytes": "Reading from the upstream pauses when this much waits for a slow client.",
+    "cache_memory_bytes": "Size of the memory tier of the cache.",
+    "cache_disk_bytes": "Size of the disk tier of the cache.",
+    "cache_entry_bytes_max": "Largest answer that is stored.",
+    "coalesce_calls_max": "Calls that may wait on the flights of others.",
+    "spool_bytes_max": "Size of the spool; when it is full, records are dropped and counted.",
+    "segment_bytes": "A spool segment is closed at this size.",
+    "segment_age_s": "A spool segment is closed at this age.",
+    "ship_retry_s_max": "Longest wait between two tries to ship a segment.",
+    "snapshot_poll_s": "How long one poll for a newer snapshot waits.",
+    "snapshot_retry_s_max": "Longest wait between two tries to reach the control plane.",
+    "status_every_s": "How often a worker reports its status.",
+    "drain_s": "How long calls in flight get at shutdown.",
+}
+"""One sentence for each field of `ProxySettings` that `server.proxy` may set; the contract itself carries none."""
+
+
+def _described(struct: type[msgspec.Struct], path: str) -> Iterator[Described]:
+    hints = get_type_hints(struct, include_extras=True)
+    for field in msgspec.structs.fields(struct):
+        here, annotation = f"{path}.{field.encode_name}", hints[field.name]
+        if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+            yield from _described(annotation, here)
+            continue
+        if struct is ProxySettings:
+            if field.name in DECIDED_BY_SERVER:
+                continue
+            sentence = PROXY_SENTENCES.get(field.name, "")
+        else:
+            sentence = next((m.description or "" for m in get_args(annotation)[1:] if isinstance(m, Meta)), "")
+        default = {} if field.default is msgspec.NODEFAULT else field.default
+        yield Described(
+            path=here, type=_type_name(annotation), default=msgspec.json.encode(default).decode(), sentence=sentence
+        )
+
+
+def _type_name(annotation: object) -> str:
+    """How the reference calls a type."""
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if isinstance(annotation, type):
+        if issubclass(annotation, StrEnum):
+            return " | ".join(f"`{member.value}`" for member in annotation)
+        return {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping"}.get(
+            annotation, annotation.__name__
+        )
+    arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
+    if get_origin(annotation) is dict:
+        return f"mapping of text to {_type_name(arguments[1])}"
+    return " or ".join(_type_name(argument) for argument in arguments) + " or null"
