@@ -19,7 +19,7 @@ from benchmarks.processes import Measured, free_port, start, wait_for_port
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".bench"
-LITELLM = "litellm[proxy]==1.109.1"
+LITELLM = "litellm[proxy]==1.106.2"
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import json
 import os
@@ -57,7 +57,7 @@ def save(name: str, *, command: str, figures: object, shows_not: str) -> Path:
         "benchmark": name,
         "command": command,
         "commit": commit(),
-        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "measured_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "figures": figures,
         "what_it_does_not_show": shows_not,
