@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from proxy.view import RequestView
 
 Headers = list[tuple[bytes, bytes]]
+RateLimit = tuple[int, int, float]  # limit, remaining, seconds until the limit is whole again
 
 
 class ChunkStream(Protocol):
@@ -22,7 +23,10 @@ class ChunkStream(Protocol):
     """
 
     async def read(self) -> bytes:
-        """The next chunk, whole SSE events only; b"" at the end. Raises StreamBroken when the stream cannot go on."""
+        """The next chunk: whole SSE events, never the closing `[DONE]` (the pump writes it); b"" when the protocol's end was seen.
+
+        Raises StreamBroken when the stream cannot go on.
+        """
         ...
 
     def close(self) -> None:
@@ -30,12 +34,16 @@ class ChunkStream(Protocol):
         ...
 
 
-class StreamBroken(Exception):  # noqa: N818 - an event of the wire, expected and mapped to an outcome
-    """A stream that ended before its protocol says it may; carries the outcome and a message for the client."""
+class StreamBroken(Exception):
+    """A stream that ended before its protocol says it may; carries the outcome and a message for the client.
 
-    def __init__(self, outcome: Outcome, message: str) -> None:
+    event: the upstream's own error event, forwarded as it came; b"" if it sent none.
+    """
+
+    def __init__(self, outcome: Outcome, message: str, *, event: bytes = b"") -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.event = event
 
 
 class Reply:
@@ -83,11 +91,12 @@ class Call:
     """Everything known about one client request; the stages fill it in from top to bottom, the settlement reads it."""
 
     __slots__ = (
-        "aborted", "admitted", "agent", "attempts", "body", "cache", "cache_key", "cache_ttl_s", "call_id", "candidates", "channel",
-        "client_gone", "cost_nanousd", "cost_state", "deadline", "error_code", "first_token_us", "headers", "identity",
-        "operation", "outcome", "path", "price_version", "priority", "reply", "request_cache", "reservation", "response_bytes",
-        "route", "runtime", "saved_nanousd", "session", "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user",
-        "view", "waited_ns",
+        "aborted", "admitted", "agent", "attempts", "body", "cache", "cache_key", "cache_ttl_s", "call_id",
+        "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "error_code",
+        "first_token_us", "headers", "identity", "operation", "outcome", "path", "price_version", "priority",
+        "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache", "reservation", "response_bytes", "route",
+        "runtime", "saved_nanousd", "session", "started_ns", "started_us", "status", "tags", "tokens", "trace_id",
+        "user", "view", "waited_ns",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +125,8 @@ class Call:
         self.tags: dict[str, str] = {}
         # admit
         self.admitted = False
+        self.ratelimit_requests: RateLimit | None = None  # set by admit; becomes x-ratelimit-*-requests
+        self.ratelimit_tokens: RateLimit | None = None  # set by reserve; becomes x-ratelimit-*-tokens
         # decode
         self.view: RequestView | None = None
         # route

@@ -1,0 +1,209 @@
+"""OpenAI's wire language, as far as the proxy must read it: the few fields of a request, the usage of a reply, the shape of an error."""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlplane.contract.pricing import Tokens
+
+TOKENS_MAX = 1_000_000_000  # a count above this is a provider's mistake, not a usage
+CHOICES_MAX = 128
+_EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"[]", b"{}"))
+_NOTHING = msgspec.Raw(b"")
+
+
+class Malformed(ValueError):
+    """Bytes that are not what the protocol says; carries the name of the field at fault, where there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class StreamOptions(msgspec.Struct):
+    """The one option of a stream that the proxy reads."""
+
+    include_usage: bool | None = None
+
+
+class ChatFields(msgspec.Struct):
+    """What is read of a chat completion request; everything else is forwarded unseen."""
+
+    model: str
+    messages: msgspec.Raw
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    user: msgspec.Raw = _NOTHING
+    metadata: msgspec.Raw = _NOTHING
+
+
+class EmbeddingFields(msgspec.Struct):
+    """What is read of an embeddings request."""
+
+    model: str
+    input: msgspec.Raw
+    user: msgspec.Raw = _NOTHING
+    metadata: msgspec.Raw = _NOTHING
+
+
+class PromptDetails(msgspec.Struct):
+    """Parts of `prompt_tokens`."""
+
+    cached_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+class CompletionDetails(msgspec.Struct):
+    """Parts of `completion_tokens`."""
+
+    reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """Usage as the provider reports it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _ReplyFields(msgspec.Struct):
+    usage: msgspec.Raw = _NOTHING
+    choices: tuple[_Choice, ...] = ()
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+
+
+class _ErrorFields(msgspec.Struct):
+    error: _ErrorDetail | str | None = None
+
+
+decode_chat = msgspec.json.Decoder(ChatFields).decode
+decode_embeddings = msgspec.json.Decoder(EmbeddingFields).decode
+_decode_usage = msgspec.json.Decoder(Usage).decode
+_decode_reply = msgspec.json.Decoder(_ReplyFields).decode
+_decode_error = msgspec.json.Decoder(_ErrorFields).decode
+_decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def error_body(*, message: str, kind: str, code: str, param: str | None = None) -> bytes:
+    """An error as OpenAI's clients expect it."""
+    return _encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def read_error(body: bytes) -> tuple[str, str]:
+    """Code (or else type) and message of a provider's error body; empty strings where it says nothing we understand."""
+    try:
+        detail = _decode_error(body).error
+    except (msgspec.DecodeError, RecursionError):
+        return "", ""
+    if detail is None:
+        return "", ""
+    if isinstance(detail, str):
+        return "", detail
+    return str(detail.code or detail.type or ""), detail.message or ""
+
+
+def rewritten(body: bytes, *, model: str, include_usage: bool) -> bytes:
+    """The request with another model name and, for a stream, usage switched on; every other byte of every value as it came.
+
+    One shallow pass: the values of the top-level keys are copied, never decoded. Of a key that is there twice, the last
+    counts, as it did for the stages that decided about the call.
+    """
+    fields = _decode_shallow(body)
+    fields["model"] = msgspec.Raw(_encode(model))
+    if include_usage:
+        options = fields.get("stream_options")
+        known = {} if options is None or bytes(options) == b"null" else _decode_shallow(options)
+        known["include_usage"] = msgspec.Raw(b"true")
+        fields["stream_options"] = msgspec.Raw(_encode(known))
+    return _encode(fields)
+
+
+def is_ambiguous(body: bytes) -> bool:
+    """Whether two readers could find different models in this body: a repeated key, or one written with escapes."""
+    return body.count(b'"model"') != 1 or b"\\u00" in body
+
+
+def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
+    """Tokens by disjoint kinds from a `usage` object; None if there is none or it makes no sense.
+
+    OpenAI counts cached and audio tokens inside `prompt_tokens`, reasoning and audio inside `completion_tokens`. Some
+    providers leave reasoning out of `completion_tokens`; their total tells. The kinds always sum to the two counts, and
+    to the provider's total wherever that total is consistent with them.
+    """
+    try:
+        usage = _decode_usage(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX):
+        return None
+    cache_read = audio_input = reasoning = audio_output = 0
+    if usage.prompt_tokens_details is not None:
+        cache_read = _within(usage.prompt_tokens_details.cached_tokens, prompt)
+        audio_input = _within(usage.prompt_tokens_details.audio_tokens, prompt - cache_read)
+    if usage.completion_tokens_details is not None:
+        reported = _within(usage.completion_tokens_details.reasoning_tokens, TOKENS_MAX)
+        if reported and usage.total_tokens == prompt + completion + reported:
+            completion += reported
+        reasoning = _within(reported, completion)
+        audio_output = _within(usage.completion_tokens_details.audio_tokens, completion - reasoning)
+    return Tokens(
+        input=prompt - cache_read - audio_input,
+        cache_read=cache_read,
+        output=completion - reasoning - audio_output,
+        reasoning=reasoning,
+        audio_input=audio_input,
+        audio_output=audio_output,
+    )
+
+
+def _within(count: int | None, most: int) -> int:
+    """A reported part of a whole, clamped to what is possible."""
+    if count is None or count < 0:
+        return 0
+    return min(count, most)
+
+
+def read_reply(body: bytes) -> tuple[Tokens | None, str]:
+    """Usage (None if it was not reported) and finish reason of a complete reply.
+
+    Raises Malformed if the body is no JSON object of the expected kind.
+    """
+    try:
+        fields = _decode_reply(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Malformed(f"the upstream's reply is not valid: {error}") from error
+    tokens = read_usage(fields.usage) if bytes(fields.usage) not in _EMPTY else None
+    finish_reason = fields.choices[0].finish_reason or "" if fields.choices else ""
+    return tokens, finish_reason
+
+
+def labels_of(user: msgspec.Raw, metadata: msgspec.Raw) -> tuple[str, dict[str, str]]:
+    """The request's own `user` and `metadata` as labels; whatever is not text is left out, it only labels."""
+    name, tags = "", {}
+    if bytes(user) not in _EMPTY:
+        value = _decode_any(user)
+        name = value if isinstance(value, str) else ""
+    if bytes(metadata) not in _EMPTY:
+        found = _decode_any(metadata)
+        if isinstance(found, dict):
+            tags = {str(key): str(value) for key, value in found.items() if isinstance(value, (str, int, float, bool))}
+    return name, tags

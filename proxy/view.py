@@ -1,0 +1,91 @@
+"""The few fields of a request that decide something: a view, not the document. The bytes are kept as they came."""
+
+from __future__ import annotations
+
+import msgspec
+
+from proxy.dialects import openai
+from proxy.dialects.openai import Malformed
+
+_IMAGE_PART = b'"image_url"'
+_NO_TAGS: dict[str, str] = {}
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """What the stages know of a request's body."""
+
+    model: str
+    stream: bool = False
+    include_usage: bool = False  # the client itself asked for the usage of its stream
+    max_output_tokens: int | None = None  # the client's own ceiling for one answer
+    n: int = 1  # answers asked for
+    image_parts: int = 0  # at least as many images as the request carries
+    user: str = ""
+    metadata: dict[str, str] = _NO_TAGS
+    ambiguous: bool = False  # the body must be written anew, so that the upstream reads what the stages read
+
+
+def read_view(operation: str, body: bytes) -> RequestView:
+    """The view of a chat or embeddings request.
+
+    Raises Malformed, with what to correct, if the body is not JSON in UTF-8 or a field that we read is not valid.
+    """
+    try:
+        if not body.isascii():
+            body.decode()
+        return _chat_view(body) if operation == "chat" else _embeddings_view(body)
+    except UnicodeDecodeError as error:
+        raise Malformed(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
+    except msgspec.ValidationError as error:
+        raise Malformed(str(error), _param_of(str(error))) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Malformed(f"the body is not valid JSON: {error}") from error
+
+
+def _chat_view(body: bytes) -> RequestView:
+    fields = openai.decode_chat(body)
+    if not fields.model:
+        raise Malformed("`model` is empty; name one of the models of GET /v1/models", "model")
+    messages = fields.messages
+    if memoryview(messages)[:1].tobytes() != b"[":
+        raise Malformed("`messages` must be an array", "messages")
+    ceiling = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
+    if ceiling is not None and not 1 <= ceiling <= openai.TOKENS_MAX:
+        param = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
+        raise Malformed(f"`{param}` must be between 1 and {openai.TOKENS_MAX}", param)
+    n = 1 if fields.n is None else fields.n
+    if not 1 <= n <= openai.CHOICES_MAX:
+        raise Malformed(f"`n` must be between 1 and {openai.CHOICES_MAX}", "n")
+    user, metadata = openai.labels_of(fields.user, fields.metadata)
+    return RequestView(
+        model=fields.model,
+        stream=bool(fields.stream),
+        include_usage=fields.stream_options is not None and bool(fields.stream_options.include_usage),
+        max_output_tokens=ceiling,
+        n=n,
+        image_parts=(body.count(_IMAGE_PART) + 1) // 2,
+        user=user,
+        metadata=metadata,
+        ambiguous=openai.is_ambiguous(body),
+    )
+
+
+def _embeddings_view(body: bytes) -> RequestView:
+    fields = openai.decode_embeddings(body)
+    if not fields.model:
+        raise Malformed("`model` is empty; name one of the models of GET /v1/models", "model")
+    if memoryview(fields.input)[:1].tobytes() not in (b"[", b'"'):
+        raise Malformed("`input` must be a string or an array", "input")
+    user, metadata = openai.labels_of(fields.user, fields.metadata)
+    return RequestView(
+        model=fields.model, max_output_tokens=0, user=user, metadata=metadata, ambiguous=openai.is_ambiguous(body)
+    )
+
+
+def _param_of(message: str) -> str | None:
+    """The field that a validation error names, as in ``... - at `$.n` `` or ``missing required field `model` ``."""
+    if "required field `" in message:
+        return message.split("required field `", 1)[1].split("`", 1)[0]
+    if "`$." in message:
+        return message.rsplit("`$.", 1)[1].split("`", 1)[0]
+    return None
