@@ -1,0 +1,412 @@
+"""Identical calls in flight share one upstream call, also while it streams.
+
+A *flight* is one upstream call with everybody who waits for it: the *leader*, whose serving task runs it, and *followers*, which
+joined because their cache key (and so their tenant) is the same. A call takes part when the cache gave it a key and the state
+`MISS`; any other call goes straight through.
+
+The protocol between the pipeline and a flight:
+
+1. The pipeline calls `send` in the call's serving task and reads `reply.stream` in that same task. It always closes the stream
+   when it is done with it, whatever happened.
+2. When a call's client goes, the pipeline calls `leave(call)` once. It marks the call `client_gone` and answers:
+   - True: nobody needs this call's serving task any more (`call.aborted` is set). The pipeline cancels the task; the CancelledError that
+     comes out of `send` or `read` closes the upstream, and the call is settled as estimated.
+   - False: others live on what this task runs. It must not be cancelled: it goes on, reads the stream to its end and throws
+     the chunks away, and settles the call with the truth.
+3. When the last follower leaves a flight whose leader's client has gone already, `leave` of that follower marks the leader
+   `aborted` and cancels the leader's serving task, as the pipeline would have done.
+4. A follower has `call.cache = COALESCED`, no attempts, no tokens and no cost; `call.saved_nanousd` is set when the answer is complete.
+   Refusals and errors of the leader are shared with the followers, but for two: a leader that ran out of its own time, and one
+   whose task died. Then a follower that has time left starts over, alone or with the other followers.
+
+Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can
+take a chunk away. Chunks are kept for those who join later, up to a limit in bytes; above it nobody joins any more and what all
+have read is dropped; a reader that is further behind than the limit loses its stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from controlplane.contract.pricing import Tokens
+from controlplane.contract.records import CacheState, Outcome
+from proxy.call import Call, ChunkStream, Reply, StreamBroken, Transport
+
+Saved = Callable[
+    [Call, str, Tokens], int
+]  # what an answer of that deployment with those tokens would have cost this call
+
+
+class Coalesce:
+    """Joins calls with equal cache keys into flights."""
+
+    def __init__(
+        self,
+        inner: Transport,
+        *,
+        calls_max: int,
+        buffer_bytes_max: int,
+        buffers_bytes_max: int,
+        timed_out: Callable[[Call], Reply],
+        saved: Saved,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing starts here.
+
+        calls_max: followers at any moment; a call beyond goes upstream by itself.
+        buffer_bytes_max: chunks kept by one flight; buffers_bytes_max: by all of them.
+        timed_out: the refusal of a follower whose deadline passed before the answer began.
+        """
+        self._inner = inner
+        self._calls_max = calls_max
+        self._buffer_bytes_max = buffer_bytes_max
+        self._buffers_bytes_max = buffers_bytes_max
+        self._timed_out = timed_out
+        self._saved = saved
+        self._monotonic = monotonic
+        self._joinable: dict[bytes, _Flight] = {}
+        self._members: dict[str, _Flight] = {}  # by call id: leaders and followers that have not finished
+        self.followers = 0  # now
+        self.buffered_bytes = 0  # now, all flights
+        self.joined_total = 0
+        self.full_total = 0  # calls that went alone because of calls_max
+        self.unjoinable_total = 0  # flights that nobody could join any more because of the buffer limits
+        self.ejected_total = 0  # readers that fell too far behind
+
+    @property
+    def flights(self) -> int:
+        """Flights that can be joined now."""
+        return len(self._joinable)
+
+    @property
+    def members(self) -> int:
+        """Calls that are in a flight now; 0 when nothing is going on."""
+        return len(self._members)
+
+    async def send(self, call: Call) -> Reply:
+        """The reply of this call's flight, or of the inner transport when the call cannot share."""
+        if call.cache is not CacheState.MISS or not call.cache_key:
+            return await self._inner.send(call)
+        while True:
+            flight = self._joinable.get(call.cache_key)
+            if flight is None:
+                return await self._lead(call)
+            if self.followers >= self._calls_max:
+                self.full_total += 1
+                return await self._inner.send(call)
+            reply = await self._follow(call, flight)
+            if reply is not None:
+                return reply
+            call.cache = CacheState.MISS  # the flight failed in a way that is the leader's own: start over
+
+    def leave(self, call: Call) -> bool:
+        """The call's client has gone: may its serving task be cancelled? See the protocol above; safe to call twice."""
+        call.client_gone = True
+        flight = self._members.get(call.call_id)
+        if flight is None:
+            call.aborted = True
+        elif flight.leader is call:
+            flight.leader_gone = True
+            if not flight.followers and not flight.ended:
+                self._close_to_joiners(flight)
+                call.aborted = True
+        else:
+            call.aborted = True
+            self._forget(call, flight)
+        return call.aborted
+
+    async def aclose(self) -> None:
+        """Closes the inner transport; flights end with the tasks that run them."""
+        await self._inner.aclose()
+
+    async def _lead(self, call: Call) -> Reply:
+        flight = _Flight(self, call, asyncio.current_task())
+        self._joinable[call.cache_key] = flight
+        self._members[call.call_id] = flight
+        try:
+            reply = await self._inner.send(call)
+        except BaseException:  # cancelled, or a bug: followers must not wait for what will never come
+            self._forget(call, flight)
+            flight.deliver(None)
+            raise
+        if reply.stream is None:
+            self._forget(call, flight)
+        else:
+            flight.stream = reply.stream
+            reply.stream = _Reader(self, flight, call, reply)
+        flight.deliver(reply)
+        return reply
+
+    async def _follow(self, call: Call, flight: _Flight) -> Reply | None:
+        """The flight's reply for this call, our refusal when its time is over, or None when it must start over."""
+        call.cache = CacheState.COALESCED
+        flight.followers += 1
+        self.followers += 1
+        self.joined_total += 1
+        self._members[call.call_id] = flight
+        try:
+            in_time = flight.delivered or await self._wait_for_head(call, flight)
+        except BaseException:
+            self._forget(call, flight)
+            raise
+        head = flight.head
+        if in_time and head is not None and head.stream is not None:
+            reply = _copy_of(head)
+            reply.stream = _Reader(self, flight, call, reply)
+            return reply
+        self._forget(call, flight)
+        if not in_time:
+            return self._timed_out(call)
+        if head is None or (head.outcome is Outcome.TIMED_OUT and self._monotonic() < call.deadline):
+            return None
+        call.saved_nanousd = self._saved(call, head.deployment, head.tokens) if head.complete else 0
+        return _copy_of(head)
+
+    async def _wait_for_head(self, call: Call, flight: _Flight) -> bool:
+        """Waits until the leader has a reply or has failed; False when the call's own deadline passed first."""
+        head: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        flight.waiting[head] = None
+        timer = None
+        if call.deadline:
+            left_s = call.deadline - self._monotonic()
+            timer = asyncio.get_running_loop().call_later(left_s, _resolve, head, False)  # noqa: FBT003 - its value
+        began_ns = time.monotonic_ns()
+        try:
+            return await head
+        finally:
+            call.waited_ns += time.monotonic_ns() - began_ns
+            del flight.waiting[head]
+            if timer is not None:
+                timer.cancel()
+
+    def _close_to_joiners(self, flight: _Flight) -> None:
+        if self._joinable.get(flight.key) is flight:
+            del self._joinable[flight.key]
+
+    def _forget(self, call: Call, flight: _Flight) -> None:
+        """Takes a call out of its flight; whatever then serves nobody is given up. Safe to call twice."""
+        if self._members.get(call.call_id) is not flight:
+            return
+        del self._members[call.call_id]
+        if flight.leader is call:
+            flight.leader_finished = True
+            self._close_to_joiners(flight)
+        else:
+            flight.followers -= 1
+            self.followers -= 1
+        if flight.followers:
+            return
+        if flight.leader_finished:
+            flight.discard()
+        elif flight.leader_gone and not flight.ended:
+            self._close_to_joiners(flight)
+            flight.leader.aborted = True
+            if flight.task is not None:
+                flight.task.cancel()
+
+    def _account(self, flight: _Flight, added: int) -> None:
+        """Keeps the buffers within their limits after a flight has grown."""
+        self.buffered_bytes += added
+        over = flight.buffered_bytes > self._buffer_bytes_max or self.buffered_bytes > self._buffers_bytes_max
+        if over and not flight.trimming:
+            self.unjoinable_total += 1
+            flight.trimming = True
+            self._close_to_joiners(flight)
+        if flight.trimming:
+            self.ejected_total += flight.trim(self._buffer_bytes_max)
+
+
+class _Flight:
+    """One upstream call and the chunks it has brought so far."""
+
+    __slots__ = (
+        "buffered_bytes", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
+        "leader_finished", "leader_gone", "pulling", "readers", "stream", "task", "trimming", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, coalesce: Coalesce, leader: Call, task: asyncio.Task[object] | None) -> None:
+        self.coalesce = coalesce
+        self.leader = leader
+        self.task = task
+        self.key = leader.cache_key
+        self.head: Reply | None = None
+        self.delivered = False
+        self.waiting: dict[asyncio.Future[bool], None] = {}  # for the head first, for the next chunk later; ordered
+        self.stream: ChunkStream | None = None
+        self.chunks: list[bytes] = []
+        self.dropped = 0  # chunks that were here before chunks[0]
+        self.buffered_bytes = 0
+        self.readers: list[_Reader] = []
+        self.pulling = False
+        self.trimming = False
+        self.ended = False
+        self.failure: StreamBroken | None = None
+        self.followers = 0
+        self.leader_gone = False  # its client; its task may still run
+        self.leader_finished = False
+
+    def deliver(self, head: Reply | None) -> None:
+        """The leader's answer, or None when it has none and never will."""
+        self.head = head
+        self.delivered = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets everybody who waits look again."""
+        for future in self.waiting:
+            _resolve(future, True)  # noqa: FBT003 - its value
+
+    async def pull(self) -> None:
+        """Brings one more chunk, or the end. Cancelling it loses nothing: the next one to need a chunk pulls again."""
+        stream = self.stream
+        if stream is None:  # given up already
+            self.end(StreamBroken(Outcome.BROKEN_STREAM, "the stream was closed"))
+            return
+        self.pulling = True
+        try:
+            chunk = await stream.read()
+        except StreamBroken as failure:
+            self.end(failure)
+        except Exception:
+            self.end(StreamBroken(Outcome.INTERNAL, "the stream failed"))
+            raise
+        else:
+            if chunk:
+                self.chunks.append(chunk)
+                self.buffered_bytes += len(chunk)
+                self.coalesce._account(self, len(chunk))  # noqa: SLF001 - one machine in two classes
+            else:
+                self.end(None)
+        finally:
+            self.pulling = False
+            if self.waiting:
+                self.wake()
+
+    def end(self, failure: StreamBroken | None) -> None:
+        """No more chunks will come. A broken stream is not worth joining; a whole one is, until the leader has read it."""
+        self.ended = True
+        self.failure = failure
+        if failure is not None:
+            self.coalesce._close_to_joiners(self)  # noqa: SLF001
+
+    def trim(self, bytes_max: int) -> int:
+        """Drops what every reader has had; returns how many readers were too far behind to be waited for."""
+        ejected = 0
+        while self.readers:
+            slowest = min(self.readers, key=_position)
+            while self.dropped < slowest.position:
+                self.drop(1)
+            if self.buffered_bytes <= bytes_max:
+                break
+            slowest.ejected = True
+            self.readers.remove(slowest)
+            ejected += 1
+        return ejected
+
+    def drop(self, count: int) -> None:
+        """Forgets the oldest chunks."""
+        dropped_bytes = sum(map(len, self.chunks[:count]))
+        del self.chunks[:count]
+        self.dropped += count
+        self.buffered_bytes -= dropped_bytes
+        self.coalesce.buffered_bytes -= dropped_bytes
+
+    def discard(self) -> None:
+        """Nobody is left: gives up the buffer and the upstream connection."""
+        self.drop(len(self.chunks))
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.close()
+
+
+class _Reader:
+    """One client's view of a flight's stream: the chunks so far, then the live ones."""
+
+    __slots__ = ("call", "coalesce", "ejected", "flight", "position", "reply")
+
+    def __init__(self, coalesce: Coalesce, flight: _Flight, call: Call, reply: Reply) -> None:
+        self.coalesce = coalesce
+        self.flight = flight
+        self.call = call
+        self.reply = reply
+        self.position = 0
+        self.ejected = False
+        flight.readers.append(self)
+
+    async def read(self) -> bytes:
+        """The next chunk of the flight; b"" at its end."""
+        flight = self.flight
+        while True:
+            if self.ejected:
+                raise StreamBroken(
+                    Outcome.BROKEN_STREAM, "this client read too slowly for an answer shared with others"
+                )
+            index = self.position - flight.dropped
+            if index < len(flight.chunks):
+                self.position += 1
+                return flight.chunks[index]
+            if flight.ended:
+                return self._finish()
+            if not flight.pulling:
+                await flight.pull()
+            else:
+                await self._wait_for_chunk()
+
+    def close(self) -> None:
+        """This client reads no more; the upstream is given up with the last one."""
+        if self in self.flight.readers:
+            self.flight.readers.remove(self)
+        self.coalesce._forget(self.call, self.flight)  # noqa: SLF001
+
+    async def _wait_for_chunk(self) -> None:
+        waiting = self.flight.waiting
+        pulled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting[pulled] = None
+        try:
+            await pulled
+        finally:
+            del waiting[pulled]
+
+    def _finish(self) -> bytes:
+        """Says how the stream ended, and gives a follower what is known now."""
+        head, failure = self.flight.head, self.flight.failure
+        if head is not None and head is not self.reply:
+            _know_the_end(self.reply, head)
+            if head.complete and failure is None:
+                self.call.saved_nanousd = self.coalesce._saved(self.call, head.deployment, head.tokens)  # noqa: SLF001
+        if failure is not None:
+            raise StreamBroken(failure.outcome, str(failure))
+        return b""
+
+
+def _copy_of(head: Reply) -> Reply:
+    """The leader's reply for a follower: same status, headers and body; no tokens, for a follower pays for none."""
+    reply = Reply(
+        head.status,
+        list(head.headers),
+        body=head.body,
+        source=head.source,
+        outcome=head.outcome,
+        error_code=head.error_code,
+    )
+    reply.deployment = head.deployment
+    reply.model = head.model
+    _know_the_end(reply, head)
+    return reply
+
+
+def _know_the_end(reply: Reply, head: Reply) -> None:
+    reply.finish_reason = head.finish_reason
+    reply.complete = head.complete
+    reply.usage_known = head.usage_known
+
+
+def _resolve(future: asyncio.Future[bool], value: bool) -> None:  # noqa: FBT001 - a callback's argument
+    if not future.done():
+        future.set_result(value)
+
+
+def _position(reader: _Reader) -> int:
+    return reader.position
