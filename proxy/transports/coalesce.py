@@ -30,13 +30,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import CacheState, Outcome
 from proxy.call import Call, ChunkStream, Reply, StreamBroken, Transport
-
-Saved = Callable[
-    [Call, str, Tokens], int
-]  # what an answer of that deployment with those tokens would have cost this call
+from proxy.refusals import TIMED_OUT, refuse
+from proxy.savings import avoided_nanousd
 
 
 class Coalesce:
@@ -49,22 +46,17 @@ class Coalesce:
         calls_max: int,
         buffer_bytes_max: int,
         buffers_bytes_max: int,
-        timed_out: Callable[[Call], Reply],
-        saved: Saved,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing starts here.
 
         calls_max: followers at any moment; a call beyond goes upstream by itself.
         buffer_bytes_max: chunks kept by one flight; buffers_bytes_max: by all of them.
-        timed_out: the refusal of a follower whose deadline passed before the answer began.
         """
         self._inner = inner
         self._calls_max = calls_max
         self._buffer_bytes_max = buffer_bytes_max
         self._buffers_bytes_max = buffers_bytes_max
-        self._timed_out = timed_out
-        self._saved = saved
         self._monotonic = monotonic
         self._joinable: dict[bytes, _Flight] = {}
         self._members: dict[str, _Flight] = {}  # by call id: leaders and followers that have not finished
@@ -158,10 +150,12 @@ class Coalesce:
             return reply
         self._forget(call, flight)
         if not in_time:
-            return self._timed_out(call)
+            return refuse(
+                TIMED_OUT, "the answer to an identical call, which this one waited for, did not begin in time"
+            )
         if head is None or (head.outcome is Outcome.TIMED_OUT and self._monotonic() < call.deadline):
             return None
-        call.saved_nanousd = self._saved(call, head.deployment, head.tokens) if head.complete else 0
+        call.saved_nanousd = avoided_nanousd(call, head.deployment, head.tokens) if head.complete else 0
         return _copy_of(head)
 
     async def _wait_for_head(self, call: Call, flight: _Flight) -> bool:
@@ -375,7 +369,7 @@ class _Reader:
         if head is not None and head is not self.reply:
             _know_the_end(self.reply, head)
             if head.complete and failure is None:
-                self.call.saved_nanousd = self.coalesce._saved(self.call, head.deployment, head.tokens)  # noqa: SLF001
+                self.call.saved_nanousd = avoided_nanousd(self.call, head.deployment, head.tokens)
         if failure is not None:
             raise StreamBroken(failure.outcome, str(failure))
         return b""
