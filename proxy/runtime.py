@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
 
-from controlplane.contract.snapshot import Deployment, KeyEntry, Lease, Route, Snapshot, TenantPolicy, Upstream
+from controlplane.contract.snapshot import (
+    Deployment,
+    KeyEntry,
+    Lease,
+    LeaseKind,
+    Route,
+    Snapshot,
+    TenantPolicy,
+    Upstream,
+)
+
+_PATHS = {"chat": "/chat/completions", "embeddings": "/embeddings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +31,40 @@ class KeyIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an upstream listens and how each request to it begins.
+
+    heads: by operation, the request line and the headers that never change, credential included; so it is never shown.
+    missing: the credential reference that could not be resolved; empty if there is nothing to miss.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    heads: Mapping[str, bytes] = field(repr=False)
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A deployment ready to be tried."""
 
     deployment: Deployment
     upstream: Upstream
     lease: Lease | None  # a DRAIN or SHARE override; the route stage checks its expiry for each call
+    endpoint: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RouteEntry:
-    """A route with its candidates in groups of equal `order`, smallest first."""
+    """A route with its candidates in groups of equal `order`, smallest first.
+
+    plain: all candidates in order, where neither weights nor leases leave anything to decide; otherwise None.
+    """
 
     route: Route
     groups: tuple[tuple[Candidate, ...], ...]
+    plain: tuple[Candidate, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +79,102 @@ class Runtime:
     def version(self) -> int:
         """The snapshot's version."""
         return self.snapshot.version
+
+    @property
+    def missing_credentials(self) -> tuple[str, ...]:
+        """A sentence for each upstream whose credential is not there, for the log."""
+        endpoints = {
+            candidate.upstream.id: candidate.endpoint
+            for entry in self.routes.values()
+            for group in entry.groups
+            for candidate in group
+        }
+        return tuple(f"{name}: {end.missing}" for name, end in sorted(endpoints.items()) if end and end.missing)
+
+
+def compile_runtime(snapshot: Snapshot, environ: Mapping[str, str]) -> Runtime:
+    """The snapshot as look-up tables, with credentials resolved from this process's environment and files.
+
+    A credential that is missing makes its deployments fail with a clear refusal; it never stops the others.
+    """
+    tenants = {tenant.id: tenant for tenant in snapshot.tenants}
+    keys = {key.hash: _identity(tenants[key.tenant], key) for key in snapshot.keys if key.tenant in tenants}
+    endpoints = {upstream.id: _endpoint(upstream, environ) for upstream in snapshot.upstreams}
+    upstreams = {upstream.id: upstream for upstream in snapshot.upstreams}
+    leases = _leases(snapshot.leases)
+    routes: dict[str, RouteEntry] = {}
+    for route in snapshot.routes:
+        candidates = [
+            Candidate(item, upstreams[item.upstream], leases.get(item.id), endpoints[item.upstream])
+            for item in route.deployments
+            if item.upstream in upstreams
+        ]
+        routes[route.alias] = _entry(route, candidates)
+    return Runtime(snapshot=snapshot, keys=keys, routes=routes)
+
+
+def _identity(tenant: TenantPolicy, key: KeyEntry) -> KeyIdentity:
+    if tenant.models is None:
+        models = None if key.models is None else frozenset(key.models)
+    else:
+        models = frozenset(tenant.models) if key.models is None else frozenset(tenant.models) & frozenset(key.models)
+    return KeyIdentity(tenant=tenant, key=key, models=models)
+
+
+def _leases(leases: tuple[Lease, ...]) -> dict[str, Lease]:
+    """The lease that counts for each deployment: a drain before a share, then the one that lasts longest."""
+    strongest: dict[str, Lease] = {}
+    for lease in sorted(leases, key=lambda lease: (lease.kind is LeaseKind.DRAIN, lease.expires_us)):
+        strongest[lease.deployment] = lease
+    return strongest
+
+
+def _entry(route: Route, candidates: list[Candidate]) -> RouteEntry:
+    orders = sorted({candidate.deployment.order for candidate in candidates})
+    groups = tuple(tuple(item for item in candidates if item.deployment.order == order) for order in orders)
+    simple = all(len(group) == 1 and group[0].lease is None for group in groups)
+    return RouteEntry(
+        route, groups, plain=tuple(candidate for group in groups for candidate in group) if simple else None
+    )
+
+
+def _endpoint(upstream: Upstream, environ: Mapping[str, str]) -> Endpoint:
+    url = urlsplit(upstream.base_url)
+    tls = url.scheme == "https"
+    host = url.hostname or ""
+    credential, missing = _credential(upstream.credential, environ)
+    heads: dict[str, bytes] = {}
+    for operation, path in _PATHS.items():
+        lines = [
+            f"POST {url.path.rstrip('/')}{path} HTTP/1.1",
+            f"host: {url.netloc.rpartition('@')[2]}",
+            "content-type: application/json",
+            "accept-encoding: identity",  # usage must be readable
+            "user-agent: hephaestus",
+        ]
+        if credential:
+            lines.append(f"authorization: Bearer {credential}")
+        heads[operation] = ("\r\n".join(lines) + "\r\n").encode("latin-1")
+    return Endpoint(host=host, port=url.port or (443 if tls else 80), tls=tls, heads=heads, missing=missing)
+
+
+def _credential(reference: str | None, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The secret behind a reference, and what is missing if it cannot be had."""
+    if reference is None:
+        return "", ""
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        value = environ.get(name, "").strip()
+        return (value, "") if _is_header_safe(value) else ("", f"set the environment variable {name}")
+    if kind == "file":
+        try:
+            value = Path(name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            value = ""
+        return (value, "") if _is_header_safe(value) else ("", f"put the credential into the file {name}")
+    return "", f"write the credential as env:NAME or file:/path, not as `{kind}:`"
+
+
+def _is_header_safe(value: str) -> bool:
+    """Whether a credential can stand in a header: there, and printable ASCII."""
+    return bool(value) and value.isascii() and value.isprintable()
