@@ -11,23 +11,29 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from controlplane.errors import Conflict, HephaestusError
+
 T = TypeVar("T")
 
 
-class JournalError(Exception):
-    """Base of all that the journal raises on purpose."""
+class JournalError(HephaestusError):
+    """Base of all that the journal raises on purpose, but `JournalUnavailable`."""
 
 
-class VersionConflict(JournalError):
+class VersionConflict(JournalError, Conflict):
     """Somebody else appended to the stream first: load again, decide again."""
+
+    code, status = Conflict.code, Conflict.status
 
     def __init__(self, stream_id: str, *, expected: int, actual: int) -> None:
         super().__init__(f"stream {stream_id!r} is at version {actual}, not {expected}: load it again and decide again")
         self.stream_id, self.expected, self.actual = stream_id, expected, actual
 
 
-class GuardRefused(JournalError):
+class GuardRefused(JournalError, Conflict):
     """A guard token was not free; nothing of the append happened."""
+
+    code, status = Conflict.code, Conflict.status
 
     def __init__(self, scope: str, *, limit: int, holders: Sequence[str]) -> None:
         super().__init__(f"guard {scope!r} allows {limit} at a time and is held by {', '.join(holders) or 'nobody'}")

@@ -15,8 +15,11 @@ from contextlib import contextmanager
 import msgspec
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from controlplane.contract.ids import new_id
+from controlplane.errors import JournalUnavailable
 from controlplane.journal import outbox as outbox_rows
 from controlplane.journal import timers as timer_rows
 from controlplane.journal.connect import WRITES, connect
@@ -104,7 +107,7 @@ class Journal:
         expected_version: what the stream must be at (0: must not exist yet); None: wherever it is.
         dedup_key: of the command; a second append with it changes nothing and returns the first one's result.
         guards_released: holders whose tokens are given back, before `guards` are taken.
-        Raises VersionConflict or GuardRefused, with nothing changed.
+        Raises VersionConflict or GuardRefused, with nothing changed, and JournalUnavailable as every method does.
         """
         if not events:
             raise JournalError(f"an append to {stream_id!r} needs at least one event")
@@ -241,17 +244,33 @@ class Journal:
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         if not self._writing.acquire(timeout=self._write_wait_s):
-            raise JournalError(f"no turn to write within {self._write_wait_s} s: another thread holds the journal")
+            raise JournalUnavailable(
+                f"no turn to write within {self._write_wait_s} s: another thread holds the journal"
+            )
         try:
-            with self._engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+            with self._answering(), self._connected_to_write() as connection, connection.begin():
                 yield connection
         finally:
             self._writing.release()
 
+    def _connected_to_write(self) -> Connection:
+        return self._engine.connect().execution_options(**{WRITES: True})
+
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._engine.connect() as connection, connection.begin():
+        with self._answering(), self._engine.connect() as connection, connection.begin():
             yield connection
+
+    @staticmethod
+    @contextmanager
+    def _answering() -> Iterator[None]:
+        """Map the driver's trouble (locked for too long, disk full, file gone) to our one word for it."""
+        try:
+            yield
+        except (OperationalError, PoolTimeout) as error:
+            raise JournalUnavailable(
+                f"the journal does not answer: {error.__cause__ or error}; see `hephaestus doctor`"
+            ) from error
 
 
 def _system_us() -> int:

@@ -10,6 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from controlplane.errors import JournalUnavailable
 from controlplane.journal.events import (
     ChainBroken,
     Guard,
@@ -255,3 +256,15 @@ def test_reopening_finds_all_events(journal: Journal, url: str, tmp_path: Path) 
     assert 2 == len(journal.load("a"))
     assert (tmp_path / "journal.db").exists()
     other.close()
+
+
+def test_a_journal_locked_for_too_long_is_unavailable(url: str, journal: Journal) -> None:
+    """When another process holds the write lock past the wait, the append fails with our own error and no event."""
+    impatient = Journal.open(url, busy_timeout_s=0.05)
+    other = _raw(url)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(JournalUnavailable, match="locked"):
+        impatient.append("a", 0, [ANN])
+    other.rollback()
+    assert 1 == impatient.append("a", 0, [ANN]).version
+    impatient.close()
