@@ -88,9 +88,6 @@ class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proxy_expiry_s: Annotated[
         float, Meta(gt=0, description="A proxy that has not reported for this long is no longer counted as live.")
     ] = 10.0
-    file_bytes_max: Annotated[
-        int, Meta(ge=1024, description="Largest configuration file that is read at a reload.")
-    ] = 1024 * 1024
 
 
 class DoorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +97,10 @@ class DoorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: Annotated[str, Meta(min_length=1, description="Name of the read-only database user.")] = "reader"
     password: Annotated[
         str | None,
-        Meta(description="Reference to the door's password; without one only the loopback address may query."),
+        Meta(
+            description="Reference to the door's password; without one only the loopback address may query.",
+            extra={"reference": True},
+        ),
     ] = None
     max_execution_s: Annotated[float, Meta(gt=0, description="How long one query may run.")] = 15.0
     max_result_rows: Annotated[int, Meta(ge=1, description="Rows that one query may return.")] = 1_000_000

@@ -1,0 +1,171 @@
+"""The configuration file as structs: what may be written in it, with bounds. `load` reads it, docs/reference/configuration.md shows it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from controlplane.catalog.bind import DECIMAL, REFERENCE
+from controlplane.contract.snapshot import BreakerPolicy, CachePolicy, PayloadPolicy, Unpriced, Window
+from controlplane.settings import Settings
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}\Z"
+_NAME_TITLE = "letters, digits and `. _ : @ / + -`, at most 128, beginning with a letter or digit"
+
+Name = Annotated[str, Meta(pattern=_NAME, title=_NAME_TITLE)]
+Url = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[^\s/@]+(/[^\s?#]*)?\Z",
+        title="an address such as https://host/v1, without user, password, query or fragment",
+    ),
+]
+Reference = Annotated[str, Meta(extra={REFERENCE: True})]
+Usd = Annotated[int, Meta(ge=0, lt=10**18, title="from 0 up to a billion", extra={DECIMAL: 9})]
+"""US dollars, kept as nano-USD."""
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=10**12)]
+
+
+class Dialect(StrEnum):
+    """The wire language of an upstream."""
+
+    OPENAI = "openai"
+
+
+class UpstreamEntry(msgspec.Struct, frozen=True):
+    """A provider endpoint."""
+
+    name: Annotated[Name, Meta(description="What deployments call it.")]
+    base_url: Annotated[Url, Meta(description="Address as an SDK takes it; ends with `/v1` for OpenAI.")]
+    dialect: Annotated[Dialect, Meta(description="Its wire language.")] = Dialect.OPENAI
+    credential: Annotated[Reference | None, Meta(description="Reference to its API key, resolved by each proxy.")] = (
+        None
+    )
+    connect_timeout_s: Annotated[Seconds, Meta(description="How long connecting may take.")] = 5.0
+    first_byte_timeout_s: Annotated[Seconds, Meta(description="How long the first byte may take.")] = 60.0
+    idle_timeout_s: Annotated[Seconds, Meta(description="Longest silence within an answer.")] = 30.0
+    connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Connections one worker holds to it.")] = 1024
+
+
+class PriceEntry(msgspec.Struct, frozen=True):
+    """A price of your own, in US dollars per million tokens, as an exact decimal."""
+
+    input: Annotated[Usd, Meta(description="Text input.")]
+    output: Annotated[Usd, Meta(description="Visible output.")]
+    cache_read: Annotated[Usd | None, Meta(description="Input read from a prompt cache.")] = None
+    cache_write: Annotated[Usd | None, Meta(description="Input written to a prompt cache for five minutes.")] = None
+    cache_write_1h: Annotated[Usd | None, Meta(description="Input written to a prompt cache for an hour.")] = None
+    reasoning: Annotated[Usd | None, Meta(description="Hidden reasoning; as output when it is left out.")] = None
+    audio_input: Annotated[Usd | None, Meta(description="Audio in.")] = None
+    audio_output: Annotated[Usd | None, Meta(description="Audio out.")] = None
+
+
+class DeploymentEntry(msgspec.Struct, frozen=True):
+    """A model at an upstream."""
+
+    upstream: Annotated[Name, Meta(description="Name of the upstream.")]
+    model: Annotated[Name, Meta(description="The model's name there.")]
+    id: Annotated[Name | None, Meta(description="`upstream/model` unless set.")] = None
+    weight: Annotated[int, Meta(ge=1, le=1_000_000, description="Share among deployments of one order.")] = 1
+    order: Annotated[int, Meta(ge=0, le=100, description="Smaller is tried first.")] = 0
+    max_output_tokens: Annotated[
+        Count, Meta(description="What one answer can reach when the client sets no ceiling.")
+    ] = 16_384
+    price: PriceEntry | None = None
+
+    @property
+    def deployment_id(self) -> str:
+        """How the deployment is called everywhere."""
+        return self.id or f"{self.upstream}/{self.model}"
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """A model alias and where its calls go."""
+
+    name: Annotated[Name, Meta(description="What clients ask for.")]
+    deployments: Annotated[
+        tuple[DeploymentEntry, ...], Meta(min_length=1, max_length=100, title="a list of 1 to 100 deployments")
+    ]
+    timeout_s: Annotated[Seconds, Meta(description="Deadline of a call, retries included.")] = 120.0
+    attempts_max: Annotated[int, Meta(ge=1, le=20, description="Tries at most.")] = 3
+    cache_ttl_s: Annotated[
+        int | None, Meta(ge=0, le=31_536_000, description="How long answers are kept; the tenant's policy unless set.")
+    ] = None
+
+
+class BudgetEntry(msgspec.Struct, frozen=True):
+    """A ceiling per window: an amount of money or a number of tokens."""
+
+    window: Annotated[Window, Meta(description="When it begins anew, in UTC.")]
+    usd: Annotated[Usd | None, Meta(description="The amount.")] = None
+    tokens: Annotated[Count | None, Meta(description="Or the number of tokens.")] = None
+    id: Annotated[Name | None, Meta(description="Its name in messages and reports; unit and window unless set.")] = None
+
+    @property
+    def budget_id(self) -> str:
+        """How the budget is called everywhere."""
+        return self.id or f"{'usd' if self.usd is not None else 'tokens'}-{self.window}"
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a tenant may do at once; no limit where none is set."""
+
+    requests_per_minute: Annotated[Count | None, Meta(description="Calls a minute.")] = None
+    tokens_per_minute: Annotated[Count | None, Meta(description="Tokens a minute.")] = None
+    concurrency: Annotated[Count | None, Meta(description="Calls at once.")] = None
+    max_output_tokens: Annotated[Count | None, Meta(description="Longest answer of one call.")] = None
+
+
+class TenantEntry(msgspec.Struct, frozen=True):
+    """Who pays."""
+
+    name: Annotated[Name, Meta(description="The tenant's name in keys, rows and reports.")]
+    models: Annotated[tuple[Name, ...] | None, Meta(description="Aliases it may use; all unless set.")] = None
+    limits: Limits = Limits()
+    budgets: Annotated[tuple[BudgetEntry, ...], Meta(max_length=20, title="a list of at most 20 budgets")] = ()
+    cache: CachePolicy | None = None
+    payloads: PayloadPolicy | None = None
+    unpriced: Annotated[Unpriced, Meta(description="What happens to calls that have no price.")] = Unpriced.ALLOW
+
+
+class AlertKind(StrEnum):
+    """How people are told."""
+
+    WEBHOOK = "webhook"  # CloudEvents body, Standard Webhooks signature
+
+
+class AlertEntry(msgspec.Struct, frozen=True):
+    """A place that is told about incidents and runs."""
+
+    name: Annotated[Name, Meta(description="Its name in the log and in metrics.")]
+    url: Annotated[
+        str, Meta(pattern=r"^https?://[^\s@]+\Z", title="an http or https address without user and password")
+    ]
+    kind: Annotated[AlertKind, Meta(description="How it is told.")] = AlertKind.WEBHOOK
+    secret: Annotated[Reference | None, Meta(description="Reference to the signing secret.")] = None
+    events: Annotated[
+        tuple[str, ...] | None, Meta(description="Event types it wants, `*` at the end allowed; all unless set.")
+    ] = None
+
+
+class ConfigFile(msgspec.Struct, frozen=True):
+    """The whole file: `server:` needs a restart, everything else is hot-reloaded."""
+
+    server: Settings = Settings()
+    upstreams: Annotated[tuple[UpstreamEntry, ...], Meta(max_length=1_000, title="at most 1000")] = ()
+    models: Annotated[tuple[ModelEntry, ...], Meta(max_length=10_000, title="at most 10000")] = ()
+    tenants: Annotated[tuple[TenantEntry, ...], Meta(max_length=100_000, title="at most 100000")] = ()
+    alerts: Annotated[tuple[AlertEntry, ...], Meta(max_length=100, title="at most 100")] = ()
+    prices: Annotated[dict[str, PriceEntry], Meta(description="Prices of your own, by model.")] = {}
+    breaker: BreakerPolicy = BreakerPolicy()
+    cache: CachePolicy = CachePolicy()
+    payloads: PayloadPolicy = PayloadPolicy()
+    label_aliases: Annotated[bool, Meta(description="Whether label headers of other proxies are accepted.")] = True
+
+    def catalog(self) -> ConfigFile:
+        """The part that can be reloaded: the same without the server section."""
+        return msgspec.structs.replace(self, server=Settings())

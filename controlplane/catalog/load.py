@@ -1,0 +1,211 @@
+"""From the configuration file to a `ConfigFile`, or to every mistake in it with file and line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from controlplane.catalog.bind import Bound, bind, nearest
+from controlplane.catalog.file import ConfigFile, DeploymentEntry
+from controlplane.catalog.nodes import BYTES_MAX
+from controlplane.contract.snapshot import BreakerPolicy
+from controlplane.errors import ConfigError, Problem
+from controlplane.settings import DECIDED_BY_SERVER, Settings
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A file that was accepted. settings: its server section with paths filled in; digest: of its bytes."""
+
+    path: str
+    digest: str
+    config: ConfigFile
+    settings: Settings
+    bound: Bound[ConfigFile]
+
+
+def load(path: Path) -> Loaded:
+    """Reads, binds and checks a configuration file; a relative data folder is relative to the working directory.
+
+    Raises ConfigError with all mistakes, or when the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(BYTES_MAX + 1)
+        text = data.decode()
+    except FileNotFoundError as error:
+        raise ConfigError.at(str(path), "there is no such file", hint="name another one with --config") from error
+    except OSError as error:
+        raise ConfigError.at(str(path), f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError.at(str(path), "is not UTF-8 text", line=line) from error
+    return parse(text, file=str(path))
+
+
+def parse(text: str, *, file: str) -> Loaded:
+    """The same for a text that was read already. Raises ConfigError with all mistakes."""
+    bound = bind(text, ConfigFile, file=file)
+    problems = sorted({*bound.problems, *_consistency(bound)}, key=lambda problem: problem.line)
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(
+        path=file,
+        digest=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        config=bound.value,
+        settings=bound.value.server.resolved(),
+        bound=bound,
+    )
+
+
+def _consistency(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    """What each value alone cannot show: names that occur twice or nowhere, and settings that contradict each other."""
+    config = bound.value
+    yield from _twice(bound, "upstreams", [entry.name for entry in config.upstreams])
+    yield from _twice(bound, "models", [entry.name for entry in config.models])
+    yield from _twice(bound, "tenants", [entry.name for entry in config.tenants])
+    yield from _twice(bound, "alerts", [entry.name for entry in config.alerts])
+    yield from _deployments(bound)
+    yield from _tenants(bound)
+    yield from _server(bound)
+    yield from _breaker(bound)
+
+
+def _twice(bound: Bound[ConfigFile], section: str, names: list[str]) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name in seen:
+            first = bound.line(section, seen[name], "name")
+            yield bound.problem(
+                f"`{name}` is there twice in `{section}`", section, index, "name", hint=f"the first is on line {first}"
+            )
+        seen.setdefault(name, index)
+
+
+def _deployments(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    """Deployments that name no upstream, stand twice in a route, or mean two things under one id."""
+    upstreams = {entry.name for entry in bound.value.upstreams}
+    known: dict[str, tuple[DeploymentEntry, int]] = {}
+    for m, model in enumerate(bound.value.models):
+        in_route: set[str] = set()
+        for d, entry in enumerate(model.deployments):
+            place = ("models", m, "deployments", d)
+            if entry.upstream not in upstreams and _sound(bound, "upstreams"):
+                hint = nearest(entry.upstream, upstreams) or "add it under `upstreams`"
+                yield bound.problem(f"there is no upstream `{entry.upstream}`", *place, "upstream", hint=hint)
+            name = entry.deployment_id
+            if name in in_route:
+                yield bound.problem(
+                    f"deployment `{name}` is there twice for `{model.name}`",
+                    *place,
+                    hint="add the weights, or give one an `id`",
+                )
+            in_route.add(name)
+            first, line = known.setdefault(name, (entry, bound.line(*place)))
+            if _identity(first) != _identity(entry):
+                hint = f"it is defined differently on line {line}; give one of them an `id`"
+                yield bound.problem(f"deployment `{name}` means two different things", *place, hint=hint)
+
+
+def _identity(entry: DeploymentEntry) -> tuple[object, ...]:
+    """What must be the same wherever a deployment is listed; weight and order belong to the route."""
+    return entry.upstream, entry.model, entry.max_output_tokens, entry.price
+
+
+def _tenants(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    """Tenants that name no model, and budgets that say nothing, two things, or the same thing twice."""
+    models = {entry.name for entry in bound.value.models}
+    for t, tenant in enumerate(bound.value.tenants):
+        for m, name in enumerate(tenant.models or ()):
+            if name not in models and _sound(bound, "models"):
+                hint = nearest(name, models) or "add it under `models`"
+                yield bound.problem(
+                    f"tenant `{tenant.name}` may use `{name}`, but there is no such model",
+                    "tenants",
+                    t,
+                    "models",
+                    m,
+                    hint=hint,
+                )
+        seen: set[str] = set()
+        for b, budget in enumerate(tenant.budgets):
+            place = ("tenants", t, "budgets", b)
+            if (budget.usd is None) == (budget.tokens is None):
+                yield bound.problem(
+                    f"a budget of tenant `{tenant.name}` needs either `usd` or `tokens`",
+                    *place,
+                    hint="write two budgets for both",
+                )
+            elif budget.budget_id in seen:
+                yield bound.problem(
+                    f"tenant `{tenant.name}` has two budgets `{budget.budget_id}`",
+                    *place,
+                    hint="keep one, or give one an `id`",
+                )
+            seen.add(budget.budget_id)
+
+
+def _server(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    """Places of the proxy that the server section itself decides, ports that collide, and stores nobody can open."""
+    server = bound.value.server
+    for name, instead in DECIDED_BY_SERVER.items():
+        if ("server", "proxy", name) in bound.lines:
+            yield bound.problem(
+                f"`server.proxy.{name}` is decided by `server.{instead}`", "server", "proxy", name, hint="set it there"
+            )
+    if server.port == server.proxy_port != 0:
+        yield bound.problem(
+            f"`port` and `proxy_port` are both {server.port}", "server", "port", hint="the two planes need a port each"
+        )
+    for name, url, schemes in (
+        ("telemetry", server.telemetry, ("chdb", "clickhouse", "clickhouses")),
+        ("journal", server.journal, ("sqlite", "postgresql", "postgresql+psycopg")),
+        ("redis", server.redis, ("redis", "rediss", "unix")),
+    ):
+        if url is not None and url.partition("://")[0] not in schemes:
+            hint = "write it as " + " or ".join(f"`{scheme}://...`" for scheme in schemes[:2])
+            yield bound.problem(f"`server.{name}` has an unknown scheme", "server", name, hint=hint)
+
+
+def _breaker(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    """Breaker numbers that could never open or never close it; the contract's struct itself carries no bounds."""
+    policy: BreakerPolicy = bound.value.breaker
+    for name, good, rule in (
+        ("window_s", 0 < policy.window_s <= 3600, "more than 0 and at most 3600"),
+        ("requests_min", policy.requests_min >= 1, "at least 1"),
+        ("error_ratio", 0 < policy.error_ratio <= 1, "more than 0 and at most 1"),
+        ("slow_s", policy.slow_s > 0, "more than 0"),
+        ("slow_ratio", 0 < policy.slow_ratio <= 1, "more than 0 and at most 1"),
+        ("open_s", 0 < policy.open_s <= 3600, "more than 0 and at most 3600"),
+        ("probes", policy.probes >= 1, "at least 1"),
+    ):
+        if not good:
+            yield bound.problem(f"`breaker.{name}` must be {rule}", "breaker", name)
+    for place, seconds in _ttls(bound.value):
+        if not 0 <= seconds <= 31_536_000:
+            yield bound.problem("`ttl_s` must be from 0 to a year", *place)
+    for place, days in _retentions(bound.value):
+        if not 1 <= days <= 3_650:
+            yield bound.problem("`retention_days` must be from 1 to 3650", *place)
+
+
+def _ttls(config: ConfigFile) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    yield ("cache", "ttl_s"), config.cache.ttl_s
+    for t, tenant in enumerate(config.tenants):
+        if tenant.cache is not None:
+            yield ("tenants", t, "cache", "ttl_s"), tenant.cache.ttl_s
+
+
+def _retentions(config: ConfigFile) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    yield ("payloads", "retention_days"), config.payloads.retention_days
+    for t, tenant in enumerate(config.tenants):
+        if tenant.payloads is not None:
+            yield ("tenants", t, "payloads", "retention_days"), tenant.payloads.retention_days
+
+
+def _sound(bound: Bound[ConfigFile], section: str) -> bool:
+    """Whether a section was bound without a mistake; else what refers to it may mean an entry that was left out."""
+    lines = [line for place, line in bound.lines.items() if place and place[0] == section]
+    return not lines or not any(min(lines) <= problem.line <= max(lines) for problem in bound.problems)
