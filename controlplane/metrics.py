@@ -1,4 +1,4 @@
-"""The control plane's own metrics, all named here: `heph_*`, one sentence of help each, few labels with few values.
+"""The control plane's own metrics: `heph_*`, one sentence of help each, few labels with few values; the journal names its own.
 
 `Metrics(registry)` makes them against the registry that is passed in; app.py makes one and hands it down. Seconds and bytes are the
 base units. A label never holds a text that a client chose.
@@ -19,7 +19,6 @@ class Metrics:
         self.registry = registry
         self.ingest = IngestMetrics(registry)
         self.catalog = CatalogMetrics(registry)
-        self.journal = JournalMetrics(registry)
         self.store = StoreMetrics(registry)
         self.detection = DetectionMetrics(registry)
         self.incidents = IncidentMetrics(registry)
@@ -85,24 +84,6 @@ class CatalogMetrics:
             "Time until all live proxies had a snapshot that was waited for.",
             buckets=_FAST_S,
             registry=registry,
-        )
-
-
-class JournalMetrics:
-    """What was decided."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.appends = Counter(
-            "heph_journal_appends",
-            "Appends to the journal, by result (ok, conflict, failed).",
-            ["result"],
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "heph_journal_append_seconds", "Time of one append.", buckets=_FAST_S, registry=registry
-        )
-        self.outbox = Gauge(
-            "heph_journal_outbox", "Messages in the outbox that are not delivered yet.", registry=registry
         )
 
 
