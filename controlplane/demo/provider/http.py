@@ -1,0 +1,305 @@
+"""One HTTP/1.1 connection of the simulated provider: bytes in, requests out, answers back in their order.
+
+Written by hand on asyncio.Protocol and httptools, because the provider must never be the slow part of a benchmark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol, cast
+
+import httptools
+import msgspec
+import structlog
+
+from controlplane.demo.provider import problems
+from controlplane.demo.provider.problems import Problem
+
+_REASONS = {
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
+    413: "Content Too Large", 429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable",
+}  # fmt: skip
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One request with its body complete."""
+
+    method: bytes
+    path: bytes  # without the query
+    query: bytes
+    key: bytes  # the value of the Authorization header
+    body: bytes
+    keep_alive: bool
+    chunks_allowed: bool  # False: HTTP/1.0, the end of the body is the end of the connection
+
+
+class Exchange(Protocol):
+    """An answer that takes time. The connection tells it what happens to its client."""
+
+    def client_left(self) -> None:
+        """The connection is gone: cancel timers, settle the bill."""
+
+    def pause(self) -> None:
+        """The client reads too slowly: write no more."""
+
+    def resume(self) -> None:
+        """The client has caught up: go on."""
+
+
+class Handler(Protocol):
+    """What answers requests: an upstream, or the administration."""
+
+    def handle(self, connection: Connection, request: Request) -> None:
+        """Answers now with `connection.reply`, or later after `connection.begin`. Must not raise."""
+
+
+class Connections:
+    """The open connections of one listening socket, with their bounds."""
+
+    def __init__(self, handler: Handler, *, body_bytes_max: int, connections_max: int, pipelined_max: int) -> None:
+        self.handler = handler
+        self.body_bytes_max = body_bytes_max
+        self.connections_max = connections_max
+        self.pipelined_max = pipelined_max
+        self.open: set[Connection] = set()
+        self.turned_away = 0  # connections closed at once because there were too many
+
+    def make(self) -> Connection:
+        """A protocol for a connection that was just accepted."""
+        return Connection(self)
+
+    def abort_all(self) -> None:
+        """Resets every connection, whatever it is doing."""
+        for connection in list(self.open):
+            connection.abort()
+
+    def close_idle(self) -> None:
+        """Closes the connections that did nothing since the call before this one."""
+        for connection in list(self.open):
+            connection.close_if_idle()
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection. Requests that arrive while one is being answered wait for their turn."""
+
+    __slots__ = (
+        "_body", "_closing", "_connections", "_exchange", "_idle", "_key", "_parser", "_queue", "_refused", "_size", "_transport",
+        "_url", "_writable", "current",
+    )  # fmt: skip
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._transport = cast("asyncio.Transport", None)  # set by connection_made before anything else is called
+        self._parser = httptools.HttpRequestParser(self)
+        self._exchange: Exchange | None = None
+        self._queue: deque[Request | Problem] = deque()
+        self._writable = True
+        self._closing = False
+        self._idle = False
+        self._refused = False  # the request being read was refused already
+        self._url = b""
+        self._key = b""
+        self._body: list[bytes] = []
+        self._size = 0
+        self.current: Request | None = None
+
+    # --- what handlers and exchanges use ---------------------------------------------------------------------------------
+
+    def reply(self, data: bytes) -> None:
+        """Writes a whole answer and turns to the next request."""
+        self._transport.write(data)
+        self.finish()
+
+    def begin(self, exchange: Exchange) -> None:
+        """Leaves the answer to an exchange, which must end with `finish`, `close` or `abort`."""
+        self._exchange = exchange
+        if not self._writable:
+            exchange.pause()
+
+    def write(self, data: bytes) -> None:
+        """Writes a part of an answer."""
+        self._transport.write(data)
+
+    def finish(self) -> None:
+        """The answer is written: turn to the next request, or close if there is to be none."""
+        request = self.current
+        self.current = None
+        self._exchange = None
+        if request is not None and not request.keep_alive:
+            self.close()
+        elif self._queue:
+            self._next()
+
+    def close(self) -> None:
+        """Closes after what was written has gone out."""
+        self._exchange = None
+        self._closing = True
+        self._queue.clear()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Resets the connection."""
+        self._closing = True
+        self._transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Closes if nothing was received or answered since the last time this was called."""
+        if self.current is None and self._idle:
+            self.close()
+        self._idle = True
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accepts, unless there are too many connections."""
+        self._transport = cast("asyncio.Transport", transport)
+        connections = self._connections
+        if len(connections.open) >= connections.connections_max:
+            connections.turned_away += 1
+            self.abort()
+            return
+        connections.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason does not matter
+        """Tells the exchange that its client has left."""
+        self._connections.open.discard(self)
+        self._closing = True
+        self._queue.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_left()
+
+    def data_received(self, data: bytes) -> None:
+        """Parses; answers come from on_message_complete."""
+        if self._closing:
+            return
+        self._idle = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(Problem(400, "Upgrades are not supported."))
+        except httptools.HttpParserError:
+            self._refuse(Problem(400, "The request is not valid HTTP/1.1."))
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        self._writable = False
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._writable = True
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # --- httptools -------------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A new request."""
+        self._url = self._key = b""
+        self._body = []
+        self._size = 0
+        self._refused = False
+
+    def on_url(self, url: bytes) -> None:
+        """The target, perhaps in pieces."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keeps the two headers that matter here."""
+        length = len(name)
+        if length == 13 and name.lower() == b"authorization":
+            self._key = value
+        elif length == 6 and name.lower() == b"expect" and value.lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body; too many of them are refused."""
+        if self._refused:
+            return
+        self._size += len(body)
+        if self._size > self._connections.body_bytes_max:
+            self._refused = True
+            self._body = []
+            self._refuse(problems.too_large(self._connections.body_bytes_max))
+            return
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole: answer it, or let it wait for its turn."""
+        if self._closing or self._refused:
+            return
+        parser = self._parser
+        body = self._body
+        path, _, query = self._url.partition(b"?")
+        request = Request(
+            parser.get_method(),
+            path,
+            query,
+            self._key,
+            body[0] if len(body) == 1 else b"".join(body),
+            parser.should_keep_alive(),
+            parser.get_http_version() != "1.0",
+        )
+        if self.current is None:
+            self._serve(request)
+            return
+        self._queue.append(request)
+        if len(self._queue) >= self._connections.pipelined_max:
+            self._transport.pause_reading()
+
+    # --- turns -----------------------------------------------------------------------------------------------------------
+
+    def _serve(self, request: Request) -> None:
+        self.current = request
+        try:
+            self._connections.handler.handle(self, request)
+        except Exception:  # noqa: BLE001 - the one place that catches: a bug must not take the other connections down
+            structlog.get_logger().exception("provider.bug", path=request.path.decode("latin-1"))
+            self._closing = True
+            self._transport.write(answer(problems.server_error(), keep_alive=False))
+            self.close()
+
+    def _next(self) -> None:
+        """Serves what waits, one at a time."""
+        if len(self._queue) == self._connections.pipelined_max:
+            self._transport.resume_reading()
+        waiting = self._queue.popleft()
+        if isinstance(waiting, Problem):
+            self._transport.write(answer(waiting, keep_alive=False))
+            self.close()
+        else:
+            self._serve(waiting)
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answers what cannot be read, after the answers that are due, and closes."""
+        if self.current is not None:
+            self._queue.append(problem)
+            self._transport.pause_reading()
+            return
+        self._transport.write(answer(problem, keep_alive=False))
+        self.close()
+
+
+def answer(problem: Problem, *, keep_alive: bool, extra: bytes = b"") -> bytes:
+    """A whole error answer. extra: header lines, each with its line end."""
+    return whole(
+        problem.status,
+        problem.body(),
+        keep_alive=keep_alive,
+        extra=extra + "".join(f"{name}: {value}\r\n" for name, value in problem.headers).encode(),
+    )
+
+
+def whole(status: int, body: bytes, *, keep_alive: bool = True, extra: bytes = b"") -> bytes:
+    """A whole JSON answer."""
+    return b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: %b\r\n%b\r\n%b" % (
+        status,
+        _REASONS[status].encode(),
+        len(body),
+        b"keep-alive" if keep_alive else b"close",
+        extra,
+        body,
+    )

@@ -1,0 +1,81 @@
+"""The models that the simulated provider serves."""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlplane.demo.provider import problems
+
+
+class Model(msgspec.Struct, frozen=True):
+    """One model: the name that answers carry, and what it can do."""
+
+    name: str
+    created: int
+    kind: str = "chat"  # or "embeddings"
+    encoding: str = "o200k_base"
+    context_tokens_max: int = 128_000
+    output_tokens_max: int = 16_384
+    reasons: bool = False  # spends hidden tokens before it answers
+    dimensions: int = 0  # of an embedding
+    shortens: bool = False  # takes `dimensions`
+
+
+_CHAT = (
+    Model("gpt-3.5-turbo-0125", 1706048358, encoding="cl100k_base", context_tokens_max=16_385, output_tokens_max=4_096),
+    Model("gpt-4-0613", 1686588896, encoding="cl100k_base", context_tokens_max=8_192, output_tokens_max=8_192),
+    Model("gpt-4o-2024-08-06", 1722814719),
+    Model("gpt-4o-mini-2024-07-18", 1721172717),
+    Model("gpt-4.1-2025-04-14", 1744315746, context_tokens_max=1_047_576, output_tokens_max=32_768),
+    Model("gpt-4.1-mini-2025-04-14", 1744317547, context_tokens_max=1_047_576, output_tokens_max=32_768),
+    Model("gpt-4.1-nano-2025-04-14", 1744321025, context_tokens_max=1_047_576, output_tokens_max=32_768),
+    Model("o3-2025-04-16", 1744133301, context_tokens_max=200_000, output_tokens_max=100_000, reasons=True),
+    Model("o3-mini-2025-01-31", 1738010200, context_tokens_max=200_000, output_tokens_max=100_000, reasons=True),
+    Model("o4-mini-2025-04-16", 1744133506, context_tokens_max=200_000, output_tokens_max=100_000, reasons=True),
+    Model("gpt-5-2025-08-07", 1754425777, context_tokens_max=400_000, output_tokens_max=128_000, reasons=True),
+    Model("gpt-5-mini-2025-08-07", 1754425867, context_tokens_max=400_000, output_tokens_max=128_000, reasons=True),
+    Model("gpt-5-nano-2025-08-07", 1754425928, context_tokens_max=400_000, output_tokens_max=128_000, reasons=True),
+)
+_EMBEDDINGS = (
+    Model("text-embedding-ada-002", 1671217299, "embeddings", "cl100k_base", 8_192, dimensions=1536),
+    Model("text-embedding-3-small", 1705948997, "embeddings", "cl100k_base", 8_192, dimensions=1536, shortens=True),
+    Model("text-embedding-3-large", 1705953180, "embeddings", "cl100k_base", 8_192, dimensions=3072, shortens=True),
+)
+_ALIASES = {
+    "gpt-3.5-turbo": "gpt-3.5-turbo-0125",
+    "gpt-4": "gpt-4-0613",
+    "gpt-4o": "gpt-4o-2024-08-06",
+    "gpt-4o-mini": "gpt-4o-mini-2024-07-18",
+    "gpt-4.1": "gpt-4.1-2025-04-14",
+    "gpt-4.1-mini": "gpt-4.1-mini-2025-04-14",
+    "gpt-4.1-nano": "gpt-4.1-nano-2025-04-14",
+    "o3": "o3-2025-04-16",
+    "o3-mini": "o3-mini-2025-01-31",
+    "o4-mini": "o4-mini-2025-04-16",
+    "gpt-5": "gpt-5-2025-08-07",
+    "gpt-5-mini": "gpt-5-mini-2025-08-07",
+    "gpt-5-nano": "gpt-5-nano-2025-08-07",
+}
+_BY_NAME = {model.name: model for model in (*_CHAT, *_EMBEDDINGS)}
+MODELS = _BY_NAME | {alias: _BY_NAME[name] for alias, name in _ALIASES.items()}
+
+
+def list_body() -> bytes:
+    """The answer to GET /v1/models."""
+    data = [_described(name) for name in MODELS]
+    return _laid_out({"object": "list", "data": data})
+
+
+def one_body(name: str) -> bytes:
+    """The answer to GET /v1/models/{name}. Raises Problem for a name that is not served."""
+    if name not in MODELS:
+        raise problems.unknown_model_listed(name)
+    return _laid_out(_described(name))
+
+
+def _described(name: str) -> dict[str, str | int]:
+    return {"id": name, "object": "model", "created": MODELS[name].created, "owned_by": "system"}
+
+
+def _laid_out(document: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
