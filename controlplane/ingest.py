@@ -72,12 +72,11 @@ class Ingest:
             raise TooMany("too many batches wait to be stored; send it again later")
         self._waiting += 1
         self._metrics.waiting.set(self._waiting)
+        arrived = self._clock.monotonic()
         try:
-            records, torn_bytes = self._checked(token, body)
+            self._check(token, body)
             async with self._turn:
-                started = self._clock.monotonic()
-                result = await self._store.run(self._store_batch, token, body, records, torn_bytes)
-                self._metrics.seconds.observe(self._clock.monotonic() - started)
+                result = await self._store.run(self._store_batch, token, body)
         except (PoisonBatch, TooLarge):
             self._metrics.batches.labels("refused").inc()
             raise
@@ -87,21 +86,25 @@ class Ingest:
         finally:
             self._waiting -= 1
             self._metrics.waiting.set(self._waiting)
+        self._metrics.seconds.observe(self._clock.monotonic() - arrived)
         self._count(result, len(body))
         return result
 
-    def _checked(self, token: str, body: bytes) -> tuple[list[CallRecord], int]:
-        """The records of a batch that is worth trying."""
+    def _check(self, token: str, body: bytes) -> None:
+        """Raises for what is not worth reading."""
         if not 0 < len(token) <= TOKEN_CHARACTERS_MAX or not token.isprintable():
             raise PoisonBatch(f"a batch needs a token of 1 to {TOKEN_CHARACTERS_MAX} printable characters")
         if len(body) > self._limits.batch_bytes_max:
             raise TooLarge(f"batch {token} has {len(body)} bytes; at most {self._limits.batch_bytes_max} are taken")
-        return read_batch(token, body)
 
-    def _store_batch(self, token: str, body: bytes, records: list[CallRecord], torn_bytes: int) -> IngestResult:
+    def _store_batch(self, token: str, body: bytes) -> IngestResult:
         """Blocking. Each step may be repeated; the last one says that all are done."""
-        if self._store.rows("SELECT 1 FROM batches WHERE token = {token:String} LIMIT 1", {"token": token}):
-            return IngestResult(token, len(records), duplicate=True, torn_bytes=torn_bytes)
+        stored = self._store.columns(
+            "SELECT records FROM batches WHERE token = {token:String} LIMIT 1", {"token": token}
+        )
+        if stored:
+            return IngestResult(token, int(str(stored[0][0])), duplicate=True)
+        records, torn_bytes = read_batch(token, body)
         try:
             batch = batch_rows(records, token=token, body_bytes=len(body))
             for table, columns in steps(batch):
@@ -171,24 +174,29 @@ def read_batch(token: str, body: bytes) -> tuple[list[CallRecord], int]:
     when a record is whole but says something this version does not understand.
     """
     records: list[CallRecord] = []
+    ends = [0]
     try:
-        for _, record in wire.frames(body):
+        for end, record in wire.frames(body):
             records.append(record)
-    except wire.TornFrame as torn:
-        if _is_whole_frame(body, torn.good_bytes):
+            ends.append(end)
+    except (wire.TornFrame, msgspec.DecodeError) as error:
+        if _is_whole_frame(body, ends[-1]):
+            reason = error.__cause__ or error
             raise PoisonBatch(
-                f"batch {token} holds a record at byte {torn.good_bytes} that this version cannot read: {torn.__cause__}"
-            ) from torn
+                f"batch {token} holds a record at byte {ends[-1]} that this version cannot read: {reason}"
+            ) from error
         if not records:
-            raise PoisonBatch(f"batch {token} holds no whole record") from torn
-        return records, len(body) - torn.good_bytes
-    return records, 0
+            raise PoisonBatch(f"batch {token} holds no whole record") from error
+    return records, len(body) - ends[-1]
 
 
 def _is_whole_frame(body: bytes, at: int) -> bool:
-    """Whether the bytes from `at` are a frame as it was written, so that only its content can be wrong."""
+    """Whether the bytes from `at` are a frame as it was written, so that only its content can be wrong.
+
+    A frame of nothing is none: it is what a file system leaves where the power went.
+    """
     if at + _FRAME_HEADER.size > len(body):
         return False
     length, checksum = _FRAME_HEADER.unpack_from(body, at)
     payload = body[at + _FRAME_HEADER.size : at + _FRAME_HEADER.size + length]
-    return bool(len(payload) == length <= wire.RECORD_BYTES_MAX and zlib.crc32(payload) == checksum)
+    return bool(0 < len(payload) == length <= wire.RECORD_BYTES_MAX and zlib.crc32(payload) == checksum)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import clickhouse_connect
 import msgspec
@@ -84,14 +84,15 @@ class StoreAddress(msgspec.Struct, frozen=True):
         parts = urlsplit(dsn)
         if parts.scheme == "chdb" and not parts.netloc and parts.path.strip("/"):
             return cls(path=unquote(parts.path))
-        if parts.scheme == "clickhouse" and parts.hostname:
+        database = parts.path.strip("/") or DATABASE
+        if parts.scheme == "clickhouse" and parts.hostname and _has_good_port(parts) and database.isidentifier():
             if parts.password is not None:
                 raise ConfigError.at("server.telemetry", "a password does not belong into an address", hint="use env:")
             return cls(
                 host=parts.hostname,
                 port=parts.port or 8123,
                 user=unquote(parts.username or "default"),
-                database=parts.path.strip("/") or DATABASE,
+                database=database,
                 secure=parse_qs(parts.query).get("secure") == ["1"],
             )
         raise ConfigError.at(
@@ -166,11 +167,10 @@ class Store:
             return list(client.query(sql, parameters=dict(parameters or {})).result_rows)
 
     def columns(self, sql: str, parameters: Parameters | None = None) -> list[Sequence[object]]:
-        """The result of a query, column by column; empty sequences when there are no rows."""
+        """The result of a query, column by column; an empty list when there are no rows."""
         with self.reader() as client, self._watched():
             result = client.query(sql, parameters=dict(parameters or {}), column_oriented=True)
-            columns: list[Sequence[object]] = list(result.result_columns)
-            return columns or [()] * len(result.column_names)
+            return list(result.result_columns)
 
     def structs(self, into: type[T], sql: str, parameters: Parameters | None = None) -> list[T]:
         """The result of a query as values of a struct whose fields are named like the columns."""
@@ -287,6 +287,14 @@ class Store:
                 break
             if client is not None:
                 client.close()
+
+
+def _has_good_port(parts: SplitResult) -> bool:
+    """Whether the port, if there is one, is a number that a port can be."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def _connector(address: StoreAddress, *, data_dir: Path, limits: StoreLimits, password: str) -> Callable[[], Client]:

@@ -7,12 +7,13 @@ which the client library turns into the column's integer without ever meeting a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import chain
 from operator import attrgetter
 
 import msgspec
 
-from controlplane.contract.pricing import TOKEN_KINDS
+from controlplane.contract.pricing import NANOUSD_PER_USD, TOKEN_KINDS
 from controlplane.contract.records import AttemptRecord, CallRecord
 from controlplane.contract.snapshot import BreakerStatus, ProxyStatus
 from controlplane.store.client import UnfitValue
@@ -66,6 +67,14 @@ class Batch(msgspec.Struct, frozen=True):
 def money(nanousd: int) -> str:
     """An amount as the client library takes it for a decimal column: exact, and cheap to make."""
     return f"{nanousd}e-9" if nanousd else "0"
+
+
+def nanousd(amount: object) -> int:
+    """What a decimal column gave back, as integer nano-USD; exact."""
+    if not isinstance(amount, Decimal):
+        raise TypeError(f"{amount!r} is not what a money column gives")
+    numerator, denominator = amount.as_integer_ratio()
+    return numerator * NANOUSD_PER_USD // denominator
 
 
 def batch_rows(records: Sequence[CallRecord], *, token: str, body_bytes: int) -> Batch:
