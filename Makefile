@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_FLAGS := --quiet --disable-pip-version-check --no-deps --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench lock format clean browser
+.PHONY: docs help run test check bench lock format clean browser
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z.]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: .venv/.dev  ## benchmarks, results under benchmarks/results/
 
 browser: .venv/.dev
 	@$(BIN)/python -m tests.browser
+
+docs: .venv/.dev  ## write docs/reference/ from the code
+	@$(BIN)/python docs/generate.py
 
 format: .venv/.dev  ## rewrite the sources in the house format
 	@$(BIN)/ruff format .

@@ -125,7 +125,7 @@ def test_every_markdown_page_has_one_title() -> None:
     """A documentation page has exactly one first-level heading, on its first line."""
     wrong = []
     for path in _tracked("*.md"):
-        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
         titles = [line for line in text.splitlines() if line.startswith("# ")]
         if len(titles) != 1 or not text.startswith("# "):
             wrong.append(str(path.relative_to(ROOT)))

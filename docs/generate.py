@@ -1,0 +1,198 @@
+"""Writes docs/reference/ from the code: `python docs/generate.py`; a test compares the pages with what this would write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from controlplane.__main__ import main as command_line
+from controlplane.contract.records import AttemptError, CacheState, CostState, Outcome
+from controlplane.metrics import Metrics
+from controlplane.settings import described
+from controlplane.store import schema
+from proxy.metrics import ProxyMetrics
+from proxy.refusals import TABLE
+
+FOLDER = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n"
+
+REFUSALS = {
+    "denied": "The key is missing, unknown, expired or revoked. Check `Authorization: Bearer sk-heph-...`.",
+    "rate_limited": "The tenant's requests per minute or concurrent calls are used up; `retry-after` says when to come again.",
+    "over_budget": "A budget or token limit would be overrun by this call's worst case; the message names it and says when it resets.",
+    "too_large": "The body or head is larger than the proxy accepts.",
+    "malformed": "The body is not what the operation needs; the message says which field.",
+    "forbidden": "The tenant or key may not use this model, or asks for more than its ceiling.",
+    "no_route": "No alias of this name is configured for the key; `GET /v1/models` lists those that are.",
+    "not_found": "No such path.",
+    "method_not_allowed": "The path exists, the method does not.",
+    "not_cached": "The client asked for `only-if-cached`, and the answer is not stored.",
+    "exhausted": "Every deployment that could be tried failed.",
+    "timed_out": "The deadline passed before an answer came.",
+    "unavailable": "No healthy deployment: every breaker is open. `retry-after` says when the next probe is due.",
+    "not_ready": "The proxy has no snapshot yet: it never reached the control plane.",
+    "misconfigured": "Our own configuration is at fault, for example a credential that cannot be read.",
+    "unpriced": "The deployment has no price and the tenant's policy refuses such calls.",
+    "broken_stream": "Inside a stream: the upstream failed after the first content.",
+    "internal": "A defect of the proxy; the call id is in its log.",
+}
+
+OUTCOMES = {
+    Outcome.OK: "answered", Outcome.UPSTREAM_REFUSED: "the upstream's final 4xx, passed through",
+    Outcome.CLIENT_CLOSED: "the client left before the end", Outcome.BROKEN_STREAM: "failed after the first content byte",
+}  # fmt: skip
+
+
+def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def settings_page() -> str:
+    """Every setting of the `server:` section."""
+    rows = [(f"`{one.path}`", one.type, f"`{one.default}`", one.sentence) for one in described()]
+    return (
+        f"# Settings\n\n{NOTE}\nThe `server:` section of the configuration file. A change needs a restart; everything else in the file is hot-reloaded.\n"
+        "The unit is the last word of a name: `_s` seconds, `_bytes` bytes, `_us` microseconds.\n\n"
+        + _table(("setting", "type", "default", "meaning"), rows)
+    )
+
+
+def refusals_page() -> str:
+    """The closed table of our own answers, and how calls end."""
+    rows = [
+        (
+            f"`{one.code}`",
+            str(one.status),
+            f"`{one.outcome}`",
+            one.source,
+            "yes" if one.should_retry else "no",
+            REFUSALS[one.code],
+        )
+        for one in TABLE
+    ]
+    codes = {one.outcome: one.code for one in TABLE}
+    outcomes = [(f"`{outcome}`", OUTCOMES.get(outcome) or f"refused with `{codes[outcome]}`") for outcome in Outcome]
+    return (
+        f"# Refusals and outcomes\n\n{NOTE}\nWhat the proxy answers when it does not pass an upstream's answer on. The body has the shape of the client's protocol; "
+        "`code` is stable.\n`x-heph-error-source` says whose fault it is, `x-should-retry` whether an SDK should try again.\n\n"
+        + _table(("code", "status", "outcome", "source", "retry", "what it means"), rows)
+        + "\n## Outcomes\n\nHow a call ended, as `calls.outcome` says it.\n\n"
+        + _table(("outcome", "meaning"), outcomes)
+    )
+
+
+def metrics_page() -> str:
+    """Every Prometheus metric of both planes."""
+    text = f"# Metrics\n\n{NOTE}\nPrometheus metrics in base units. Each proxy worker serves its own at `/metrics` on the proxy's port and says so in the label `worker`.\n"
+    for title, registry in (
+        ("Proxy", ProxyMetrics("0").registry),
+        ("Control plane", Metrics(CollectorRegistry()).registry),
+    ):
+        rows = sorted(
+            (f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation)
+            for family in registry.collect()
+        )
+        text += f"\n## {title}\n\n" + _table(("metric", "type", "meaning"), rows)
+    return text
+
+
+def data_model_page() -> str:
+    """Tables, columns and the closed sets in them."""
+    text = (
+        f"# Data model\n\n{NOTE}\nDatabase `hephaestus`. Facts are immutable rows, written once; times are UTC, money is exact.\n\n"
+        "## Money\n\nA cost is an integer number of nano-USD. Token kinds are disjoint: no token is counted in two of them, and they sum to the provider's total.\n"
+        "A price is an integer number of nano-USD per million tokens of one kind. The cost of an attempt is the sum over kinds of tokens times price, divided by a million and rounded half up, once.\n"
+        "In the tables it is `Decimal(18, 9)` USD, which holds it exactly. `cost_state` says how well it is known:\n\n"
+    )
+    text += _table(("cost_state", "meaning"), [
+        (f"`{CostState.FINAL}`", "from the usage that the upstream reported"),
+        (f"`{CostState.ESTIMATED}`", "the call ended before its usage was known"),
+        (f"`{CostState.UNPRICED}`", "the price book has no price; counted apart, never as zero"),
+    ])  # fmt: skip
+    text += "\n`cache` is one of " + ", ".join(f"`{one}`" for one in CacheState) + ".\n"
+    text += "`attempts.error` is empty or one of " + ", ".join(f"`{one}`" for one in AttemptError if one) + ".\n"
+    for table in schema.TABLES:
+        text += f"\n## {table.name}\n\n{table.doc}\n\n" + _table(
+            ("column", "type", "meaning"), [(f"`{one.name}`", f"`{one.type}`", one.doc) for one in table.columns]
+        )
+    return text
+
+
+def cli_page() -> str:
+    """Every command with its options."""
+    text = f"# Command line\n\n{NOTE}\n`hephaestus`, also `python -m controlplane`. Exit status 0: done; 1: the answer is no, or it could not be done; 2: used wrongly.\n"
+    return text + "".join(_command(command_line, "hephaestus"))
+
+
+def _command(command: click.Command, path: str) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for name in sorted(command.commands):
+            yield from _command(command.commands[name], f"{path} {name}")
+        return
+    usage = " ".join(piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]")
+    yield f"\n## `{path}{' ' + usage if usage else ''}`\n\n{(command.help or '').strip()}\n"
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    if options:
+        yield "\n" + _table(
+            ("option", "meaning"),
+            [(" ".join(f"`{name}`" for name in one.opts), (one.help or "").strip()) for one in options],
+        )
+
+
+def configuration_page() -> str:
+    """The sections of the configuration file that are hot-reloaded."""
+    from controlplane.catalog import file  # noqa: PLC0415 - one page's own source
+
+    text = (
+        f"# Configuration file\n\n{NOTE}\nOne YAML file; unknown keys are errors with file, line and the nearest valid key. Secrets are references: `env:NAME` or `file:/path`.\n"
+        "`server:` is described in [Settings](settings.md). Everything below is hot-reloaded: checked as a whole, applied at once or refused while the last good one stays.\n"
+    )
+    sections = (
+        ("upstreams[]", file.UpstreamEntry), ("models[]", file.ModelEntry), ("models[].deployments[]", file.DeploymentEntry),
+        ("prices.{model}", file.PriceEntry), ("tenants[]", file.TenantEntry), ("tenants[].limits", file.Limits),
+        ("tenants[].budgets[]", file.BudgetEntry), ("alerts[]", file.AlertEntry),
+    )  # fmt: skip
+    for title, struct in sections:
+        rows = []
+        for field in msgspec.structs.fields(struct):
+            meta = next((one for one in getattr(field.type, "__metadata__", ()) if isinstance(one, msgspec.Meta)), None)
+            required = field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
+            default = (
+                "required"
+                if required
+                else f"`{msgspec.json.encode(field.default).decode()}`"
+                if field.default is not msgspec.NODEFAULT
+                else "`{}`"
+            )
+            rows.append((f"`{field.encode_name}`", default, (meta.description if meta else None) or ""))
+        text += f"\n## `{title}`\n\n{(struct.__doc__ or '').splitlines()[0]}\n\n" + _table(
+            ("key", "default", "meaning"), rows
+        )
+    return text
+
+
+PAGES = {
+    "settings.md": settings_page,
+    "configuration.md": configuration_page,
+    "refusals.md": refusals_page,
+    "metrics.md": metrics_page,
+    "data-model.md": data_model_page,
+    "cli.md": cli_page,
+}
+
+
+def main() -> None:
+    """Writes all pages."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main()
