@@ -1,0 +1,67 @@
+"""What proxies call: the snapshot's long poll, batches of records, and their word about themselves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import structlog
+from litestar import Request, Response, Router, get, post
+from litestar.datastructures import State
+from litestar.enums import MediaType
+from litestar.params import JSONBody, QueryParameter
+
+from controlplane.api.parts import PartsOf
+from controlplane.contract.snapshot import ProxyStatus, encode_snapshot
+from controlplane.contract.wire import BATCH_PATH, SNAPSHOT_PATH, STATUS_PATH, TOKEN_HEADER
+from controlplane.errors import BadRequest, HephaestusError
+
+
+class StatusAnswer(msgspec.Struct, frozen=True):
+    """What a proxy learns when it reports: the version it should have."""
+
+    snapshot_version: int
+
+
+@get(SNAPSHOT_PATH, summary="Wait for a newer snapshot")
+async def snapshot(
+    parts: PartsOf,
+    have: Annotated[int, QueryParameter(ge=0)] = 0,
+    proxy: Annotated[str, QueryParameter(max_length=128)] = "",  # noqa: ARG001 - named in access logs
+    wait_s: Annotated[float, QueryParameter(ge=0)] = 0.0,
+) -> Response[bytes]:
+    """Answers with the snapshot as soon as it is newer than `have`; 304 when it stays so for `wait_s`."""
+    newer = await parts.publisher.wait_newer(have, min(wait_s, parts.settings.publish.wait_s_max))
+    if newer is None:
+        return Response(b"", status_code=304)
+    return Response(encode_snapshot(newer), media_type=MediaType.JSON)
+
+
+@post(BATCH_PATH, status_code=200, summary="Hand over a batch of records")
+async def batches(request: Request[object, object, State], parts: PartsOf) -> None:
+    """Takes a spool segment as it lies on the proxy's disk; answers 200 once it is durably stored, now or earlier."""
+    token = request.headers.get(TOKEN_HEADER)
+    if not token:
+        raise BadRequest(f"the header {TOKEN_HEADER} must name the batch")
+    await parts.ingest.accept(token, await request.body())
+
+
+@post(STATUS_PATH, status_code=200, summary="Report a proxy's state")
+async def status(data: JSONBody[ProxyStatus], parts: PartsOf) -> StatusAnswer:
+    """Takes a proxy's word about itself; the proof that a snapshot was applied, whether or not the store can keep it."""
+    parts.publisher.confirm(data)
+    try:
+        await parts.ingest.status(data)
+    except HephaestusError as error:
+        structlog.get_logger(__name__).warning("status not stored", proxy=data.proxy_id, code=error.code)
+    return StatusAnswer(snapshot_version=parts.publisher.current.version)
+
+
+def routes(*, batch_bytes_max: int) -> Router:
+    """The internal routes; batches may be larger than any other body."""
+    return Router(
+        path="/",
+        route_handlers=[snapshot, batches, status],
+        request_max_body_size=batch_bytes_max,
+        tags=["internal"],
+    )

@@ -1,0 +1,213 @@
+"""What the HTTP face needs from the rest of the control plane, and nothing more.
+
+The app joins real parts to these protocols; tests join small ones. Whatever may wait is asynchronous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+from litestar.di import NamedDependency
+from litestar.params import SkipValidation
+
+from controlplane.api.views import (
+    CostReport,
+    IncidentDetail,
+    IncidentSummary,
+    KeyView,
+    KillSwitch,
+    NewKey,
+    Overview,
+    RunDetail,
+    RunSummary,
+)
+from controlplane.clock import Clock
+from controlplane.contract.records import CallRecord
+from controlplane.contract.snapshot import ProxyStatus, Snapshot
+from controlplane.metrics import Metrics
+from controlplane.secrets import ServerSecrets
+from controlplane.settings import Settings
+
+
+class Publisher(Protocol):
+    """The catalog's publisher: the current snapshot, a way to wait for a newer one, and what proxies say about it."""
+
+    @property
+    def current(self) -> Snapshot:
+        """The snapshot that proxies should have now."""
+        ...
+
+    async def wait_newer(self, have: int, timeout_s: float) -> Snapshot | None:
+        """The first snapshot newer than `have`, or None when none came in time."""
+        ...
+
+    def confirm(self, status: ProxyStatus) -> None:
+        """Takes a proxy's word about itself."""
+        ...
+
+    def statuses(self) -> Sequence[ProxyStatus]:
+        """The last status of each proxy."""
+        ...
+
+
+class Ingest(Protocol):
+    """Where batches of records and the words of proxies about themselves are kept."""
+
+    async def accept(self, token: str, body: bytes) -> object:
+        """Returns once the batch is durably stored, now or earlier under the same token."""
+        ...
+
+    async def status(self, status: ProxyStatus) -> object:
+        """Keeps what is new in a proxy's status."""
+        ...
+
+
+class Incidents(Protocol):
+    """Incidents, newest first."""
+
+    async def list(self, *, state: str | None, limit: int) -> Sequence[IncidentSummary]:
+        """At most `limit` incidents, newest first."""
+        ...
+
+    async def show(self, incident_id: str) -> IncidentDetail:
+        """One incident with its timeline; raises NotFound."""
+        ...
+
+
+class Runs(Protocol):
+    """Playbook runs and the people who decide about them."""
+
+    async def list(self, *, state: str | None, limit: int) -> Sequence[RunSummary]:
+        """At most `limit` runs, newest first."""
+        ...
+
+    async def show(self, run_id: str) -> RunDetail:
+        """One run with its events; raises NotFound."""
+        ...
+
+    async def approve(self, run_id: str, *, actor: str, reason: str) -> None:
+        """Lets a run go on that waits for a person; raises Conflict when it does not wait."""
+        ...
+
+    async def reject(self, run_id: str, *, actor: str, reason: str) -> None:
+        """Refuses what a run waits for; raises Conflict when it does not wait."""
+        ...
+
+    async def abort(self, run_id: str, *, actor: str, reason: str) -> None:
+        """Stops a run and rolls back what it did; raises Conflict when it has ended."""
+        ...
+
+    async def kill_switch(self) -> KillSwitch:
+        """Whether healing may act."""
+        ...
+
+    async def engage(self, *, actor: str, reason: str) -> None:
+        """Stops all healing until released."""
+        ...
+
+    async def release(self, *, actor: str, reason: str) -> None:
+        """Lets healing act again."""
+        ...
+
+
+class CallFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which calls are wanted, newest first; empty strings match everything.
+
+    before_us: only calls that started earlier than this, for the next page.
+    """
+
+    from_us: int
+    to_us: int
+    tenant: str = ""
+    agent: str = ""
+    session: str = ""
+    model: str = ""
+    outcome: str = ""
+    limit: int = 100
+
+
+class Calls(Protocol):
+    """Calls as they are remembered."""
+
+    async def list(self, wanted: CallFilter) -> Sequence[CallRecord]:
+        """Matching calls without attempts, newest first."""
+        ...
+
+    async def show(self, call_id: str) -> CallRecord:
+        """One call with its attempts; raises NotFound."""
+        ...
+
+
+class Costs(Protocol):
+    """Where money went."""
+
+    async def report(self, *, dimensions: tuple[str, ...], from_us: int, to_us: int) -> CostReport:
+        """Cost by dimensions; raises BadRequest for an unknown dimension."""
+        ...
+
+
+class Keys(Protocol):
+    """Virtual keys."""
+
+    async def list(self) -> Sequence[KeyView]:
+        """All keys, revoked ones too."""
+        ...
+
+    async def create(
+        self, *, tenant: str, models: tuple[str, ...] | None, expires_us: int | None, actor: str
+    ) -> NewKey:
+        """A fresh key; raises NotFound for an unknown tenant."""
+        ...
+
+    async def revoke(self, key_id: str, *, actor: str) -> None:
+        """Makes a key worthless; raises NotFound."""
+        ...
+
+
+class Health(Protocol):
+    """The first page."""
+
+    async def overview(self) -> Overview:
+        """Everything on the console's first page, as of now."""
+        ...
+
+
+class ConsoleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the console."""
+
+    open_loopback: bool = False  # the console's pages, not the API, need no token from this machine itself
+    session_s: int = 12 * 3600
+    login_failures_per_minute_max: int = 30
+    poll_s: float = 2.0  # how often a page looks for news; a reading of the stores is shared for half of this
+    incidents_max: int = 10  # incidents with their timelines on the first page
+
+
+ReadyCheck = Callable[[], Awaitable[str]]
+"""Returns an empty string when fine, else one sentence about what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All that the API is made of. ready: named checks that `/readyz` asks; metrics: their registry is what `/metrics` shows."""
+
+    publisher: Publisher
+    ingest: Ingest
+    incidents: Incidents
+    runs: Runs
+    calls: Calls
+    costs: Costs
+    keys: Keys
+    health: Health
+    secrets: ServerSecrets
+    clock: Clock
+    metrics: Metrics
+    settings: Settings = field(default_factory=Settings)
+    console: ConsoleSettings = field(default_factory=ConsoleSettings)
+    ready: dict[str, ReadyCheck] = field(default_factory=dict)
+
+
+PartsOf = NamedDependency[SkipValidation[Parts]]
+"""How a handler asks for the parts."""

@@ -1,0 +1,73 @@
+"""What the numbers mean, in a tone and in words: "good", "warn", "bad", "act" or "idle". Pure; colour never says more than the words."""
+
+from __future__ import annotations
+
+from controlplane.api import words
+from controlplane.api.views import DeploymentView, IncidentDetail, Ledger, Overview
+
+
+def summary(overview: Overview) -> tuple[str, str]:
+    """The state of everything as a tone ("good", "warn", "bad") and one sentence."""
+    open_incidents = [detail.summary for detail in overview.incidents if detail.summary.state != "resolved"]
+    if open_incidents:
+        first = words.name(open_incidents[0].title)
+        more = f" and {len(open_incidents) - 1} more" if len(open_incidents) > 1 else ""
+        return "bad", f"Incident open: {first}{more}."
+    if overview.kill_switch.engaged:
+        return "warn", "Healing is switched off."
+    sick = [view.id for view in overview.deployments if tone(view) == "bad"]
+    if sick:
+        return "warn", f"Calls avoid {words.name(sick[0])}" + (f" and {len(sick) - 1} more." if len(sick) > 1 else ".")
+    if not overview.proxies:
+        return "warn", "No proxy has reported yet."
+    return "good", "All is well."
+
+
+def tone(view: DeploymentView) -> str:
+    """How a deployment's state looks."""
+    if view.breaker == "open":
+        return "bad"
+    if view.lease or view.breaker == "half_open":
+        return "warn"
+    return "idle" if view.attempts == 0 else "good"
+
+
+def state(view: DeploymentView) -> str:
+    """A deployment's state in a word or two."""
+    if view.breaker == "open":
+        return "Breaker open"
+    if view.breaker == "half_open":
+        return "Probing"
+    if view.lease:
+        return "Overridden"
+    return "Idle" if view.attempts == 0 else "Healthy"
+
+
+def ledger_check(ledger: Ledger) -> tuple[str, str]:
+    """Whether the store holds all that the proxies settled: a tone and a sentence."""
+    calls = ledger.proxy_calls - ledger.stored_calls
+    nanousd = ledger.proxy_nanousd - ledger.stored_nanousd
+    if calls == 0 and nanousd == 0:
+        return "good", "Every settled call is stored, to the nano-dollar."
+    if calls > 0:
+        return "warn", f"{calls:,} settled {'call is' if calls == 1 else 'calls are'} on the way to the store."
+    if calls < 0:
+        return "warn", "The store also holds calls of proxies that do not report any more."
+    return "bad", f"Counts agree, but costs differ by {words.usd(abs(nanousd))}."
+
+
+def event_tone(kind: str) -> str:
+    """How an event of a timeline looks, from the words of its kind."""
+    for tone_name, marks in (
+        ("good", ("resolved", "validated", "succeeded", "approved", "closed", "recovered", "healed")),
+        ("bad", ("firing", "failed", "escalated", "opened", "rejected", "aborted", "rolled", "anomaly")),
+        ("act", ("run", "step", "lease", "gate", "action", "granted", "confirmed", "renewed")),
+    ):
+        if any(mark in kind.lower() for mark in marks):
+            return tone_name
+    return "idle"
+
+
+def newest_first(incidents: tuple[IncidentDetail, ...]) -> list[IncidentDetail]:
+    """Open ones before resolved ones, newest first."""
+    return sorted(incidents, key=lambda one: (one.summary.state == "resolved", -one.summary.opened_us))
