@@ -1,0 +1,142 @@
+"""From what should be true to what proxies are told: a pure function of the file, the journal's state, the prices and the moment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, PriceEntry, TenantEntry
+from controlplane.catalog.state import CatalogState
+from controlplane.contract.pricing import Price
+from controlplane.contract.snapshot import (
+    Budget,
+    Deployment,
+    KeyEntry,
+    Route,
+    Snapshot,
+    TenantPolicy,
+    Upstream,
+    encode_snapshot,
+)
+
+
+class Prices(Protocol):
+    """Where prices come from that the file does not state itself."""
+
+    def price(self, model: str) -> Price | None:
+        """The price of a model by the name an upstream knows it by; None: unpriced."""
+        ...
+
+
+class NoPrices:
+    """A price book with nothing in it."""
+
+    def price(self, model: str) -> Price | None:  # noqa: ARG002 - the protocol's signature
+        """None for every model."""
+        return None
+
+
+def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *, now_us: int) -> Snapshot:
+    """A snapshot with version 0 and created_us 0, which `Publisher` gives out; equal inputs give an equal hash.
+
+    Left out are revoked and expired keys, keys of tenants that the file no longer has, and expired leases. Everything is sorted but the
+    deployments of a route, whose order the file decides.
+    """
+    tenants = {tenant.name for tenant in config.tenants}
+    snapshot = Snapshot(
+        version=0,
+        created_us=0,
+        tenants=tuple(_tenant(entry, config) for entry in sorted(config.tenants, key=lambda entry: entry.name)),
+        keys=tuple(
+            KeyEntry(hash=key.hash, id=key.id, tenant=key.tenant, models=key.models, expires_us=key.expires_us)
+            for key in sorted(state.keys.values(), key=lambda key: key.hash)
+            if not key.revoked_us and key.tenant in tenants and (key.expires_us is None or key.expires_us > now_us)
+        ),
+        upstreams=tuple(
+            Upstream(
+                id=entry.name,
+                dialect=entry.dialect.value,
+                base_url=entry.base_url.rstrip("/"),
+                credential=entry.credential,
+                connect_timeout_s=entry.connect_timeout_s,
+                first_byte_timeout_s=entry.first_byte_timeout_s,
+                idle_timeout_s=entry.idle_timeout_s,
+                connections_max=entry.connections_max,
+            )
+            for entry in sorted(config.upstreams, key=lambda entry: entry.name)
+        ),
+        routes=tuple(
+            Route(
+                alias=model.name,
+                deployments=tuple(_deployment(entry, config.prices, prices) for entry in model.deployments),
+                timeout_s=model.timeout_s,
+                attempts_max=model.attempts_max,
+                cache_ttl_s=model.cache_ttl_s,
+            )
+            for model in sorted(config.models, key=lambda model: model.name)
+        ),
+        leases=tuple(lease for _, lease in sorted(state.leases.items()) if lease.expires_us > now_us),
+        breaker=config.breaker,
+        label_aliases=config.label_aliases,
+    )
+    return msgspec.structs.replace(snapshot, hash=content_hash(snapshot))
+
+
+def content_hash(snapshot: Snapshot) -> str:
+    """32 hex characters over everything but version, moment and hash."""
+    content = encode_snapshot(msgspec.structs.replace(snapshot, version=0, created_us=0, hash=""))
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def price_of(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices) -> Price | None:
+    """A deployment's price: its own, else the file's for its id or model, else the price book's; None: unpriced."""
+    own = entry.price or overrides.get(entry.deployment_id) or overrides.get(entry.model)
+    return own_price(own) if own is not None else prices.price(entry.model)
+
+
+def own_price(entry: PriceEntry) -> Price:
+    """A price from the file; its version names its content, so that rows tell under which price they were costed."""
+    fields = msgspec.structs.asdict(entry)
+    digest = hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest()[:12]
+    return Price(**fields, version=f"config/{digest}")
+
+
+def next_change_us(state: CatalogState, *, now_us: int) -> int | None:
+    """The next moment at which time alone changes the snapshot: a lease or a key expires; None: never."""
+    moments = [lease.expires_us for lease in state.leases.values()]
+    moments += [key.expires_us for key in state.keys.values() if key.expires_us is not None and not key.revoked_us]
+    return min((moment for moment in moments if moment > now_us), default=None)
+
+
+def _tenant(entry: TenantEntry, config: ConfigFile) -> TenantPolicy:
+    return TenantPolicy(
+        id=entry.name,
+        models=None if entry.models is None else tuple(sorted(set(entry.models))),
+        requests_per_minute=entry.limits.requests_per_minute,
+        tokens_per_minute=entry.limits.tokens_per_minute,
+        concurrency=entry.limits.concurrency,
+        budgets=tuple(_budget(budget) for budget in entry.budgets),
+        max_output_tokens=entry.limits.max_output_tokens,
+        cache=config.cache if entry.cache is None else entry.cache,
+        payloads=config.payloads if entry.payloads is None else entry.payloads,
+        unpriced=entry.unpriced,
+    )
+
+
+def _budget(entry: BudgetEntry) -> Budget:
+    return Budget(id=entry.budget_id, window=entry.window, nanousd=entry.usd, tokens=entry.tokens)
+
+
+def _deployment(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices) -> Deployment:
+    return Deployment(
+        id=entry.deployment_id,
+        upstream=entry.upstream,
+        model=entry.model,
+        price=price_of(entry, overrides, prices),
+        weight=entry.weight,
+        order=entry.order,
+        max_output_tokens=entry.max_output_tokens,
+    )
