@@ -91,12 +91,12 @@ class Call:
     """Everything known about one client request; the stages fill it in from top to bottom, the settlement reads it."""
 
     __slots__ = (
-        "aborted", "admitted", "agent", "attempts", "body", "cache", "cache_key", "cache_ttl_s", "call_id",
-        "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "error_code",
-        "first_token_us", "headers", "identity", "operation", "outcome", "path", "price_version", "priority",
-        "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache", "reservation", "response_bytes", "route",
-        "runtime", "saved_nanousd", "session", "started_ns", "started_us", "status", "tags", "tokens", "trace_id",
-        "user", "view", "waited_ns",
+        "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s",
+        "call_id", "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered",
+        "error_code", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path",
+        "price_version", "priority", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache",
+        "reservation", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd", "session", "settled",
+        "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user", "view", "waited_ns",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +129,8 @@ class Call:
         self.ratelimit_tokens: RateLimit | None = None  # set by reserve; becomes x-ratelimit-*-tokens
         # decode
         self.view: RequestView | None = None
+        # guard
+        self.output_ceiling: int | None = None  # the tenant's, where the request names none: written into the body
         # route
         self.route: RouteEntry | None = None
         self.candidates: tuple[Candidate, ...] = ()
@@ -143,7 +145,11 @@ class Call:
         # upstream
         self.attempts: list[AttemptRecord] = []
         self.waited_ns = 0  # spent waiting for upstreams or the client, not our overhead
+        # pipeline
+        self.entered = 0  # stages entered and not left
+        self.answered = False  # the last bytes were handed to the server
         # settlement
+        self.settled = False
         self.reply: Reply | None = None
         self.client_gone = False
         self.aborted = False  # nobody wants the answer any more: upstream work is being cancelled
@@ -152,6 +158,7 @@ class Call:
         self.error_code = ""
         self.first_token_us = 0
         self.response_bytes = 0
+        self.response_kept = bytearray()  # a stream's bytes, kept only where the tenant's policy stores payloads
         self.tokens: Tokens = NO_TOKENS
         self.cost_nanousd = 0
         self.cost_state = CostState.FINAL

@@ -120,8 +120,8 @@ def read_error(body: bytes) -> tuple[str, str]:
     return str(detail.code or detail.type or ""), detail.message or ""
 
 
-def rewritten(body: bytes, *, model: str, include_usage: bool) -> bytes:
-    """The request with another model name and, for a stream, usage switched on; every other byte of every value as it came.
+def rewritten(body: bytes, *, model: str, include_usage: bool, output_ceiling: int | None = None) -> bytes:
+    """The request with another model name, usage switched on for a stream, and a ceiling; every other value as it came.
 
     One shallow pass: the values of the top-level keys are copied, never decoded. Of a key that is there twice, the last
     counts, as it did for the stages that decided about the call.
@@ -133,6 +133,8 @@ def rewritten(body: bytes, *, model: str, include_usage: bool) -> bytes:
         known = {} if options is None or bytes(options) == b"null" else _decode_shallow(options)
         known["include_usage"] = msgspec.Raw(b"true")
         fields["stream_options"] = msgspec.Raw(_encode(known))
+    if output_ceiling is not None:
+        fields["max_completion_tokens"] = msgspec.Raw(b"%d" % output_ceiling)
     return _encode(fields)
 
 

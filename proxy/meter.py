@@ -1,0 +1,120 @@
+"""What a try cost and what a call amounts to: tokens to money, estimates where the truth will never come, and the record."""
+
+from __future__ import annotations
+
+import time
+
+from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_nanousd
+from controlplane.contract.records import AttemptRecord, CallRecord, CostState, Payload
+from controlplane.contract.snapshot import Deployment
+from proxy.call import Call
+
+BYTES_PER_TOKEN = 4  # of a JSON body; an estimate, marked as one wherever it is used
+PAYLOAD_BYTES_MAX = 1024 * 1024
+
+
+def priced(tokens: Tokens, deployment: Deployment) -> tuple[int, CostState, str]:
+    """Cost in nano-USD, how well it is known if the tokens are, and the version of the price."""
+    price = deployment.price
+    if price is None:
+        return 0, CostState.UNPRICED, ""
+    try:
+        return cost_nanousd(tokens, price), CostState.FINAL, price.version
+    except UnknownPrice:
+        return 0, CostState.UNPRICED, price.version
+
+
+def estimated_tokens(
+    call: Call, deployment: Deployment, *, events: int, elapsed_s: float, tokens_per_s: float
+) -> Tokens:
+    """What a try probably used when the upstream never said: the input by its size, the output by what was seen of it.
+
+    events: of a stream, as many as tokens; 0 when no stream came, then the output is elapsed_s at tokens_per_s.
+    The output never exceeds what the request and the deployment allow, which is what was reserved.
+    """
+    view = call.view
+    if view is None:
+        return NO_TOKENS
+    ceiling = deployment.max_output_tokens if view.max_output_tokens is None else view.max_output_tokens
+    output = events or int(elapsed_s * tokens_per_s)
+    return Tokens(input=len(call.body) // BYTES_PER_TOKEN, output=min(output, ceiling * view.n))
+
+
+def sum_up(call: Call) -> None:
+    """Fills in the call's tokens, cost and cost state from its attempts: what upstreams bill, not what the client was sent."""
+    attempts = call.attempts
+    if not attempts:
+        return
+    if len(attempts) == 1:
+        only = attempts[0]
+        call.tokens, call.cost_nanousd = only.tokens, only.cost_nanousd
+        call.cost_state, call.price_version = only.cost_state, only.price_version
+        return
+    call.tokens = _sum(attempts)
+    call.cost_nanousd = sum(attempt.cost_nanousd for attempt in attempts)
+    states = {attempt.cost_state for attempt in attempts if attempt.tokens.total}
+    call.cost_state = next((s for s in (CostState.UNPRICED, CostState.ESTIMATED) if s in states), CostState.FINAL)
+    call.price_version = attempts[-1].price_version
+
+
+def _sum(attempts: list[AttemptRecord]) -> Tokens:
+    """Tokens of all attempts, kind by kind."""
+    counts = {kind: sum(getattr(attempt.tokens, kind) for attempt in attempts) for kind in Tokens.__struct_fields__}
+    return Tokens(**counts)
+
+
+def record_of(call: Call) -> CallRecord:
+    """The one record of a call, as it stands now: made at settlement, after the stages were left."""
+    elapsed_us = (time.monotonic_ns() - call.started_ns) // 1000
+    identity, view, reply = call.identity, call.view, call.reply
+    return CallRecord(
+        call_id=call.call_id,
+        started_us=call.started_us,
+        latency_us=elapsed_us,
+        operation=call.operation,
+        outcome=call.outcome,
+        status=call.status,
+        tenant="" if identity is None else identity.tenant.id,
+        key_id="" if identity is None else identity.key.id,
+        agent=call.agent,
+        session=call.session,
+        user=call.user,
+        tags=call.tags,
+        channel=call.channel,
+        priority=call.priority,
+        trace_id=call.trace_id,
+        alias="" if view is None else view.model,
+        model="" if reply is None else reply.model,
+        deployment="" if reply is None else reply.deployment,
+        stream=view is not None and view.stream,
+        first_token_us=call.first_token_us,
+        overhead_us=max(0, elapsed_us - call.waited_ns // 1000),
+        error_code=call.error_code,
+        finish_reason="" if reply is None else reply.finish_reason,
+        cache=call.cache,
+        tokens=call.tokens,
+        cost_nanousd=call.cost_nanousd,
+        cost_state=call.cost_state,
+        saved_nanousd=call.saved_nanousd,
+        price_version=call.price_version,
+        snapshot_version=call.runtime.version,
+        request_bytes=len(call.body),
+        response_bytes=call.response_bytes,
+        attempts=tuple(call.attempts),
+        payload=_payload_of(call),
+    )
+
+
+def _payload_of(call: Call) -> Payload | None:
+    """Request and response, where the tenant's policy says so; each cut at a megabyte."""
+    if call.identity is None:
+        return None
+    policy = call.identity.tenant.payloads
+    if not policy.store:
+        return None
+    response = call.response_kept if call.reply is None or call.reply.stream is not None else call.reply.body
+    return Payload(
+        request=call.body[:PAYLOAD_BYTES_MAX],
+        response=bytes(response[:PAYLOAD_BYTES_MAX]),
+        retention_days=policy.retention_days,
+    )

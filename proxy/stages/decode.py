@@ -1,0 +1,33 @@
+"""What is asked for: a view of the few fields that decide something; the bytes stay as they came."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from proxy import refusals
+from proxy.call import Call, Reply
+from proxy.dialects.openai import Malformed
+from proxy.refusals import refuse
+from proxy.stages.labels import merge_tags
+from proxy.view import read_view
+
+
+class Decode:
+    """Reads the view, and the body's own labels where no header gave any."""
+
+    name: ClassVar[str] = "decode"
+
+    def enter(self, call: Call) -> Reply | None:
+        """Refuses a body that is not what the operation takes."""
+        try:
+            view = call.view = read_view(call.operation, call.body)
+        except Malformed as error:
+            return refuse(refusals.MALFORMED, str(error), param=error.param)
+        if view.user and not call.user:
+            call.user = view.user[:256]
+        if view.metadata:
+            merge_tags(call, view.metadata)
+        return None
+
+    def leave(self, call: Call) -> None:
+        """Nothing was taken."""

@@ -1,0 +1,51 @@
+"""Who calls: the tenant behind the virtual key, and the labels the client gives itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from controlplane.contract.keys import hash_key
+from proxy import refusals
+from proxy.call import Call, Reply
+from proxy.refusals import refuse
+from proxy.stages.labels import read_labels
+
+_KEY_BYTES_MAX = 512
+
+
+class Identify:
+    """One keyed hash and one look-up; no list of keys is ever searched, and no key is kept."""
+
+    name: ClassVar[str] = "identify"
+
+    def __init__(self, pepper: bytes, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self._pepper = pepper
+        self._now_us = now_us
+
+    def enter(self, call: Call) -> Reply | None:
+        """Refuses a key that is missing, unknown or expired."""
+        key = _key_of(call.headers)
+        if not key:
+            return refuse(refusals.DENIED, "no API key: send `Authorization: Bearer sk-heph-...`")
+        identity = call.runtime.keys.get(hash_key(key, self._pepper)) if len(key) <= _KEY_BYTES_MAX else None
+        if identity is None:
+            return refuse(refusals.DENIED, "this API key is not known or was revoked; ask its tenant for another")
+        expires_us = identity.key.expires_us
+        if expires_us is not None and self._now_us() >= expires_us:
+            return refuse(refusals.DENIED, f"API key {identity.key.id} has expired; ask its tenant for another")
+        call.identity = identity
+        read_labels(call, aliases=call.runtime.snapshot.label_aliases)
+        return None
+
+    def leave(self, call: Call) -> None:
+        """Nothing was taken."""
+
+
+def _key_of(headers: Mapping[bytes, bytes]) -> bytes:
+    """The virtual key, wherever the client's protocol puts it."""
+    authorization = headers.get(b"authorization")
+    if authorization is not None and authorization[:7].lower() == b"bearer ":
+        return authorization[7:].strip()
+    return (headers.get(b"x-api-key") or headers.get(b"api-key") or b"").strip()

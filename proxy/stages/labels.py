@@ -1,0 +1,123 @@
+"""Labels from headers: who inside the tenant calls, and for what. They never grant anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from proxy.call import Call
+
+LABEL_CHARS_MAX = 256
+TAGS_MAX = 32
+TAG_NAME_CHARS_MAX = 64
+
+_PREFIXES = (
+    b"x-heph-", b"x-litellm-", b"helicone-", b"x-portkey-", b"cf-aig-", b"x-bf-", b"x-claude-code-", b"traceparent",
+)  # fmt: skip
+_OWN = {
+    b"x-heph-agent": "agent",
+    b"x-heph-session": "session",
+    b"x-heph-user": "user",
+    b"x-heph-channel": "channel",
+    b"x-heph-priority": "priority",
+}
+_ALIASES = {
+    b"x-litellm-session-id": "session",
+    b"x-litellm-trace-id": "trace_id",
+    b"helicone-user-id": "user",
+    b"helicone-session-id": "session",
+    b"x-portkey-trace-id": "trace_id",
+    b"x-bf-session-id": "session",
+    b"x-claude-code-session-id": "session",
+    b"x-claude-code-agent-id": "agent",
+}
+_PROPERTY = b"helicone-property-"
+_decode = msgspec.json.Decoder().decode
+
+
+def read_labels(call: Call, *, aliases: bool) -> None:
+    """Fills in the call's labels from its headers; our own names win over the aliases of other proxies."""
+    found = [name for name in call.headers if name.startswith(_PREFIXES)]
+    if not found:
+        return
+    tags: dict[str, str] = {}
+    if aliases:
+        for name in found:
+            _read_alias(call, name, tags)
+    for name in found:
+        attribute = _OWN.get(name)
+        if attribute is not None:
+            setattr(call, attribute, text_of(call.headers[name]))
+        elif name == b"x-heph-tags":
+            _add_object(tags, call.headers[name])
+        elif name == b"traceparent":
+            call.trace_id = _trace_id(call.headers[name])
+    call.tags = tags
+
+
+def _read_alias(call: Call, name: bytes, tags: dict[str, str]) -> None:
+    value = call.headers[name]
+    attribute = _ALIASES.get(name)
+    if attribute is not None:
+        setattr(call, attribute, text_of(value))
+    elif name.startswith(_PROPERTY):
+        add_tag(tags, text_of(name[len(_PROPERTY) :]), text_of(value))
+    elif name in _TAG_READERS:
+        _TAG_READERS[name](tags, value)
+
+
+def text_of(value: bytes) -> str:
+    """A header's value as a label: UTF-8, printable, of bounded length."""
+    text = value[: LABEL_CHARS_MAX * 4].decode("utf-8", "replace").strip()
+    if not text.isprintable():
+        text = "".join(character for character in text if character.isprintable())
+    return text[:LABEL_CHARS_MAX]
+
+
+def add_tag(tags: dict[str, str], name: str, value: str) -> None:
+    """Adds a tag, as long as there is room and it has a name."""
+    if name and (len(tags) < TAGS_MAX or name in tags):
+        tags[name[:TAG_NAME_CHARS_MAX]] = value[:LABEL_CHARS_MAX]
+
+
+def merge_tags(call: Call, tags: Mapping[str, str]) -> None:
+    """Adds the request body's own metadata where no header has said otherwise."""
+    merged = dict(call.tags)
+    for name, value in tags.items():
+        if name not in merged:
+            add_tag(merged, name, value)
+    call.tags = merged
+
+
+def _add_object(tags: dict[str, str], value: bytes) -> None:
+    """A JSON object of plain values; anything else is left out, it only labels."""
+    try:
+        found = _decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return
+    if isinstance(found, dict):
+        for name, item in found.items():
+            if isinstance(item, (str, int, float, bool)):
+                add_tag(tags, str(name), str(item))
+
+
+def _add_list(tags: dict[str, str], value: bytes) -> None:
+    """Tags without values, separated by commas."""
+    for name in text_of(value).split(","):
+        add_tag(tags, name.strip(), "true")
+
+
+def _trace_id(value: bytes) -> str:
+    """The trace id of a W3C `traceparent`; empty if it is none."""
+    parts = value.split(b"-")
+    if len(parts) < 4 or len(parts[1]) != 32 or not parts[1].isalnum():
+        return ""
+    return parts[1].decode("ascii", "replace")
+
+
+_TAG_READERS: dict[bytes, Callable[[dict[str, str], bytes], None]] = {
+    b"x-litellm-tags": _add_list,
+    b"x-portkey-metadata": _add_object,
+    b"cf-aig-metadata": _add_object,
+}

@@ -1,0 +1,168 @@
+"""One try on one deployment: what it carries while it runs, how it fails, and the record it leaves."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from controlplane.contract.pricing import NO_TOKENS, Tokens
+from controlplane.contract.records import AttemptError, AttemptRecord, CostState
+from proxy import meter
+from proxy.call import Call, Reply
+from proxy.dialects import openai
+from proxy.metrics import ProxyMetrics
+from proxy.runtime import Candidate
+
+_MISSING = frozenset((401, 403))
+_QUOTA_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
+_UNBILLED = frozenset(
+    (
+        AttemptError.CONNECT,
+        AttemptError.STATUS_429,
+        AttemptError.STATUS_5XX,
+        AttemptError.AUTH,
+        AttemptError.QUOTA,
+        AttemptError.REJECTED,
+        AttemptError.FIRST_BYTE_TIMEOUT,
+    )
+)
+
+
+class AttemptFailed(Exception):
+    """A try that brought no usable reply; carries the reason, and the upstream's own error reply if it sent one."""
+
+    def __init__(
+        self, error: AttemptError, message: str, *, reply: Reply | None = None, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.error = error
+        self.reply = reply
+        self.retry_after_s = retry_after_s
+
+
+class Judge(Protocol):
+    """Who wants to know how a try ended: the breaker of its deployment."""
+
+    def report(self, error: AttemptError, *, latency_s: float, probe: bool) -> None:
+        """Counts one finished try."""
+        ...
+
+
+class AttemptTransport(Protocol):
+    """One way to make a try."""
+
+    async def send(self, attempt: Attempt) -> Reply:
+        """A complete reply, or a stream whose first content has come. Raises AttemptFailed."""
+        ...
+
+    async def aclose(self) -> None:
+        """Gives up what it holds; safe to call twice."""
+        ...
+
+
+class Attempt:
+    """One try. It is finished exactly once, whatever happens, and then leaves its record with the call."""
+
+    __slots__ = (
+        "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_token_us", "judge", "probe", "reply",
+        "started_ns", "started_us", "status", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, candidate: Candidate, *, metrics: ProxyMetrics, tokens_per_s: float) -> None:
+        """tokens_per_s: the assumed speed of an upstream that never said what it used."""
+        self._finished = False
+        self._metrics = metrics
+        self._tokens_per_s = tokens_per_s
+        self.call = call
+        self.candidate = candidate
+        self.started_us = time.time_ns() // 1000
+        self.started_ns = time.monotonic_ns()
+        self.status = 0
+        self.first_token_us = 0
+        self.events = 0
+        self.tokens: Tokens | None = None  # None: the upstream has not said
+        self.reply: Reply | None = None
+        self.probe = False
+        self.judge: Judge | None = None
+
+    def content_seen(self) -> None:
+        """The first content has come: from here on the call is committed to this try."""
+        now_ns = time.monotonic_ns()
+        self.first_token_us = (now_ns - self.started_ns) // 1000
+        self.call.first_token_us = (now_ns - self.call.started_ns) // 1000
+
+    def finish(self, error: AttemptError) -> None:
+        """Ends the try; safe to call again, only the first time counts."""
+        if self._finished:
+            return
+        self._finished = True
+        elapsed_ns = time.monotonic_ns() - self.started_ns
+        deployment = self.candidate.deployment
+        tokens, known = self._billed(error, elapsed_ns / 1e9)
+        cost, state, version = meter.priced(tokens, deployment)
+        if not known and state is CostState.FINAL:
+            state = CostState.ESTIMATED
+        record = AttemptRecord(
+            deployment=deployment.id,
+            upstream=deployment.upstream,
+            model=deployment.model,
+            started_us=self.started_us,
+            latency_us=elapsed_ns // 1000,
+            first_token_us=self.first_token_us,
+            status=self.status,
+            error=error,
+            tokens=tokens,
+            cost_nanousd=cost,
+            cost_state=state,
+            price_version=version,
+            probe=self.probe,
+        )
+        self.call.attempts.append(record)
+        self._metrics.attempt_finished(record)
+        if self.reply is not None:
+            self.reply.tokens = tokens
+            self.reply.usage_known = known
+        if self.judge is not None:
+            latency_us = self.first_token_us or record.latency_us
+            self.judge.report(error, latency_s=latency_us / 1e6, probe=self.probe)
+
+    def _billed(self, error: AttemptError, elapsed_s: float) -> tuple[Tokens, bool]:
+        """The tokens of this try and whether the upstream said so itself."""
+        if self.tokens is not None:
+            return self.tokens, True
+        if error in _UNBILLED and not self.events:
+            return NO_TOKENS, True
+        estimate = meter.estimated_tokens(
+            self.call,
+            self.candidate.deployment,
+            events=self.events,
+            elapsed_s=elapsed_s,
+            tokens_per_s=self._tokens_per_s,
+        )
+        return estimate, False
+
+
+def error_of(status: int, code: str) -> AttemptError:
+    """What an upstream's error status means for its deployment; code: of the error body, may be empty."""
+    if status in (402, 429) and (status == 402 or code in _QUOTA_CODES):
+        return AttemptError.QUOTA
+    if status == 429:
+        return AttemptError.STATUS_429
+    if status in _MISSING:
+        return AttemptError.AUTH
+    if status >= 500 or status == 408:
+        return AttemptError.STATUS_5XX
+    if status >= 400:
+        return AttemptError.REJECTED
+    return AttemptError.NONE if status >= 200 and status < 300 else AttemptError.MALFORMED
+
+
+def error_of_event(event: bytes) -> tuple[AttemptError, str]:
+    """What an error event inside a stream means, and its message."""
+    _, _, data = event.strip().partition(b"data:")
+    code, message = openai.read_error(data.strip())
+    if code in _QUOTA_CODES:
+        return AttemptError.QUOTA, message
+    if "rate_limit" in code or code == "429":
+        return AttemptError.STATUS_429, message
+    return AttemptError.STATUS_5XX, message

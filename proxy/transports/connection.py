@@ -1,0 +1,296 @@
+"""One keep-alive HTTP/1.1 connection to an upstream: a protocol on asyncio and httptools, one exchange at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import Enum
+
+import httptools
+
+from proxy.call import Headers
+
+_WRITE_JOINED_MAX = 64 * 1024  # up to here, head and body go out as one buffer
+
+
+class Failure(Enum):
+    """Why an exchange could not go on."""
+
+    CLOSED = "closed"  # the upstream closed the connection before its answer was whole
+    TIMED_OUT = "timed_out"
+    MALFORMED = "malformed"  # not HTTP, or larger than allowed
+
+
+class ConnectionFailed(Exception):
+    """An exchange that could not go on; carries the reason and whether any byte of an answer had come."""
+
+    def __init__(self, failure: Failure, message: str, *, answered: bool) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.answered = answered
+
+
+class Connection(asyncio.Protocol):
+    """Sends one request at a time and reads its answer, as a stream or whole.
+
+    Waiting is bounded by `expire_at`, which costs no task and, while connections are reused, hardly ever a timer: the timer that
+    is armed looks at the time when it fires and is armed again for what is left.
+
+    on_closed: called once when the connection is gone, whoever closed it.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        header_bytes_max: int,
+        high_water_bytes: int,
+        on_closed: Callable[[Connection], None],
+    ) -> None:
+        self._loop = loop
+        self._header_bytes_max = header_bytes_max
+        self._high_water_bytes = high_water_bytes
+        self._on_closed = on_closed
+        self._on_complete: Callable[[Connection], None] | None = None
+        self._tail: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._expires = 0.0
+        self._paused = False
+        self._busy = False
+        self.closed = False
+        self.idle_since = 0.0
+        self.uses = 0
+        self._reset(0)
+
+    def _reset(self, body_bytes_max: int) -> None:
+        self._body_bytes_max = body_bytes_max
+        self._body_bytes = 0
+        self._header_bytes = 0
+        self._framed = False  # its length is known from the head; otherwise it lasts until the connection closes
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._error: ConnectionFailed | None = None
+        self.status = 0
+        self.headers: Headers = []
+        self.head_done = False
+        self.complete = False
+        self.answered = False
+        self.keep_alive = False
+
+    # what the transport above uses
+
+    def start(self, head: bytes, body: bytes, *, body_bytes_max: int) -> None:
+        """Sends a request. The answer's body may have at most body_bytes_max bytes; 0: a stream, held by back-pressure."""
+        assert self._transport is not None and not self._busy, "a connection carries one exchange at a time"  # noqa: S101, PT018
+        self._reset(body_bytes_max)
+        self._busy = True
+        self.uses += 1
+        if len(body) <= _WRITE_JOINED_MAX:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    def stream_body(self) -> None:
+        """From here on the body is read as a stream: bounded by back-pressure, not by its size."""
+        self._body_bytes_max = 0
+        self._hold_back()
+
+    async def wait_head(self) -> None:
+        """Waits for status and headers. Raises ConnectionFailed."""
+        while not self.head_done:
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """What has come since the last read; b"" at the end of the body. Cancelling loses nothing. Raises ConnectionFailed."""
+        while not self._parts:
+            if self.complete:
+                return b""
+            await self._wait()
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts = []
+        self._parts_bytes = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def read_all(self) -> bytes:
+        """The whole body. Raises ConnectionFailed."""
+        while not self.complete:
+            await self._wait()
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether a read would return at once."""
+        return bool(self._parts) or self.complete
+
+    def expire_at(self, at: float) -> None:
+        """Waiting fails at this time (monotonic seconds); it does not run while nobody waits."""
+        self._expires = at
+        if self._timer is None:
+            self._arm(at)
+        elif at < self._timer_at:
+            self._timer.cancel()
+            self._arm(at)
+
+    def when_complete(self, then: Callable[[Connection], None], *, within_s: float) -> None:
+        """Calls `then` as soon as the rest of the answer, which nobody reads any more, has come; gives up if it does not."""
+        self._on_complete = then
+        self._tail = self._loop.call_later(within_s, self.abort)
+
+    def finish(self) -> bool:
+        """Ends the exchange; True if the connection can carry another one."""
+        self._busy = False
+        self._on_complete = None
+        self._parts = []
+        if self._tail is not None:
+            self._tail.cancel()
+            self._tail = None
+        return self.complete and self.keep_alive and not self.closed
+
+    def abort(self) -> None:
+        """Closes the connection now; safe to call twice."""
+        if self._transport is not None and not self.closed:
+            self._transport.abort()
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone; a body that lasts until then is whole."""
+        self.closed = True
+        self._parser = None
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._tail is not None:
+            self._tail.cancel()
+            self._tail = None
+        if self._busy and not self.complete and self._error is None:
+            if exc is None and self.head_done and not self._framed:
+                self.complete = True
+            else:
+                self._error = ConnectionFailed(
+                    Failure.CLOSED, "the upstream closed the connection", answered=self.answered
+                )
+        self._wake()
+        self._on_closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the answer."""
+        if not self._busy or self._parser is None:
+            self.abort()  # an answer to nothing
+            return
+        self.answered = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Failure.MALFORMED, f"the upstream's answer is not valid HTTP: {error}")
+        if self._paused is False:
+            self._hold_back()
+        self._wake()
+        if self.complete and self._on_complete is not None:
+            self._on_complete(self)
+
+    # what the parser calls
+
+    def on_message_begin(self) -> None:
+        """A new answer begins; after a complete one it answers nothing."""
+        if self.complete:
+            self.keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, also of an interim answer; trailers are not kept."""
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > self._header_bytes_max:
+            self._fail(Failure.MALFORMED, f"the upstream's headers are larger than {self._header_bytes_max} bytes")
+        elif not self.head_done:
+            name = name.lower()
+            if name in (b"content-length", b"transfer-encoding"):
+                self._framed = True
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole, unless it is that of an interim answer (1xx), which is passed over."""
+        assert self._parser is not None  # noqa: S101
+        status: int = self._parser.get_status_code()
+        if status >= 200:
+            self.status = status
+            self.head_done = True
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        if self.complete:
+            return
+        self._parts.append(body)
+        self._parts_bytes += len(body)
+        self._body_bytes += len(body)
+        if self._body_bytes_max and self._body_bytes > self._body_bytes_max:
+            self._fail(Failure.MALFORMED, f"the upstream's answer is larger than {self._body_bytes_max} bytes")
+
+    def on_message_complete(self) -> None:
+        """The answer is whole."""
+        if not self.head_done:  # an interim one
+            self.headers = []
+            self._framed = False
+            return
+        if not self.complete and self._parser is not None:
+            self.complete = True
+            self.keep_alive = self._parser.should_keep_alive()
+
+    # below
+
+    async def _wait(self) -> None:
+        self._raise_failure()
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if not self._parts:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _hold_back(self) -> None:
+        """Stops reading from the socket while a stream's reader is behind."""
+        if self._parts_bytes > self._high_water_bytes and not self._body_bytes_max and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _fail(self, failure: Failure, message: str) -> None:
+        if self._error is None:
+            self._error = ConnectionFailed(failure, message, answered=self.answered)
+        self._wake()
+        self.abort()
+
+    def _arm(self, at: float) -> None:
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(0.0, at - time.monotonic()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._expires - time.monotonic() > 0.001:  # the loop's own resolution
+            self._arm(self._expires)
+        else:
+            self._fail(Failure.TIMED_OUT, "the upstream did not answer in time")

@@ -1,0 +1,227 @@
+"""One try over HTTP/1.1: the request as the upstream wants it, its answer whole or as a stream that has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+
+from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.records import AttemptError
+from controlplane.contract.snapshot import Upstream
+from proxy.call import Call, Headers, Reply
+from proxy.dialects import openai
+from proxy.dialects.openai_stream import StreamScanner
+from proxy.metrics import ProxyMetrics
+from proxy.runtime import Candidate, Endpoint
+from proxy.transports.attempt import Attempt, AttemptFailed, error_of
+from proxy.transports.connection import Connection, ConnectionFailed, Failure
+from proxy.transports.pool import Pool, PoolExhausted
+from proxy.transports.upstream_stream import UpstreamStream
+
+# The client's own headers that an upstream may see. Everything else stays here, above all credentials and cookies.
+_FORWARDED = (
+    b"traceparent",
+    b"tracestate",
+    b"openai-organization",
+    b"openai-project",
+    b"openai-beta",
+    b"idempotency-key",
+)
+# An upstream's headers that the client may see.
+_RETURNED = frozenset((b"content-type", b"x-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry"))
+_RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-")
+_RETRY_AFTER_S_MAX = 86_400.0
+
+
+class HttpTransport:
+    """Makes tries over pooled connections, one pool for each host and port; pools outlive snapshots."""
+
+    def __init__(self, settings: ProxySettings, metrics: ProxyMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._pools: dict[tuple[str, int, bool], Pool] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def send(self, attempt: Attempt) -> Reply:
+        """A complete reply, or a stream whose first content has come. Raises AttemptFailed."""
+        candidate = attempt.candidate
+        endpoint = candidate.endpoint
+        if endpoint is None or endpoint.missing:
+            reason = "no endpoint" if endpoint is None else endpoint.missing
+            raise AttemptFailed(AttemptError.AUTH, f"upstream {candidate.upstream.id} has no credential: {reason}")
+        head, body = _request_of(attempt.call, candidate, endpoint)
+        pool = self._pool(endpoint, candidate.upstream)
+        began_ns = time.monotonic_ns()
+        try:
+            return await self._exchange(attempt, pool, head, body)
+        finally:
+            attempt.call.waited_ns += time.monotonic_ns() - began_ns
+
+    async def aclose(self) -> None:
+        """Closes every connection; safe to call twice."""
+        for pool in self._pools.values():
+            pool.abort()
+
+    async def _exchange(self, attempt: Attempt, pool: Pool, head: bytes, body: bytes) -> Reply:
+        """Sends and reads the answer; once more over a fresh connection if a kept one turned out to be closed."""
+        connection = pool.take_idle()
+        if connection is not None:
+            try:
+                return await self._answer(attempt, pool, connection, head, body)
+            except ConnectionFailed as failure:
+                if failure.failure is not Failure.CLOSED or failure.answered:
+                    raise _as_failed(failure, attempt) from failure
+        connection = await self._connect(attempt, pool, fresh=connection is not None)
+        try:
+            return await self._answer(attempt, pool, connection, head, body)
+        except ConnectionFailed as failure:
+            raise _as_failed(failure, attempt) from failure
+
+    async def _connect(self, attempt: Attempt, pool: Pool, *, fresh: bool) -> Connection:
+        upstream = attempt.candidate.upstream
+        left_s = attempt.call.deadline - time.monotonic()
+        try:
+            return await pool.acquire(timeout_s=min(upstream.connect_timeout_s, left_s), fresh=fresh)
+        except PoolExhausted as error:
+            self._metrics.bound_hit("upstream_connections_max")
+            raise AttemptFailed(AttemptError.CONNECT, str(error)) from error
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            expired = isinstance(error, TimeoutError) and left_s < upstream.connect_timeout_s
+            kind = AttemptError.DEADLINE if expired else AttemptError.CONNECT
+            reason = "timed out" if isinstance(error, TimeoutError) else str(error)
+            raise AttemptFailed(kind, f"cannot connect to upstream {upstream.id}: {reason}") from error
+
+    async def _answer(self, attempt: Attempt, pool: Pool, connection: Connection, head: bytes, body: bytes) -> Reply:
+        """One exchange; the connection goes back to its pool, to the stream, or is closed. Raises ConnectionFailed."""
+        call, upstream = attempt.call, attempt.candidate.upstream
+        streaming = False
+        try:
+            if connection.closed:
+                raise ConnectionFailed(Failure.CLOSED, "the upstream closed the connection", answered=False)
+            connection.start(head, body, body_bytes_max=self._settings.reply_bytes_max)
+            connection.expire_at(min(call.deadline, time.monotonic() + upstream.first_byte_timeout_s))
+            await connection.wait_head()
+            attempt.status = connection.status
+            headers, content_type = _returned(connection.headers)
+            view = call.view
+            if connection.status == 200 and view is not None and content_type.startswith(b"text/event-stream"):
+                streaming = True
+                reply = await self._open_stream(attempt, pool, connection, headers)
+            else:
+                if not connection.complete:
+                    connection.expire_at(min(call.deadline, time.monotonic() + upstream.idle_timeout_s))
+                reply = self._complete(attempt, headers, await connection.read_all())
+            return reply
+        finally:
+            if not streaming:
+                pool.release(connection)
+
+    async def _open_stream(self, attempt: Attempt, pool: Pool, connection: Connection, headers: Headers) -> Reply:
+        view = attempt.call.view
+        scanner = StreamScanner(
+            hide_usage=view is None or not view.include_usage, event_bytes_max=self._settings.stream_event_bytes_max
+        )
+        connection.stream_body()
+        stream = UpstreamStream(attempt, pool, connection, scanner, timeout_s_max=self._settings.timeout_s_max)
+        reply = Reply(200, headers, stream=stream)
+        reply.deployment = attempt.candidate.deployment.id
+        reply.model = attempt.candidate.deployment.model
+        attempt.reply = reply
+        await stream.open()
+        return reply
+
+    def _complete(self, attempt: Attempt, headers: Headers, body: bytes) -> Reply:
+        """A reply that is all there. Raises AttemptFailed if it is an error or makes no sense."""
+        status = attempt.status
+        reply = Reply(status, headers, body=body)
+        reply.deployment = attempt.candidate.deployment.id
+        reply.model = attempt.candidate.deployment.model
+        if not 200 <= status < 300:
+            code, message = openai.read_error(body)
+            raise AttemptFailed(
+                error_of(status, code),
+                message or f"upstream {attempt.candidate.upstream.id} answered with status {status}",
+                reply=reply,
+                retry_after_s=_retry_after_s(headers),
+            )
+        try:
+            attempt.tokens, reply.finish_reason = openai.read_reply(body)
+        except openai.Malformed as error:
+            raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
+        reply.complete = True
+        attempt.reply = reply
+        attempt.finish(AttemptError.NONE)
+        return reply
+
+    def _pool(self, endpoint: Endpoint, upstream: Upstream) -> Pool:
+        key = (endpoint.host, endpoint.port, endpoint.tls)
+        pool = self._pools.get(key)
+        if pool is None:
+            if endpoint.tls and self._tls is None:
+                self._tls = ssl.create_default_context()
+            pool = self._pools[key] = Pool(
+                asyncio.get_running_loop(),
+                host=endpoint.host,
+                port=endpoint.port,
+                tls=self._tls if endpoint.tls else None,
+                connections_max=upstream.connections_max,
+                header_bytes_max=self._settings.header_bytes_max,
+                high_water_bytes=self._settings.stream_buffer_bytes,
+            )
+        return pool
+
+
+def _request_of(call: Call, candidate: Candidate, endpoint: Endpoint) -> tuple[bytes, bytes]:
+    """Head and body of the upstream's request; the body is the client's own unless it must say something else."""
+    view, body, model = call.view, call.body, candidate.deployment.model
+    if view is not None:
+        include_usage = view.stream and not view.include_usage
+        ceiling = call.output_ceiling
+        if include_usage or view.ambiguous or ceiling is not None or view.model != model:
+            body = openai.rewritten(body, model=model, include_usage=include_usage, output_ceiling=ceiling)
+    extra = b""
+    headers = call.headers
+    for name in _FORWARDED:
+        value = headers.get(name)
+        if value is not None:
+            extra += b"%b: %b\r\n" % (name, value)
+    return b"%b%bcontent-length: %d\r\n\r\n" % (endpoint.heads[call.operation], extra, len(body)), body
+
+
+def _returned(headers: Headers) -> tuple[Headers, bytes]:
+    """An upstream's headers as the client may see them, and their content type."""
+    kept: Headers = []
+    content_type = b""
+    for header in headers:
+        name = header[0]
+        if name in _RETURNED or name.startswith(_RETURNED_PREFIXES):
+            kept.append(header)
+            if name == b"content-type":
+                content_type = header[1]
+    return kept, content_type
+
+
+def _retry_after_s(headers: Headers) -> float:
+    """Seconds that the upstream wants us to wait; 0.0 if it does not say or says it as a date."""
+    for name, value in headers:
+        if name == b"retry-after":
+            try:
+                return min(max(float(value), 0.0), _RETRY_AFTER_S_MAX)
+            except ValueError:
+                return 0.0
+    return 0.0
+
+
+def _as_failed(failure: ConnectionFailed, attempt: Attempt) -> AttemptFailed:
+    """An exchange that could not go on, in the words of a try."""
+    name = attempt.candidate.upstream.id
+    if failure.failure is Failure.TIMED_OUT:
+        if time.monotonic() >= attempt.call.deadline - 0.002:
+            return AttemptFailed(AttemptError.DEADLINE, f"upstream {name} did not answer before the call's deadline")
+        kind = AttemptError.IDLE_TIMEOUT if failure.answered else AttemptError.FIRST_BYTE_TIMEOUT
+        return AttemptFailed(kind, f"upstream {name} did not answer in time")
+    if failure.failure is Failure.MALFORMED:
+        return AttemptFailed(AttemptError.MALFORMED, f"upstream {name}: {failure}")
+    kind = AttemptError.TRUNCATED if failure.answered else AttemptError.CONNECT
+    return AttemptFailed(kind, f"upstream {name} closed the connection")

@@ -1,0 +1,158 @@
+"""An upstream's event stream as the client gets it: opened at its first content, metered on the way, ended exactly once."""
+
+from __future__ import annotations
+
+import time
+
+from controlplane.contract.records import AttemptError, Outcome
+from proxy.call import StreamBroken
+from proxy.dialects.openai import Malformed
+from proxy.dialects.openai_stream import StreamScanner
+from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event
+from proxy.transports.connection import Connection, ConnectionFailed, Failure
+from proxy.transports.pool import Pool
+
+_TAIL_S = 1.0  # how long the last bytes behind the protocol's end may take before the connection is given up
+
+
+class UpstreamStream:
+    """The chunks of one try. Before the first content it may fail as a try; after it, only as a broken stream."""
+
+    __slots__ = ("_attempt", "_connection", "_ended", "_expires", "_opened", "_pool", "_ready", "_scanner")
+
+    def __init__(
+        self, attempt: Attempt, pool: Pool, connection: Connection, scanner: StreamScanner, *, timeout_s_max: float
+    ) -> None:
+        self._attempt = attempt
+        self._pool = pool
+        self._connection = connection
+        self._scanner = scanner
+        self._expires = time.monotonic() + timeout_s_max
+        self._ready = b""
+        self._opened = False
+        self._ended = False
+
+    async def open(self) -> None:
+        """Reads up to the first content and holds it back: whatever fails here can still be tried elsewhere.
+
+        Raises AttemptFailed.
+        """
+        attempt, scanner, connection = self._attempt, self._scanner, self._connection
+        expires = attempt.started_ns / 1e9 + attempt.candidate.upstream.first_byte_timeout_s
+        connection.expire_at(min(expires, attempt.call.deadline))
+        held: list[bytes] = []
+        try:
+            while not (scanner.content_seen or scanner.done):
+                data = await connection.read()
+                held.append(scanner.feed(data) if data else scanner.finish())
+                self._check_beginning(ended=not data)
+        except Malformed as error:
+            self.close()
+            raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
+        except ConnectionFailed as failure:
+            self.close()
+            raise _before_content(failure, attempt) from failure
+        except BaseException:
+            self.close()
+            raise
+        self._opened = True
+        if scanner.content_seen:
+            attempt.content_seen()
+        self._ready = b"".join(held)
+
+    def _check_beginning(self, *, ended: bool) -> None:
+        """Raises AttemptFailed if the upstream sent an error, or its end, before any content."""
+        scanner = self._scanner
+        if scanner.error_event:
+            error, message = error_of_event(scanner.error_event)
+            raise AttemptFailed(error, message or "the upstream sent an error instead of an answer")
+        if ended and not (scanner.content_seen or scanner.done):
+            raise AttemptFailed(AttemptError.TRUNCATED, "the upstream ended its stream before any content")
+
+    async def read(self) -> bytes:
+        """The next whole events; b"" at the protocol's end. Raises StreamBroken."""
+        if self._ready:
+            ready, self._ready = self._ready, b""
+            return ready
+        scanner, connection = self._scanner, self._connection
+        try:
+            while True:
+                if scanner.done:
+                    self._end(AttemptError.NONE)
+                    return b""
+                if scanner.error_event:
+                    raise self._broken(*error_of_event(scanner.error_event), event=scanner.error_event)
+                if not connection.has_data:
+                    idle_s = self._attempt.candidate.upstream.idle_timeout_s
+                    connection.expire_at(min(self._expires, time.monotonic() + idle_s))
+                data = await connection.read()
+                shown = scanner.feed(data) if data else scanner.finish()
+                if shown:
+                    return shown
+                if not data and not scanner.done and not scanner.error_event:
+                    raise self._broken(AttemptError.TRUNCATED, "the upstream ended its stream too early")
+        except Malformed as error:
+            raise self._broken(AttemptError.MALFORMED, str(error)) from error
+        except ConnectionFailed as failure:
+            raise self._broken(*_after_content(failure)) from failure
+
+    def close(self) -> None:
+        """Gives the upstream connection up; a stream that has not ended was cancelled. Safe to call twice."""
+        if self._ended:
+            return
+        if self._opened:
+            self._end(AttemptError.NONE if self._scanner.done else AttemptError.CANCELLED)
+        else:  # whoever opens it says how the try ended
+            self._ended = True
+            self._tell()
+            self._give_up()
+
+    def _broken(self, error: AttemptError, message: str, *, event: bytes = b"") -> StreamBroken:
+        self._end(error)
+        timed_out = error is AttemptError.IDLE_TIMEOUT
+        text = message or "the upstream's stream broke"
+        return StreamBroken(Outcome.TIMED_OUT if timed_out else Outcome.BROKEN_STREAM, text, event=event)
+
+    def _end(self, error: AttemptError) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._tell()
+        if self._attempt.reply is not None:
+            self._attempt.reply.complete = error is AttemptError.NONE
+        self._attempt.finish(error)
+        self._give_up()
+
+    def _tell(self) -> None:
+        """Hands what the scanner learned to the try and its reply."""
+        attempt, scanner = self._attempt, self._scanner
+        attempt.events = scanner.events
+        attempt.tokens = scanner.tokens
+        if attempt.reply is not None:
+            attempt.reply.finish_reason = scanner.finish_reason
+
+    def _give_up(self) -> None:
+        """The connection goes back to its pool if its answer is whole, or as soon as it is."""
+        connection, pool = self._connection, self._pool
+        if self._scanner.done and not connection.complete and not connection.closed:
+            connection.when_complete(pool.release, within_s=_TAIL_S)
+        else:
+            pool.release(connection)
+
+
+def _before_content(failure: ConnectionFailed, attempt: Attempt) -> AttemptFailed:
+    if failure.failure is Failure.TIMED_OUT:
+        if time.monotonic() >= attempt.call.deadline - 0.002:
+            return AttemptFailed(AttemptError.DEADLINE, "no content came before the call's deadline")
+        return AttemptFailed(AttemptError.FIRST_BYTE_TIMEOUT, "no content came in time")
+    if failure.failure is Failure.MALFORMED:
+        return AttemptFailed(AttemptError.MALFORMED, str(failure))
+    return AttemptFailed(AttemptError.TRUNCATED, "the upstream closed the connection before any content")
+
+
+def _after_content(failure: ConnectionFailed) -> tuple[AttemptError, str]:
+    if failure.failure is Failure.TIMED_OUT:
+        return AttemptError.IDLE_TIMEOUT, "the upstream's stream stood still for too long"
+    if failure.failure is Failure.MALFORMED:
+        return AttemptError.MALFORMED, str(failure)
+    return AttemptError.TRUNCATED, "the upstream closed the connection in the middle of its stream"
