@@ -1,0 +1,236 @@
+"""What a valid configuration may still lack: an onboarding lint, with what to do about each finding.
+
+`load` refuses what is wrong; this names what will disappoint: a route with nowhere to fail over to, a model without a price, a tenant
+without a budget. Pure but for looking up secrets, which the caller may leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+import msgspec
+
+from controlplane.catalog.bind import Bound
+from controlplane.catalog.compile import Prices, price_of
+from controlplane.catalog.file import ConfigFile, ModelEntry
+from controlplane.contract.snapshot import Unpriced, Window
+from controlplane.errors import SecretUnavailable
+from controlplane.secrets import resolve
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+class Severity(StrEnum):
+    """How bad it is."""
+
+    ERROR = "error"  # calls will fail
+    WARNING = "warning"  # something that was promised will not hold
+    ADVICE = "advice"  # it works; it could work better
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing to know about a configuration. rule: a stable name; todo: what to do about it."""
+
+    severity: Severity
+    rule: str
+    file: str
+    line: int
+    message: str
+    todo: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.severity}: {self.message}; {self.todo} [{self.rule}]"
+
+
+def check(bound: Bound[ConfigFile], prices: Prices, *, environ: Mapping[str, str] | None = None) -> list[Finding]:
+    """All findings, in the order of the file.
+
+    environ: where the `env:` references of this configuration are looked up; None: references are not looked up at all, since they
+    are meant for another machine or another user.
+    """
+    findings = [*_routes(bound), *_unpriced(bound, prices), *_upstreams(bound), *_tenants(bound), *_server(bound)]
+    if environ is not None:
+        findings += _secrets(bound, environ)
+    return sorted(findings, key=lambda finding: finding.line)
+
+
+def _finding(
+    bound: Bound[ConfigFile], severity: Severity, rule: str, message: str, todo: str, *place: str | int
+) -> Finding:
+    return Finding(severity, rule, bound.file, bound.line(*place), message, todo)
+
+
+def _routes(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Nothing to serve, and routes that an outage of one upstream takes down."""
+    config = bound.value
+    if not config.models:
+        yield _finding(
+            bound,
+            Severity.WARNING,
+            "no-models",
+            "there are no models, so every call is refused",
+            "add one under `models`",
+            "models",
+        )
+    for m, model in enumerate(config.models):
+        place = ("models", m)
+        if len(model.deployments) == 1:
+            todo = "add a second deployment at another upstream"
+            yield _finding(
+                bound, Severity.WARNING, "no-failover", f"`{model.name}` has nowhere to fail over to", todo, *place
+            )
+        elif len({entry.upstream for entry in model.deployments}) == 1:
+            message = f"all deployments of `{model.name}` are at one upstream, whose outage takes the model down"
+            yield _finding(
+                bound, Severity.ADVICE, "one-upstream", message, "add a deployment at another upstream", *place
+            )
+        if len(model.deployments) > 1 and model.attempts_max == 1:
+            message = f"`{model.name}` has several deployments but only one attempt, so no call ever fails over"
+            yield _finding(bound, Severity.WARNING, "one-attempt", message, "set `attempts_max` to 2 or more", *place)
+        yield from _deadline(bound, model, m)
+
+
+def _deadline(bound: Bound[ConfigFile], model: ModelEntry, m: int) -> Iterator[Finding]:
+    """A first attempt that may use up the whole deadline leaves no time for a second one."""
+    upstreams = {entry.name: entry for entry in bound.value.upstreams}
+    if len(model.deployments) < 2:
+        return
+    first = min(model.deployments, key=lambda entry: entry.order)
+    wait_s = upstreams[first.upstream].first_byte_timeout_s
+    if wait_s >= model.timeout_s:
+        message = f"`{model.name}` gives up after {model.timeout_s:g} s, but its upstream may be silent for {wait_s:g} s first"
+        todo = f"set `first_byte_timeout_s` of `{first.upstream}` well below `timeout_s`"
+        yield _finding(bound, Severity.WARNING, "no-time-to-fail-over", message, todo, "models", m)
+
+
+def _unpriced(bound: Bound[ConfigFile], prices: Prices) -> Iterator[Finding]:
+    """Models without a price: money budgets do not see their calls."""
+    config = bound.value
+    refused = any(tenant.unpriced is Unpriced.REFUSE for tenant in config.tenants)
+    seen: set[str] = set()
+    for m, model in enumerate(config.models):
+        for d, entry in enumerate(model.deployments):
+            if entry.deployment_id in seen or price_of(entry, config.prices, prices) is not None:
+                continue
+            seen.add(entry.deployment_id)
+            effect = (
+                "tenants with `unpriced: refuse` cannot call it" if refused else "its calls count in no money budget"
+            )
+            todo = f"add `{entry.model}: {{input: ..., output: ...}}` under `prices`, in US dollars per million tokens"
+            message = f"there is no price for `{entry.deployment_id}`, so {effect}"
+            yield _finding(bound, Severity.WARNING, "unpriced", message, todo, "models", m, "deployments", d)
+
+
+def _upstreams(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Upstreams nobody uses, keys that travel in the clear, and addresses that lack their `/v1`."""
+    config = bound.value
+    used = {entry.upstream for model in config.models for entry in model.deployments}
+    for u, upstream in enumerate(config.upstreams):
+        place = ("upstreams", u)
+        if upstream.name not in used:
+            yield _finding(
+                bound,
+                Severity.ADVICE,
+                "unused-upstream",
+                f"no model uses `{upstream.name}`",
+                "use it, or remove it",
+                *place,
+            )
+        parts = urlsplit(upstream.base_url)
+        local = (parts.hostname or "") in _LOOPBACK
+        if parts.scheme == "http" and upstream.credential is not None and not local:
+            message = f"the credential of `{upstream.name}` travels unencrypted"
+            yield _finding(
+                bound, Severity.WARNING, "clear-text", message, "use https in `base_url`", *place, "base_url"
+            )
+        if upstream.credential is None and not local:
+            message = f"`{upstream.name}` has no credential"
+            yield _finding(
+                bound, Severity.ADVICE, "no-credential", message, "add `credential: env:NAME` if it wants one", *place
+            )
+        if not parts.path.strip("/"):
+            message = f"`base_url` of `{upstream.name}` has no path, and `/chat/completions` is put right behind it"
+            yield _finding(
+                bound,
+                Severity.WARNING,
+                "no-v1",
+                message,
+                "most providers want it to end with `/v1`",
+                *place,
+                "base_url",
+            )
+
+
+def _tenants(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Nobody to serve, and tenants whose spend nothing stops."""
+    config = bound.value
+    if not config.tenants:
+        yield _finding(
+            bound,
+            Severity.WARNING,
+            "no-tenants",
+            "there are no tenants, so no key can be made",
+            "add one under `tenants`",
+            "tenants",
+        )
+    for t, tenant in enumerate(config.tenants):
+        place = ("tenants", t)
+        if not tenant.budgets and tenant.limits.tokens_per_minute is None:
+            message = f"nothing bounds what `{tenant.name}` can spend"
+            yield _finding(
+                bound, Severity.ADVICE, "no-budget", message, "add `budgets: [{usd: 50, window: month}]`", *place
+            )
+        if tenant.models == ():
+            message = f"`{tenant.name}` may use no model"
+            yield _finding(
+                bound,
+                Severity.WARNING,
+                "no-models-allowed",
+                message,
+                "list models, or leave `models` out for all",
+                *place,
+            )
+        total = [budget.usd for budget in tenant.budgets if budget.window is Window.TOTAL and budget.usd is not None]
+        for b, budget in enumerate(tenant.budgets):
+            if budget.usd == 0 or (total and budget.usd is not None and budget.usd > min(total)):
+                message = f"budget `{budget.budget_id}` of `{tenant.name}` " + (
+                    "is nothing" if budget.usd == 0 else "is more than its total"
+                )
+                yield _finding(
+                    bound, Severity.WARNING, "odd-budget", message, "is the amount right?", *place, "budgets", b
+                )
+
+
+def _server(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Doors that stand open."""
+    server = bound.value.server
+    if server.door.enabled and server.host not in _LOOPBACK and server.door.password is None:
+        message = "the ClickHouse door has no password, so it answers on the loopback address only"
+        yield _finding(
+            bound, Severity.ADVICE, "door-password", message, "set `server.door.password: env:NAME`", "server", "door"
+        )
+    if server.workers > 1 and server.redis is None:
+        message = f"{server.workers} workers without Redis keep a cache each, and split every limit"
+        yield _finding(
+            bound, Severity.ADVICE, "no-redis", message, "set `server.redis` to share them", "server", "workers"
+        )
+
+
+def _secrets(bound: Bound[ConfigFile], environ: Mapping[str, str]) -> Iterator[Finding]:
+    """References that cannot be resolved here."""
+    config = bound.value
+    references: list[tuple[str, tuple[str | int, ...]]] = [
+        (entry.credential, ("upstreams", u, "credential"))
+        for u, entry in enumerate(config.upstreams)
+        if entry.credential
+    ]
+    references += [(entry.secret, ("alerts", a, "secret")) for a, entry in enumerate(config.alerts) if entry.secret]
+    if config.server.door.password:
+        references.append((config.server.door.password, ("server", "door", "password")))
+    for reference, place in references:
+        try:
+            resolve(reference, environ)
+        except SecretUnavailable as error:
+            yield _finding(bound, Severity.ERROR, "secret", error.message, "calls that need it will fail", *place)
