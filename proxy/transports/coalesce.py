@@ -145,6 +145,7 @@ class Coalesce:
             raise
         head = flight.head
         if in_time and head is not None and head.stream is not None:
+            call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000
             reply = _copy_of(head)
             reply.stream = _Reader(self, flight, call, reply)
             return reply
@@ -371,7 +372,7 @@ class _Reader:
             if head.complete and failure is None:
                 self.call.saved_nanousd = avoided_nanousd(self.call, head.deployment, head.tokens)
         if failure is not None:
-            raise StreamBroken(failure.outcome, str(failure))
+            raise StreamBroken(failure.outcome, str(failure), event=failure.event)  # its own for each reader
         return b""
 
 

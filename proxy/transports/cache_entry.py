@@ -1,0 +1,81 @@
+"""A stored answer and how it lies on disk."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+import msgspec
+
+from controlplane.contract.pricing import NO_TOKENS, Tokens
+
+BLOCK_BYTES = 64 * 1024  # a replayed stream is sent in blocks of about this size
+OVERHEAD_BYTES = 1024  # of an entry in memory, beside its answer
+
+
+class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One complete answer, without anything that belongs to the call which brought it.
+
+    The tenant is kept to be compared at each hit: a second lock behind the key. `tokens` and `nanousd` are what the answer used and cost;
+    a hit saves that much.
+    """
+
+    tenant: str
+    created_us: int
+    ttl_s: int
+    content_type: str
+    body: bytes = b""
+    blocks: tuple[bytes, ...] = ()  # of a stream, whole events each
+    stream: bool = False
+    deployment: str = ""
+    model: str = ""
+    finish_reason: str = ""
+    tokens: Tokens = NO_TOKENS
+    nanousd: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return OVERHEAD_BYTES + len(self.body) + sum(map(len, self.blocks))
+
+    @property
+    def expires_us(self) -> int:
+        """When it may no longer be served."""
+        return self.created_us + self.ttl_s * 1_000_000
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(CacheEntry)
+
+
+def encode_entry(entry: CacheEntry) -> bytes:
+    """The entry with a checksum before it."""
+    payload = _encoder.encode(entry)
+    return zlib.crc32(payload).to_bytes(4, "little") + payload
+
+
+def decode_entry(data: bytes) -> CacheEntry | None:
+    """The entry, or None if a bit of it is not as it was written."""
+    payload = data[4:]
+    if zlib.crc32(payload) != int.from_bytes(data[:4], "little"):
+        return None
+    try:
+        return _decoder.decode(payload)
+    except msgspec.DecodeError:
+        return None
+
+
+def joined(chunks: Iterable[bytes]) -> tuple[bytes, ...]:
+    """The same bytes in few pieces, cut only where a chunk ended."""
+    blocks: list[bytes] = []
+    block: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        block.append(chunk)
+        size += len(chunk)
+        if size >= BLOCK_BYTES:
+            blocks.append(b"".join(block))
+            block, size = [], 0
+    if block:
+        blocks.append(b"".join(block))
+    return tuple(blocks)

@@ -1,0 +1,45 @@
+"""The name of a stored answer: a hash of who asks, how, and the whole request less what cannot change the answer.
+
+The key is the whole canonical body minus a short deny-list, never an allow-list: a field that nobody here has heard of changes the key. The tenant
+comes first and from the virtual key alone, so no two tenants can share an entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+KEY_BYTES = 20
+
+# Top-level fields that only say who asks or for which books. None of them reaches the model.
+IGNORED_FIELDS = (
+    "user",  # end-user id, for the provider's abuse monitoring
+    "metadata",  # labels of a stored completion; often unique for each call
+    "safety_identifier",  # the successor of `user`
+    "prompt_cache_key",  # which machine may hold the prompt's prefix; changes speed, not text
+)
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder(order="sorted").encode
+_PERSON = b"heph-cache-1"  # keys of another meaning of this module never match
+
+
+def cache_key(*, tenant: str, operation: str, alias: str, body: bytes) -> bytes | None:
+    """The key of a request, KEY_BYTES long; None if its body is not a JSON object that can be written again.
+
+    Canonical: names sorted at every level, no white space, strings unescaped, floats in their shortest form. An integer and a
+    float of equal value differ (`1`, `1.0`), which costs at most a miss. Of equal names the last counts.
+    """
+    try:
+        document = _decode(body)
+        if type(document) is not dict:
+            return None
+        for field in IGNORED_FIELDS:
+            if field in document:
+                del document[field]
+        canonical = _encode(document)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    scope = f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}".encode()
+    return hashlib.blake2b(scope + canonical, digest_size=KEY_BYTES, person=_PERSON).digest()
