@@ -109,6 +109,12 @@ class _Binder:
     def expected(self, what: str, node: yaml.Node, place: Place, hint: str = "") -> _Bad:
         """Notes a value of the wrong kind."""
         found = _KIND_NAMES.get(nodes.kind(node), f"a `{nodes.kind(node)}`")
+        if (
+            isinstance(node, yaml.ScalarNode)
+            and nodes.kind(node) in {"int", "float"}
+            and what in {"a whole number", "a number"}
+        ):
+            found = f"`{_shown(node.value)}`"
         return self.wrong(node, f"{_name(place)} must be {what}, not {found}", hint)
 
     def value(
@@ -139,6 +145,7 @@ class _Binder:
     def annotated(self, node: yaml.Node, annotation: Any, place: Place) -> object:  # Any: as above
         """A value with bounds, or with one of the two marks."""
         inner = get_args(annotation)[0]
+        mistakes = len(self.problems)
         marks = {name: mark for meta in _metas(annotation) for name, mark in (meta.extra or {}).items()}
         if nodes.kind(node) == "null" and type(None) in get_args(inner):
             return None
@@ -148,8 +155,8 @@ class _Binder:
             return self.reference(node, place)
         else:
             value = self.value(node, inner, place)
-        if value is _BAD or value is None:
-            return value
+        if value is _BAD or value is None or len(self.problems) > mistakes:
+            return value  # one mistake is told once
         metas = _metas(annotation)
         if (rule := next((rule for meta in metas for rule in _broken(value, meta)), None)) is None:
             return value

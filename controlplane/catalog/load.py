@@ -132,7 +132,7 @@ def _tenants(bound: Bound[ConfigFile]) -> Iterator[Problem]:
         seen: set[str] = set()
         for b, budget in enumerate(tenant.budgets):
             place = ("tenants", t, "budgets", b)
-            if (budget.usd is None) == (budget.tokens is None):
+            if (budget.usd is None) == (budget.tokens is None) and not _already_told(bound, *place):
                 yield bound.problem(
                     f"a budget of tenant `{tenant.name}` needs either `usd` or `tokens`",
                     *place,
@@ -203,6 +203,12 @@ def _retentions(config: ConfigFile) -> Iterator[tuple[tuple[str | int, ...], int
     for t, tenant in enumerate(config.tenants):
         if tenant.payloads is not None:
             yield ("tenants", t, "payloads", "retention_days"), tenant.payloads.retention_days
+
+
+def _already_told(bound: Bound[ConfigFile], *place: str | int) -> bool:
+    """Whether an amount of this budget was written but could not be read: then it is not missing."""
+    lines = {bound.lines[(*place, unit)] for unit in ("usd", "tokens") if (*place, unit) in bound.lines}
+    return any(problem.line in lines for problem in bound.problems)
 
 
 def _sound(bound: Bound[ConfigFile], section: str) -> bool:

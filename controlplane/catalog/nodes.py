@@ -34,9 +34,8 @@ def compose(text: str, file: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = "indent with spaces, not with tabs" if "\\t" in str(error.problem) else ""
-        raise ConfigError.at(
-            file, f"not valid YAML: {error.problem or error.context}", line=mark.line + 1 if mark else 0, hint=hint
-        ) from error
+        told = f"{error.context}, {error.problem}" if str(error.problem).startswith("but ") else error.problem
+        raise ConfigError.at(file, f"not valid YAML: {told}", line=mark.line + 1 if mark else 0, hint=hint) from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError.at(file, f"not valid YAML: {' '.join(str(error).split())[:200]}") from error
 

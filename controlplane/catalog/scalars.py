@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 
 _INTEGER = re.compile(r"[+-]?[0-9][0-9_]{0,24}\Z")
 _NUMBER = re.compile(r"[+-]?(?:[0-9][0-9_]{0,24}(?:\.[0-9_]{0,24})?|\.[0-9]{1,24})(?:[eE][+-]?[0-9]{1,2})?\Z")
@@ -18,6 +18,7 @@ _DURATION_S = {
 }
 _SIZE = re.compile(r"([0-9]{1,15})\s?(B|KiB|MiB|GiB|TiB)\Z")
 _SIZE_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_EXACT = Context(prec=200)  # more digits than the pattern admits: nothing is rounded on the way
 
 
 def integer(text: str) -> int | None:
@@ -48,8 +49,5 @@ def decimal_units(text: str, places: int) -> int | None:
     """A decimal number as an integer of 10**-places, exactly; None when it is no number or has more places than that."""
     if not _NUMBER.match(text):
         return None
-    try:
-        scaled = Decimal(text.replace("_", "")).scaleb(places)
-    except InvalidOperation:  # pragma: no cover - the pattern admits nothing that overflows
-        return None
+    scaled = Decimal(text.replace("_", "")).scaleb(places, _EXACT)
     return int(scaled) if scaled == scaled.to_integral_value() else None
