@@ -172,12 +172,19 @@ class Store:
             result = client.query(sql, parameters=dict(parameters or {}), column_oriented=True)
             return list(result.result_columns)
 
+    def mappings(
+        self, sql: str, parameters: Parameters | None = None, *, text_as_bytes: bool = False
+    ) -> list[dict[str, object]]:
+        """The result of a query, each row by column name. text_as_bytes: text columns hold what is no text."""
+        formats = {"String": "bytes"} if text_as_bytes else None
+        with self.reader() as client, self._watched():
+            result = client.query(sql, parameters=dict(parameters or {}), query_formats=formats)
+            names = result.column_names
+            return [dict(zip(names, row, strict=True)) for row in result.result_rows]
+
     def structs(self, into: type[T], sql: str, parameters: Parameters | None = None) -> list[T]:
         """The result of a query as values of a struct whose fields are named like the columns."""
-        with self.reader() as client, self._watched():
-            result = client.query(sql, parameters=dict(parameters or {}))
-            names = result.column_names
-            rows = [dict(zip(names, row, strict=True)) for row in result.result_rows]
+        rows = self.mappings(sql, parameters)
         return msgspec.convert(rows, list[into])  # type: ignore[valid-type]
 
     def insert(self, table: Table, columns: Sequence[Sequence[object]], *, token: str = "") -> None:
