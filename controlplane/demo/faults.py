@@ -78,7 +78,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     at_s: Seconds = 0.0
     for_s: Seconds | None = None  # None: until it is cleared
     match: FaultMatch = FaultMatch()
-    retry_after_s: Seconds = 1.0  # rate_limited, outage_503 when it was set to something else than 0
+    retry_after_s: Seconds = 1.0  # rate_limited, outage_503; told to the client
     delay_s: Seconds = 5.0  # slow_first_token
     after_chunks: Annotated[int, msgspec.Meta(ge=0)] = 3  # stalled_stream, truncated_stream, malformed_json
     usage: UsageLie = UsageLie.INFLATED  # wrong_usage

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import yaml
 
-from controlplane.demo.faults import Fault, FaultError, Faults, check_fault
+from controlplane.demo.faults import Fault, FaultError, Faults
 from controlplane.demo.provider.http import Connection, Request, whole
 from controlplane.demo.provider.stats import UpstreamStats
 from controlplane.demo.provider.upstream import Upstream
@@ -25,11 +25,18 @@ class Admin:
     """Answers the requests of the administration port; the JSON or YAML of one fault, or of a list of them, sets faults."""
 
     def __init__(
-        self, faults: Faults, upstreams: Sequence[Upstream], *, changed: Callable[[], None], refresh: Callable[[], None]
+        self,
+        faults: Faults,
+        upstreams: Sequence[Upstream],
+        *,
+        check: Callable[[Fault], Fault],
+        changed: Callable[[], None],
+        refresh: Callable[[], None],
     ) -> None:
-        """changed: called after faults were set or cleared. refresh: called before counts are read."""
+        """check: raises FaultError. changed: called after faults were set or cleared. refresh: called before counts are read."""
         self._faults = faults
         self._upstreams = upstreams
+        self._check = check
         self._changed = changed
         self._refresh = refresh
 
@@ -87,13 +94,6 @@ class Admin:
         for fault in faults:
             self._check(fault)
         return [self._faults.add(fault) for fault in faults]
-
-    def _check(self, fault: Fault) -> None:
-        check_known = {"", *(name for upstream in self._upstreams for name in (upstream.name, str(upstream.port)))}
-        if fault.upstream not in check_known:
-            names = ", ".join(f"{upstream.name} ({upstream.port})" for upstream in self._upstreams)
-            raise FaultError(f"there is no upstream '{fault.upstream}'; there are: {names}")
-        check_fault(fault)
 
     def _on_stats(self, *, reset: bool) -> dict[str, UpstreamStats]:
         self._refresh()

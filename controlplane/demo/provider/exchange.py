@@ -168,11 +168,9 @@ class StreamReply:
         self._timer = None
         steps = self._answer.steps
         now = self._loop.time()
-        paced = not self._pace.instant
+        per_write = 0 if self._pace.spread else self._per_write
         taken = 0
-        while (
-            self._step < len(steps) and self._due <= now and (paced or not self._per_write or taken < self._per_write)
-        ):
+        while self._step < len(steps) and self._due <= now and (not per_write or taken < per_write):
             self._step += 1
             taken += 1
             self._due += self._pace.between_tokens_s(self._call_number, self._step)
@@ -180,7 +178,7 @@ class StreamReply:
             self._timer = self._loop.call_at(self._due, self._advance)
             return
         until = steps[self._step - 1]
-        if self._cut is not None and until >= self._cut.after_events:
+        if self._cut is not None and (until >= self._cut.after_events or self._step == len(steps)):
             self._write(max(self._sent, min(until, self._cut.after_events)), last=False)
             _cut_off(self._connection, self._settle, self._produced(), close=self._cut.close)
         elif self._step < len(steps):

@@ -25,7 +25,7 @@ _LIMITS = (
 class HeaderWriter:
     """Writes the header blocks of one upstream."""
 
-    def __init__(self, identity: str, limits: Limits, wall: Callable[[], float]) -> None:
+    def __init__(self, identity: str, limits: Limits, now_s: Callable[[], int]) -> None:
         """identity: makes the ids of this upstream its own, the same again for the same seed."""
         digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
         self.organization = f"org-{digest[:24]}"
@@ -33,7 +33,7 @@ class HeaderWriter:
         self._request_id_start = digest[:20].encode()
         self._organization = self.organization.encode()
         self._limits = limits
-        self._wall = wall
+        self._now_s = now_s
         self._second = 0
         self._date = b""
         self._durations: dict[int, bytes] = {}
@@ -75,7 +75,7 @@ class HeaderWriter:
         )
 
     def _now(self) -> bytes:
-        second = int(self._wall())
+        second = self._now_s()
         if second != self._second:
             self._second = second
             self._date = formatdate(second, usegmt=True).encode()

@@ -84,8 +84,21 @@ class Connection(asyncio.Protocol):
     """One client's connection. Requests that arrive while one is being answered wait for their turn."""
 
     __slots__ = (
-        "_body", "_closing", "_connections", "_exchange", "_idle", "_key", "_parser", "_queue", "_refused", "_size", "_transport",
-        "_url", "_writable", "current",
+        "_body",
+        "_closing",
+        "_connections",
+        "_draining",
+        "_exchange",
+        "_idle",
+        "_key",
+        "_parser",
+        "_queue",
+        "_refused",
+        "_size",
+        "_transport",
+        "_url",
+        "_writable",
+        "current",
     )  # fmt: skip
 
     def __init__(self, connections: Connections) -> None:
@@ -96,6 +109,7 @@ class Connection(asyncio.Protocol):
         self._queue: deque[Request | Problem] = deque()
         self._writable = True
         self._closing = False
+        self._draining = False
         self._idle = False
         self._refused = False  # the request being read was refused already
         self._url = b""
@@ -128,8 +142,8 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         if request is not None and not request.keep_alive:
             self.close()
-        elif self._queue:
-            self._next()
+        elif self._queue and not self._draining:
+            self._drain()
 
     def close(self) -> None:
         """Closes after what was written has gone out."""
@@ -212,7 +226,7 @@ class Connection(asyncio.Protocol):
         length = len(name)
         if length == 13 and name.lower() == b"authorization":
             self._key = value
-        elif length == 6 and name.lower() == b"expect" and value.lower() == b"100-continue":
+        elif length == 6 and self.current is None and name.lower() == b"expect" and value.lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -240,7 +254,7 @@ class Connection(asyncio.Protocol):
             query,
             self._key,
             body[0] if len(body) == 1 else b"".join(body),
-            parser.should_keep_alive(),
+            parser.should_keep_alive() and parser.get_method() != b"HEAD",  # whose answers here have a body
             parser.get_http_version() != "1.0",
         )
         if self.current is None:
@@ -262,16 +276,18 @@ class Connection(asyncio.Protocol):
             self._transport.write(answer(problems.server_error(), keep_alive=False))
             self.close()
 
-    def _next(self) -> None:
-        """Serves what waits, one at a time."""
-        if len(self._queue) == self._connections.pipelined_max:
+    def _drain(self) -> None:
+        """Serves what waits, one after the other, until an answer takes time."""
+        self._draining = True
+        while self._queue and self.current is None and not self._closing:
+            waiting = self._queue.popleft()
+            if isinstance(waiting, Problem):
+                self._turn_away(waiting)
+            else:
+                self._serve(waiting)
+        self._draining = False
+        if not self._closing and len(self._queue) < self._connections.pipelined_max:
             self._transport.resume_reading()
-        waiting = self._queue.popleft()
-        if isinstance(waiting, Problem):
-            self._transport.write(answer(waiting, keep_alive=False))
-            self.close()
-        else:
-            self._serve(waiting)
 
     def _refuse(self, problem: Problem) -> None:
         """Answers what cannot be read, after the answers that are due, and closes."""
@@ -279,8 +295,14 @@ class Connection(asyncio.Protocol):
             self._queue.append(problem)
             self._transport.pause_reading()
             return
+        self._turn_away(problem)
+
+    def _turn_away(self, problem: Problem) -> None:
+        """Says what is wrong and reads on without looking until the client closes, so that a reset does not overtake the answer."""
+        self._closing = True
+        self._queue.clear()
         self._transport.write(answer(problem, keep_alive=False))
-        self.close()
+        self._transport.write_eof()
 
 
 def answer(problem: Problem, *, keep_alive: bool, extra: bytes = b"") -> bytes:

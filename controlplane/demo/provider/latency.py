@@ -17,6 +17,7 @@ class Pace:
         self._factors = [draw.lognormvariate(0.0, latency.sigma) for _ in range(_DRAWS)]
         self._first_token_s = latency.first_token_s * latency.scale
         self._between_tokens_s = latency.between_tokens_s * latency.scale
+        self.spread = self._between_tokens_s > 0  # False: all tokens come with the first one
         self.instant = self._first_token_s == 0 and self._between_tokens_s == 0
 
     def first_token_s(self, call_number: int) -> float:

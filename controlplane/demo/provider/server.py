@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import uvloop
 
-from controlplane.demo.faults import Faults
+from controlplane.clock import US_PER_S, Clock, SystemClock
+from controlplane.demo.faults import Fault, FaultError, Faults, check_fault
 from controlplane.demo.provider.admin import Admin
 from controlplane.demo.provider.config import ProviderConfig
 from controlplane.demo.provider.http import Connections, Handler
@@ -31,22 +30,18 @@ class _Gate:
     connections: Connections
     upstream: Upstream
     held: socket.socket
-    server: asyncio.Server | None = None
+    listening: socket.socket | None = None  # None: connections are refused
+    server: asyncio.Server | None = None  # accepts from `listening`
 
 
 class Provider:
     """A simulated provider inside the running loop; `run` is the same as a process of its own."""
 
-    def __init__(
-        self,
-        config: ProviderConfig | None = None,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        """monotonic: the time line of faults and rate limits. wall: the dates in answers."""
+    def __init__(self, config: ProviderConfig | None = None, *, clock: Clock | None = None) -> None:
+        """clock: the time line of faults and rate limits, and the dates in answers; latency is real time always."""
         self.config = config or ProviderConfig()
-        self.faults = Faults((), seed=self.config.seed, now=monotonic)
+        self._clock = clock or SystemClock()
+        self.faults = Faults((), seed=self.config.seed, now=self._clock.monotonic)
         self._inference = Inference(
             seed=self.config.seed,
             answers_bytes_max=self.config.answers_bytes_max,
@@ -58,8 +53,8 @@ class Provider:
                 self.config,
                 faults=self.faults,
                 inference=self._inference,
-                wall=wall,
-                monotonic=monotonic,
+                now_s=self._now_s,
+                monotonic=self._clock.monotonic,
             )
             for upstream in self.config.upstreams
         )
@@ -97,7 +92,7 @@ class Provider:
         return f"http://{self.config.host}:{self.admin_port}"
 
     async def start(self) -> None:
-        """Binds all ports, then serves. Raises OSError when a port is taken."""
+        """Binds all ports, then serves. Raises OSError when a port is taken, FaultError when a scripted fault makes no sense."""
         self._inference.warm()
         try:
             for upstream, wanted in zip(self.upstreams, self.config.upstreams, strict=True):
@@ -105,7 +100,7 @@ class Provider:
                 upstream.port = int(held.getsockname()[1])
                 self._gates.append(_Gate(self._connections(upstream, self.config.connections_max), upstream, held))
             for fault in self.config.faults:
-                self.faults.add(fault)
+                self.faults.add(self._checked(fault))
             await self.reconcile()
             await self._start_admin()
         except BaseException:
@@ -121,7 +116,7 @@ class Provider:
         await asyncio.gather(*tasks, return_exceptions=True)
         gates, self._gates = self._gates, []
         for gate in gates:
-            await _shut(gate)
+            _shut(gate)
             gate.held.close()
         if self._admin is not None:
             self._admin.close()
@@ -132,18 +127,42 @@ class Provider:
 
     async def reconcile(self) -> None:
         """Closes the sockets of upstreams that are to refuse connections and opens the others. Called when time or faults change."""
+        self._switch()
         async with self._reconciling:
             for gate in self._gates:
-                refused = self.faults.refused(upstream=gate.upstream.name, port=gate.upstream.port)
-                if refused and gate.server is not None:
-                    await _shut(gate)
-                elif not refused and gate.server is None:
-                    listening = _bound(self.config.host, gate.upstream.port)
-                    loop = asyncio.get_running_loop()
-                    gate.server = await loop.create_server(gate.connections.make, sock=listening, backlog=BACKLOG)
+                listening = gate.listening
+                if listening is None or gate.server is not None:
+                    continue
+                server = await asyncio.get_running_loop().create_server(
+                    gate.connections.make, sock=listening, backlog=BACKLOG
+                )
+                if gate.listening is listening:
+                    gate.server = server
+                else:  # closed in the meantime
+                    server.close()
+
+    def _switch(self) -> None:
+        """Refuses from now on, or lets the kernel accept until a server takes over; does not wait."""
+        for gate in self._gates:
+            refused = self.faults.refused(upstream=gate.upstream.name, port=gate.upstream.port)
+            if refused and gate.listening is not None:
+                _shut(gate)
+            elif not refused and gate.listening is None:
+                gate.listening = _bound(self.config.host, gate.upstream.port)
+                gate.listening.listen(BACKLOG)
+
+    def _checked(self, fault: Fault) -> Fault:
+        """The fault itself. Raises FaultError when it contradicts itself or addresses an upstream that is not here."""
+        known = {"", *self.ports, *map(str, self.ports.values())}
+        if fault.upstream not in known:
+            names = ", ".join(f"{name} ({port})" for name, port in self.ports.items())
+            raise FaultError(f"there is no upstream '{fault.upstream}'; there are: {names}")
+        return check_fault(fault)
 
     async def _start_admin(self) -> None:
-        admin = Admin(self.faults, self.upstreams, changed=self._faults_changed, refresh=self._refresh_stats)
+        admin = Admin(
+            self.faults, self.upstreams, check=self._checked, changed=self._faults_changed, refresh=self._refresh_stats
+        )
         self._admin_connections = self._connections(admin, _ADMIN_CONNECTIONS_MAX)
         wanted = self.config.admin_port
         if wanted is None:
@@ -152,6 +171,9 @@ class Provider:
         self._admin = await asyncio.get_running_loop().create_server(
             self._admin_connections.make, self.config.host, wanted
         )
+
+    def _now_s(self) -> int:
+        return self._clock.now_us() // US_PER_S
 
     def _connections(self, handler: Handler, connections_max: int) -> Connections:
         return Connections(
@@ -162,6 +184,7 @@ class Provider:
         )
 
     def _faults_changed(self) -> None:
+        self._switch()
         self._tasks = [task for task in self._tasks if not task.done()]
         self._tasks.append(asyncio.create_task(self.reconcile()))
 
@@ -175,14 +198,14 @@ class Provider:
     async def _watch_faults(self) -> None:
         """Follows the time line of outages; runs until it is cancelled."""
         while True:
-            await asyncio.sleep(CHECK_EVERY_S)
-            if self.faults or any(gate.server is None for gate in self._gates):
+            await self._clock.sleep(CHECK_EVERY_S)
+            if self.faults or any(gate.listening is None for gate in self._gates):
                 await self.reconcile()
 
     async def _close_idle(self) -> None:
         """Closes connections that were idle for idle_s or a little longer; runs until it is cancelled."""
         while True:
-            await asyncio.sleep(self.config.idle_s)
+            await self._clock.sleep(self.config.idle_s)
             for gate in self._gates:
                 gate.connections.close_idle()
 
@@ -221,11 +244,12 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-async def _shut(gate: _Gate) -> None:
+def _shut(gate: _Gate) -> None:
     """Stops listening and resets the open connections."""
     server, gate.server = gate.server, None
+    listening, gate.listening = gate.listening, None
     if server is not None:
         server.close()
-        gate.connections.abort_all()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(server.wait_closed(), timeout=1.0)
+    if listening is not None:
+        listening.close()
+    gate.connections.abort_all()

@@ -33,7 +33,7 @@ class Upstream:
         *,
         faults: Faults,
         inference: Inference,
-        wall: Callable[[], float],
+        now_s: Callable[[], int],
         monotonic: Callable[[], float],
     ) -> None:
         self.name = name
@@ -42,7 +42,7 @@ class Upstream:
         self._config = config
         self._faults = faults
         self._inference = inference
-        self._wall = wall
+        self._now_s = now_s
         self._pace = Pace(config.latency, seed=config.seed)
         self._limits = Limits(
             requests_per_minute=config.requests_per_minute,
@@ -50,7 +50,7 @@ class Upstream:
             enforced=config.limits_enforced,
             now=monotonic,
         )
-        self._headers = HeaderWriter(f"{config.seed}/{name}", self._limits, wall)
+        self._headers = HeaderWriter(f"{config.seed}/{name}", self._limits, now_s)
         self._good_keys = None if config.api_keys is None else frozenset(key.encode() for key in config.api_keys)
         self._keys_known: set[bytes] = set()  # Authorization values that were found good
         self._calls = 0
@@ -101,7 +101,7 @@ class Upstream:
         counts.calls += 1
         if made.streamed:
             counts.streams += 1
-            delay_s += self._pace.first_token_s(self._calls)
+            delay_s += self._pace.whole_s(self._calls, made.usage.reasoning + 1)  # it thinks before its first token
             self._stream(connection, request, made, allowance, delay_s=delay_s, cut=cut)
             return
         if not self._pace.instant:
@@ -128,7 +128,7 @@ class Upstream:
         head = self._headers.success(number, allowance, delay_s=delay_s, keep_alive=request.keep_alive)
         body = made.tail
         if made.gap:
-            body = b"%b%b%b%d%b" % (JSON_START, self._headers.answer_id(number), JSON_CREATED, self._wall(), body)
+            body = b"%b%b%b%d%b" % (JSON_START, self._headers.answer_id(number), JSON_CREATED, self._now_s(), body)
         return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
     def _stream(
@@ -150,7 +150,7 @@ class Upstream:
             connection,
             made,
             head=head,
-            stamp=b"%b%b%d" % (self._headers.answer_id(number), EVENT_CREATED, self._wall()),
+            stamp=b"%b%b%d" % (self._headers.answer_id(number), EVENT_CREATED, self._now_s()),
             pace=self._pace,
             call_number=number,
             delay_s=delay_s,
