@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -208,7 +209,9 @@ class StreamReply:
             self._connection.write(head)
 
     def _produced(self) -> int:
-        return self._answer.produced[self._step - 1] if self._step else 0
+        """The completion tokens in the events that were sent."""
+        steps = bisect_right(self._answer.steps, self._sent)
+        return self._answer.produced[steps - 1] if steps else 0
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
