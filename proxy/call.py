@@ -95,8 +95,9 @@ class Call:
         "call_id", "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered",
         "error_code", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path",
         "price_version", "priority", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache",
-        "reservation", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd", "session", "settled",
-        "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user", "view", "waited_ns",
+        "reservation", "responding", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd",
+        "session", "settled", "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user", "view",
+        "waited_ns",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +148,7 @@ class Call:
         self.waited_ns = 0  # spent waiting for upstreams or the client, not our overhead
         # pipeline
         self.entered = 0  # stages entered and not left
+        self.responding = False  # status and headers were handed to the server
         self.answered = False  # the last bytes were handed to the server
         # settlement
         self.settled = False

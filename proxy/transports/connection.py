@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from enum import Enum
+from typing import cast
 
 import httptools
 
@@ -164,8 +165,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; a body that lasts until then is whole."""

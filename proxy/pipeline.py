@@ -1,0 +1,218 @@
+"""The life of a call; the only control flow. Stages decide, transports wait, and every call leaves exactly one record.
+
+docs/explanation/life-of-a-call.md tells the same in prose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Protocol
+
+import structlog
+
+from controlplane.contract.records import CallRecord, Outcome
+from proxy import meter, refusals
+from proxy.call import Call, ChunkStream, Reply, Stage, StreamBroken, Transport
+from proxy.dialects.openai_stream import DONE
+from proxy.headers import closing_comment, response_headers
+from proxy.metrics import ProxyMetrics
+from proxy.refusals import error_event, refuse
+
+# ASGI's own type: messages are dictionaries whose values depend on their `type`.
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_CLIENT_CLOSED_STATUS = 499
+
+log = structlog.get_logger("proxy.pipeline")
+
+
+class Records(Protocol):
+    """Where settled calls go: the spool."""
+
+    def append(self, record: CallRecord) -> bool:
+        """Keeps the record; False when it had to be dropped, which is counted there."""
+        ...
+
+
+class MemoryCache(Protocol):
+    """What can answer a call without waiting."""
+
+    def lookup(self, call: Call) -> Reply | None:
+        """A stored answer, at once, or None."""
+        ...
+
+
+class Pipeline:
+    """Takes calls through stages and transports, out to the client, and into the spool.
+
+    Every method that ends a call settles it first: costs summed, stages left in reverse, record stored. Only then do the
+    last bytes go out, so that a client that saw a complete answer has its record on disk.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        transport: Transport,
+        cache: MemoryCache,
+        records: Records,
+        metrics: ProxyMetrics,
+    ) -> None:
+        self._stages = tuple(stages)
+        self._transport = transport
+        self._cache = cache
+        self._records = records
+        self._metrics = metrics
+
+    def enter(self, call: Call, *, stages: int | None = None) -> Reply | None:
+        """Runs the stages, and looks into the cache's memory; a Reply ends the call, None: it has to wait for `serve`.
+
+        stages: only so many of them, for operations that need no route. Whatever happens, `answer` or `serve` must follow.
+        """
+        try:
+            for stage in self._stages[:stages]:
+                reply = stage.enter(call)
+                if reply is not None:
+                    return reply
+                call.entered += 1
+            return None if stages is not None else self._cache.lookup(call)
+        except Exception as error:  # noqa: BLE001 - the one place that catches
+            return self._internal(call, "a stage failed", error)
+
+    async def answer(self, call: Call, reply: Reply, send: Send) -> None:
+        """Sends a reply that was there at once."""
+        if reply.stream is not None:
+            await self._guarded(call, self._pump(call, reply, reply.stream, send), send)
+        else:
+            await self._send_complete(call, reply, send)
+
+    async def serve(self, call: Call, send: Send) -> None:
+        """Gets the reply from the transports and sends it; never raises but when it is cancelled from outside."""
+        await self._guarded(call, self._serve(call, send), send)
+
+    async def _serve(self, call: Call, send: Send) -> None:
+        reply = await self._transport.send(call)
+        if reply.stream is None:
+            await self._send_complete(call, reply, send)
+        else:
+            await self._pump(call, reply, reply.stream, send)
+
+    async def _guarded(self, call: Call, work: Awaitable[None], send: Send) -> None:
+        """Runs what serves a call; a client that left and a bug of ours both still end in a record."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            self._abandon(call)
+        except Exception as error:  # noqa: BLE001 - the one place that catches
+            refusal = self._internal(call, "serving failed", error)
+            if not call.responding:
+                await self._send_complete(call, refusal, send)
+                return
+            call.outcome, call.error_code = Outcome.INTERNAL, refusals.INTERNAL.code
+            self._settle(call)
+            if call.reply is not None and call.reply.stream is not None:
+                await self._send_last(call, error_event(refusals.INTERNAL, f"the proxy failed at {call.call_id}"), send)
+
+    async def _send_complete(self, call: Call, reply: Reply, send: Send) -> None:
+        call.reply = reply
+        call.status = reply.status
+        call.outcome = reply.outcome
+        call.error_code = reply.error_code
+        if call.client_gone:  # it left, but others waited for this answer
+            call.outcome, call.status = Outcome.CLIENT_CLOSED, _CLIENT_CLOSED_STATUS
+        else:
+            call.response_bytes = len(reply.body)
+        self._settle(call)
+        headers = response_headers(call, reply, stream=False)
+        call.responding = call.answered = True
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def _pump(self, call: Call, reply: Reply, stream: ChunkStream, send: Send) -> None:
+        """Chunks out as they come, at the client's pace; then the settlement; then the end."""
+        call.reply = reply
+        call.status = reply.status
+        try:
+            headers = response_headers(call, reply, stream=True)
+            began_ns = _now_ns()
+            keep = self._keeps_payload(call)
+            call.responding = True
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            last = await self._copy(call, stream, send, keep=keep)
+            call.waited_ns += _now_ns() - began_ns
+        finally:
+            stream.close()
+        if call.client_gone:
+            call.outcome = Outcome.CLIENT_CLOSED
+        self._settle(call)
+        if last:
+            call.response_bytes += len(last)
+        await self._send_last(call, closing_comment(call) + (last or DONE), send)
+
+    async def _copy(self, call: Call, stream: ChunkStream, send: Send, *, keep: bool) -> bytes:
+        """Copies the stream to the client; b"" when it ended well, else the error event to end with."""
+        try:
+            while True:
+                chunk = await stream.read()
+                if not chunk:
+                    call.outcome = Outcome.OK
+                    return b""
+                if not call.first_token_us:
+                    call.first_token_us = (_now_ns() - call.started_ns) // 1000
+                if keep and len(call.response_kept) < meter.PAYLOAD_BYTES_MAX:
+                    call.response_kept += chunk
+                if not call.client_gone:
+                    call.response_bytes += len(chunk)
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except StreamBroken as broken:
+            refusal = refusals.TIMED_OUT if broken.outcome is Outcome.TIMED_OUT else refusals.BROKEN_STREAM
+            call.outcome = broken.outcome
+            call.error_code = refusal.code
+            return broken.event or error_event(refusal, str(broken))
+
+    async def _send_last(self, call: Call, body: bytes, send: Send) -> None:
+        call.answered = True
+        await send({"type": "http.response.body", "body": body})
+
+    def _abandon(self, call: Call) -> None:
+        """The client left and nobody else wants the answer: the upstream's work is cancelled already."""
+        call.client_gone = True
+        call.outcome, call.status = Outcome.CLIENT_CLOSED, _CLIENT_CLOSED_STATUS
+        self._settle(call)
+
+    def _internal(self, call: Call, what: str, error: Exception) -> Reply:
+        """A bug of ours, in the one place that catches: logged with the call's id, counted, answered with a clear 500."""
+        log.error(what, call_id=call.call_id, operation=call.operation, exc_info=error)
+        return refuse(refusals.INTERNAL, f"the proxy failed; its operator finds the reason under {call.call_id}")
+
+    def _settle(self, call: Call) -> None:
+        """Ends the accounting of a call, once: costs, stages in reverse, record, metrics. Nothing else runs in between."""
+        if call.settled:
+            return
+        call.settled = True
+        meter.sum_up(call)
+        for stage in reversed(self._stages[: call.entered]):
+            try:
+                stage.leave(call)
+            except Exception as error:  # noqa: BLE001 - the other stages must be left all the same
+                self._failed(call, f"leaving {stage.name} failed", error)
+        call.entered = 0
+        try:
+            record = meter.record_of(call)
+            self._records.append(record)
+            self._metrics.call_settled(record)
+        except Exception as error:  # noqa: BLE001 - the client has its answer coming
+            self._failed(call, "the record of a call could not be kept", error)
+
+    def _failed(self, call: Call, what: str, error: Exception) -> None:
+        self._metrics.bound_hit("settlement_failed")
+        log.error(what, call_id=call.call_id, exc_info=error)
+
+    @staticmethod
+    def _keeps_payload(call: Call) -> bool:
+        return call.identity is not None and call.identity.tenant.payloads.store
+
+
+def _now_ns() -> int:
+    return time.monotonic_ns()

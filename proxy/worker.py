@@ -1,0 +1,180 @@
+"""One worker: the only place where the proxy's parts are made, joined, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.snapshot import ProxyStatus, Snapshot
+from proxy.app import ProxyApp
+from proxy.ledger import Ledger
+from proxy.metrics import ProxyMetrics
+from proxy.pipeline import Pipeline
+from proxy.runtime import compile_runtime
+from proxy.settings import ProxySecrets
+from proxy.shipper import Shipper
+from proxy.snapshots import Snapshots
+from proxy.spool import Spool
+from proxy.stages.admit import Admit
+from proxy.stages.decode import Decode
+from proxy.stages.guard import Guard
+from proxy.stages.identify import Identify
+from proxy.stages.reserve import Reserve
+from proxy.stages.route import RouteStage
+from proxy.status import StatusReporter
+from proxy.transports.breaker import BreakerTransport
+from proxy.transports.cache import Cache
+from proxy.transports.cache_disk import DiskTier
+from proxy.transports.cache_memory import MemoryTier
+from proxy.transports.coalesce import Coalesce
+from proxy.transports.failover import Failover
+from proxy.transports.http import HttpTransport
+from proxy.uplink import open_uplink
+
+_SHIP_AT_STOP_S = 3.0
+
+log = structlog.get_logger("proxy.worker")
+
+
+class Worker:
+    """Everything that one process serves with. Made before the event loop runs; started and stopped by it."""
+
+    def __init__(
+        self,
+        settings: ProxySettings,
+        secrets: ProxySecrets,
+        *,
+        name: str = "0",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """Opens the worker's spool, and starts from the last snapshot on disk if there is one.
+
+        name: of the worker among its siblings; it names a directory.
+        environ: where upstream credentials are found; None: this process's environment.
+        """
+        self.settings = settings
+        self._environ = os.environ if environ is None else environ
+        place = Path(settings.data_dir) / "proxy" / name
+        self.metrics = ProxyMetrics(name)
+        self.ledger = Ledger(share=settings.workers)
+        self.spool = Spool(
+            place,
+            ledger=self.ledger,
+            bytes_max=settings.spool_bytes_max // settings.workers,
+            segment_bytes=settings.segment_bytes,
+            segment_age_s=settings.segment_age_s,
+        )
+        self._join(place, secrets)
+        self._uplink = open_uplink(settings.control_plane_url, token=secrets.internal_token.reveal())
+        self.snapshots = Snapshots(
+            self._uplink,
+            path=Path(settings.data_dir) / "proxy" / "snapshot.json",
+            proxy_id=self.spool.proxy_id,
+            apply=self.apply,
+            poll_s=settings.snapshot_poll_s,
+            retry_s_max=settings.snapshot_retry_s_max,
+        )
+        self.shipper = Shipper(
+            self.spool, self._uplink, tick_s=settings.segment_age_s / 2, retry_s_max=settings.ship_retry_s_max
+        )
+        self.reporter = StatusReporter(self._uplink, build=self.status, every_s=settings.status_every_s)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.snapshots.load()
+
+    def _join(self, place: Path, secrets: ProxySecrets) -> None:
+        """Stages and transports in the order in which a call meets them."""
+        settings, metrics = self.settings, self.metrics
+        http = HttpTransport(settings, metrics)
+        self.breaker = BreakerTransport(http, metrics)
+        failover = Failover(self.breaker, settings, metrics)
+        self.coalesce = Coalesce(
+            failover,
+            calls_max=settings.coalesce_calls_max,
+            buffer_bytes_max=settings.cache_entry_bytes_max,
+            buffers_bytes_max=settings.cache_memory_bytes,
+        )
+        disk_bytes = settings.cache_disk_bytes // settings.workers
+        self.cache = Cache(
+            self.coalesce,
+            memory=MemoryTier(bytes_max=settings.cache_memory_bytes // settings.workers),
+            disk=DiskTier(place / "cache", bytes_max=disk_bytes) if disk_bytes else None,
+            entry_bytes_max=settings.cache_entry_bytes_max,
+        )
+        self.admit = Admit(metrics, workers=settings.workers)
+        stages = (
+            Identify(secrets.pepper_bytes),
+            self.admit,
+            Decode(),
+            Guard(),
+            RouteStage(metrics, timeout_s_max=settings.timeout_s_max, probe_due=self.breaker.probe_due),
+            Reserve(self.ledger, image_tokens_max=settings.image_tokens_max),
+        )
+        self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, metrics)
+        self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Compiles a snapshot and swaps it in; raises, changing nothing, if it cannot be compiled."""
+        runtime = compile_runtime(snapshot, self._environ)
+        deployments = {item.id for route in snapshot.routes for item in route.deployments}
+        self.app.runtime = runtime
+        self.breaker.configure(snapshot.breaker, deployments)
+        self.admit.retain({tenant.id for tenant in snapshot.tenants})
+        self.metrics.snapshot_version.set(snapshot.version)
+        for missing in runtime.missing_credentials:
+            log.warning("an upstream has no credential; its deployments refuse calls", upstream=missing)
+        if self._tasks:
+            self.reporter.hurry()
+
+    def status(self) -> ProxyStatus:
+        """What this worker says about itself."""
+        now_us = time.time_ns() // 1000
+        runtime = self.app.runtime
+        snapshot = None if runtime is None else runtime.snapshot
+        return ProxyStatus(
+            proxy_id=self.spool.proxy_id,
+            at_us=now_us,
+            snapshot_version=0 if snapshot is None else snapshot.version,
+            lease_ids=() if snapshot is None else tuple(x.id for x in snapshot.leases if x.expires_us > now_us),
+            breakers=self.breaker.statuses(),
+            budgets=() if snapshot is None else self.ledger.budgets(snapshot.tenants, now_us=now_us),
+            calls_inflight=self.app.inflight,
+            ledger_calls=self.ledger.calls,
+            ledger_nanousd=self.ledger.nanousd,
+            spool_bytes=self.spool.bytes_stored,
+            spool_dropped=self.spool.dropped,
+            calls_total=self.app.calls_total,
+        )
+
+    async def start(self) -> None:
+        """Opens the cache's disk tier and begins to talk to the control plane; calls need not wait for either."""
+        await self.cache.open()
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(work, name=name)
+            for name, work in (
+                ("snapshots", self.snapshots.run()),
+                ("shipper", self.shipper.run()),
+                ("status", self.reporter.run()),
+            )
+        ]
+
+    async def stop(self) -> None:
+        """Ends the talk with the control plane, ships what can be shipped soon, and closes everything; safe to call twice."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SHIP_AT_STOP_S):
+                await self.shipper.drain()
+                await self.reporter.send()
+        await self.cache.aclose()
+        await self._uplink.aclose()
+        self.spool.close()
