@@ -1,0 +1,149 @@
+"""The price book: what a model costs, from a reviewed, pinned copy that is part of this package (`controlplane.costs.seed` makes it).
+
+It is never fetched. What the configuration says under `prices:` comes first (`controlplane.catalog.compile`). A model that is not here is
+unpriced, never free.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+
+import msgspec
+
+from controlplane.contract.pricing import Price
+
+_DATED = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
+_FINE_TUNED = re.compile(r"^(ft:[^:]+):.*$")
+_NAME_CHARS_MAX = 256
+_MAKERS = frozenset(
+    {
+        "anthropic", "cerebras", "cohere", "deepseek", "gemini", "google", "groq", "mistral", "mistralai", "models", "moonshot", "openai",
+        "voyage", "x-ai", "xai",
+    }
+)  # fmt: skip
+"""Prefixes that say who makes or sells a model at list price; behind any other, such as a cloud's, a price without it would be a guess."""
+
+
+class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Published prices of one model, in nano-USD per million tokens. tiered: long prompts cost more than this."""
+
+    input: int
+    output: int
+    mode: str
+    cache_read: int | None = None
+    cache_write: int | None = None
+    cache_write_1h: int | None = None
+    reasoning: int | None = None
+    audio_input: int | None = None
+    audio_output: int | None = None
+    tiered: bool = False
+
+
+class PriceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The data file. version: of the book; source_version: of the table that it was made from."""
+
+    version: str
+    date: str
+    source: str
+    source_version: str
+    unit: str
+    count: int
+    models: dict[str, PriceRow]
+
+
+class PriceBook:
+    """Prices by model name."""
+
+    def __init__(self, file: PriceFile) -> None:
+        self._models: Mapping[str, PriceRow] = file.models
+        self._by_last_part: dict[str, list[str]] = {}
+        for name in file.models:
+            maker, _, last = name.rpartition("/")
+            if maker in _MAKERS:
+                self._by_last_part.setdefault(last, []).append(name)
+        self.version = file.version
+        self.date = file.date
+        self.source = f"{file.source} {file.source_version}"
+
+    @classmethod
+    def packaged(cls) -> PriceBook:
+        """The book that this version of Hephaestus comes with; reads and checks its file, so make one and keep it."""
+        data = (files("controlplane.costs") / "prices.json").read_bytes()
+        file = msgspec.json.decode(data, type=PriceFile)
+        if file.count != len(file.models):
+            raise ValueError(f"prices.json says {file.count} models and holds {len(file.models)}; make it anew")
+        return cls(file)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def names(self) -> Iterator[str]:
+        """All models, sorted."""
+        yield from sorted(self._models)
+
+    def price(self, model: str) -> Price | None:
+        """The price of a model by the name an upstream knows it by; None: unpriced.
+
+        Tokens read from a prompt cache cost as much as input where no discount is published. The price's version names this book and the
+        row that was used.
+        """
+        name = self.row_name(model)
+        if name is None:
+            return None
+        row = self._models[name]
+        return Price(
+            input=row.input,
+            output=row.output,
+            cache_read=row.input if row.cache_read is None else row.cache_read,
+            cache_write=row.cache_write,
+            cache_write_1h=row.cache_write_1h,
+            reasoning=row.reasoning,
+            audio_input=row.audio_input,
+            audio_output=row.audio_output,
+            version=f"{self.version}/{name}",
+        )
+
+    def tiered(self, model: str) -> bool:
+        """Whether long prompts of a model cost more than `price` says."""
+        name = self.row_name(model)
+        return name is not None and self._models[name].tiered
+
+    def row_name(self, model: str) -> str | None:
+        """The row that a model's name means: itself, without its provider, with one, or without its date, in this order.
+
+        A name that several providers sell at different prices means none of them.
+        """
+        if len(model) > _NAME_CHARS_MAX:
+            return None
+        name = model.strip().lower()
+        for candidate in dict.fromkeys((name, _FINE_TUNED.sub(r"\1", name), _DATED.sub("", name))):
+            if (found := self._with_or_without_provider(candidate)) is not None:
+                return found
+        return None
+
+    def _with_or_without_provider(self, name: str) -> str | None:
+        if name in self._models:
+            return name
+        maker, _, last = name.rpartition("/")
+        if maker and maker not in _MAKERS:
+            return None
+        if last in self._models:
+            return last
+        sold = self._by_last_part.get(last, [])
+        prices = {_amounts(self._models[full]) for full in sold}
+        return min(sold) if len(prices) == 1 else None
+
+
+def _amounts(row: PriceRow) -> tuple[int | None, ...]:
+    return (
+        row.input,
+        row.output,
+        row.cache_read,
+        row.cache_write,
+        row.cache_write_1h,
+        row.reasoning,
+        row.audio_input,
+        row.audio_output,
+    )
