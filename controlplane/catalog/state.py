@@ -61,6 +61,7 @@ KeyEvent: TypeAlias = KeyCreated | KeyRevoked
 LeaseEvent: TypeAlias = LeaseGranted | LeaseRenewed | LeaseRevoked
 StateEvent: TypeAlias = KeyEvent | LeaseEvent
 
+STREAM_PREFIXES = ("key/", "lease/")  # runs tell of their leases under the same types, in streams of their own
 STATE_TYPES = ("key.created", "key.revoked", "lease.granted", "lease.renewed", "lease.revoked")
 
 KEY_CODEC: Codec[KeyEvent] = Codec(KeyCreated | KeyRevoked)
@@ -154,7 +155,12 @@ class StateReader:
                 if page:
                     self._state = evolve(
                         self._state,
-                        ((STATE_CODEC.decode(event), event.occurred_us, event.global_pos) for event in page),
+                        (
+                            (STATE_CODEC.decode(event), event.occurred_us, event.global_pos)
+                            for event in page
+                            if event.stream_id.startswith(STREAM_PREFIXES)
+                        ),
                     )
+                    self._state = msgspec.structs.replace(self._state, position=page[-1].global_pos)
                 if len(page) < _PAGE:
                     return self._state
