@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
 from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -60,9 +61,14 @@ _IncidentId = Annotated[str, PathParameter(max_length=128)]
 
 
 @get("/")
-async def first_page(console: ConsoleOf) -> Response[str]:
+async def first_page(console: ConsoleOf, request: _AnyRequest) -> Response[str]:
     """Traffic, money, deployments, incidents and proxies at a glance."""
-    return console.draw("overview.html", overview=await console.reading.overview(), live="/console/live")
+    return console.draw(
+        "overview.html",
+        overview=await console.reading.overview(),
+        live="/console/live",
+        signed_in=session.COOKIE in request.cookies,
+    )
 
 
 @get("/console/live")
@@ -77,14 +83,15 @@ async def live(
 
 
 @get("/incidents/{incident_id:str}")
-async def incident_page(incident_id: _IncidentId, console: ConsoleOf) -> Response[str]:
+async def incident_page(incident_id: _IncidentId, console: ConsoleOf, request: _AnyRequest) -> Response[str]:
     """One incident with its timeline."""
     detail = await console.parts.incidents.show(incident_id)
     return console.draw(
         "incident.html",
         incident=detail,
         now_us=console.parts.clock.now_us(),
-        live=f"/console/live?incident={detail.summary.id}",
+        live=f"/console/live?incident={quote(detail.summary.id)}",
+        signed_in=session.COOKIE in request.cookies,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from litestar import get
 from litestar.params import PathParameter, QueryParameter
 
@@ -14,14 +15,21 @@ from controlplane.api.views import IncidentDetail, IncidentSummary
 _TAGS = ["incidents"]
 
 
+class IncidentList(msgspec.Struct, frozen=True):
+    """Incidents, newest first."""
+
+    incidents: tuple[IncidentSummary, ...]
+
+
 @get("/api/v1/incidents", tags=_TAGS, summary="Incidents, newest first")
 async def incidents(
     parts: PartsOf,
     wanted: Annotated[Literal["pending", "firing", "resolved"] | None, QueryParameter(name="state")] = None,
     limit: Rows = 50,
-) -> list[IncidentSummary]:
+) -> IncidentList:
     """Incidents, newest first."""
-    return list(await parts.incidents.list(state=wanted, limit=min(limit, parts.settings.api.page_rows_max)))
+    limit = min(limit, parts.settings.api.page_rows_max)
+    return IncidentList(tuple(await parts.incidents.list(state=wanted, limit=limit)))
 
 
 @get("/api/v1/incidents/{incident_id:str}", tags=_TAGS, summary="One incident with its timeline")

@@ -17,13 +17,13 @@ from controlplane.api.views import (
     CostReport,
     IncidentDetail,
     IncidentSummary,
-    KeyView,
     KillSwitch,
-    NewKey,
     Overview,
     RunDetail,
     RunSummary,
 )
+from controlplane.catalog.keys import IssuedKey
+from controlplane.catalog.state import KeyRecord
 from controlplane.clock import Clock
 from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import ProxyStatus, Snapshot
@@ -150,20 +150,26 @@ class Costs(Protocol):
 
 
 class Keys(Protocol):
-    """Virtual keys."""
+    """Virtual keys. Blocking; handlers ask from a thread."""
 
-    async def list(self) -> Sequence[KeyView]:
-        """All keys, revoked ones too."""
+    def create(
+        self,
+        tenant: str,
+        *,
+        name: str = "",
+        models: tuple[str, ...] | None = None,
+        expires_us: int | None = None,
+        actor: str = "",
+    ) -> IssuedKey:
+        """A fresh key; raises NotFound for an unknown tenant or model."""
         ...
 
-    async def create(
-        self, *, tenant: str, models: tuple[str, ...] | None, expires_us: int | None, actor: str
-    ) -> NewKey:
-        """A fresh key; raises NotFound for an unknown tenant."""
-        ...
-
-    async def revoke(self, key_id: str, *, actor: str) -> None:
+    def revoke(self, key_id: str, *, reason: str = "", actor: str = "") -> KeyRecord:
         """Makes a key worthless; raises NotFound."""
+        ...
+
+    def list(self, *, tenant: str | None = None) -> list[KeyRecord]:
+        """All keys, revoked ones too."""
         ...
 
 

@@ -73,6 +73,8 @@ def handlers(counters: ApiCounters) -> dict[int | type[Exception], Handler]:
         return respond(of_http(error))
 
     def unexpected(request: AnyRequest, error: Exception) -> Response[bytes]:
+        if isinstance(error, RecursionError) and "deserializing" in str(error):
+            return respond(_document(400, code="bad_request", detail="the body is nested too deeply"))
         problem_id = new_id("prob")
         counters.unexpected.inc()
         structlog.get_logger(__name__).error(

@@ -31,14 +31,21 @@ class KillSwitchWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
 
+class RunList(msgspec.Struct, frozen=True):
+    """Playbook runs, newest first."""
+
+    runs: tuple[RunSummary, ...]
+
+
 @get("/api/v1/runs", tags=_TAGS, summary="Playbook runs, newest first")
 async def runs(
     parts: PartsOf,
     wanted: Annotated[str | None, QueryParameter(name="state", max_length=64)] = None,
     limit: Rows = 50,
-) -> list[RunSummary]:
+) -> RunList:
     """Runs, newest first."""
-    return list(await parts.runs.list(state=wanted, limit=min(limit, parts.settings.api.page_rows_max)))
+    limit = min(limit, parts.settings.api.page_rows_max)
+    return RunList(tuple(await parts.runs.list(state=wanted, limit=limit)))
 
 
 @get("/api/v1/runs/{run_id:str}", tags=_TAGS, summary="One run with its events")

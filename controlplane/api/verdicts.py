@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from controlplane.api import words
 from controlplane.api.views import DeploymentView, IncidentDetail, Ledger, Overview
+
+FAILING_BELOW = 0.5
+DEGRADED_BELOW = 0.95
+
+_STATES = MappingProxyType(
+    {
+        "Breaker open": "bad",
+        "Failing": "bad",
+        "Probing": "warn",
+        "Overridden": "warn",
+        "Degraded": "warn",
+        "Healthy": "good",
+        "Idle": "idle",
+    }
+)
 
 
 def summary(overview: Overview) -> tuple[str, str]:
@@ -15,7 +32,7 @@ def summary(overview: Overview) -> tuple[str, str]:
         return "bad", f"Incident open: {first}{more}."
     if overview.kill_switch.engaged:
         return "warn", "Healing is switched off."
-    sick = [view.id for view in overview.deployments if tone(view) == "bad"]
+    sick = [view.id for view in overview.deployments if view.breaker == "open"]
     if sick:
         return "warn", f"Calls avoid {words.name(sick[0])}" + (f" and {len(sick) - 1} more." if len(sick) > 1 else ".")
     if not overview.proxies:
@@ -25,22 +42,22 @@ def summary(overview: Overview) -> tuple[str, str]:
 
 def tone(view: DeploymentView) -> str:
     """How a deployment's state looks."""
-    if view.breaker == "open":
-        return "bad"
-    if view.lease or view.breaker == "half_open":
-        return "warn"
-    return "idle" if view.attempts == 0 else "good"
+    return _STATES[state(view)]
 
 
 def state(view: DeploymentView) -> str:
-    """A deployment's state in a word or two."""
+    """A deployment's state in a word or two; what holds calls back comes before how they do."""
     if view.breaker == "open":
         return "Breaker open"
     if view.breaker == "half_open":
         return "Probing"
     if view.lease:
         return "Overridden"
-    return "Idle" if view.attempts == 0 else "Healthy"
+    if view.success_ratio is None:
+        return "Idle"
+    if view.success_ratio < FAILING_BELOW:
+        return "Failing"
+    return "Degraded" if view.success_ratio < DEGRADED_BELOW else "Healthy"
 
 
 def ledger_check(ledger: Ledger) -> tuple[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from controlplane.contract.snapshot import ProxyStatus
 
-class TimelineEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+
+class TimelineEntry(msgspec.Struct, frozen=True):
     """One thing that happened to an incident or a run; kind is the event's type in words, text a sentence about it."""
 
     at_us: int
@@ -15,7 +17,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     run_id: str = ""
 
 
-class IncidentSummary(msgspec.Struct, frozen=True, omit_defaults=True):
+class IncidentSummary(msgspec.Struct, frozen=True):
     """One incident as a list shows it. state: "pending", "firing" or "resolved"."""
 
     id: str
@@ -28,14 +30,14 @@ class IncidentSummary(msgspec.Struct, frozen=True, omit_defaults=True):
     run_ids: tuple[str, ...] = ()
 
 
-class IncidentDetail(msgspec.Struct, frozen=True, omit_defaults=True):
+class IncidentDetail(msgspec.Struct, frozen=True):
     """One incident with all that happened to it, oldest first, the steps of its runs among them."""
 
     summary: IncidentSummary
     timeline: tuple[TimelineEntry, ...] = ()
 
 
-class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True):
+class RunSummary(msgspec.Struct, frozen=True):
     """One playbook run as a list shows it. waits_for: what it waits for now, such as an approval; empty when nothing."""
 
     id: str
@@ -48,14 +50,14 @@ class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True):
     waits_for: str = ""
 
 
-class RunDetail(msgspec.Struct, frozen=True, omit_defaults=True):
+class RunDetail(msgspec.Struct, frozen=True):
     """One playbook run with its events, oldest first."""
 
     summary: RunSummary
     timeline: tuple[TimelineEntry, ...] = ()
 
 
-class KillSwitch(msgspec.Struct, frozen=True, omit_defaults=True):
+class KillSwitch(msgspec.Struct, frozen=True):
     """Whether healing may act at all; while engaged, no run takes a step."""
 
     engaged: bool
@@ -64,21 +66,23 @@ class KillSwitch(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class KeyView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A virtual key without its secret."""
+class KeyView(msgspec.Struct, frozen=True):
+    """A virtual key without its secret. models: null for all that its tenant may use; expires_us: null for never; revoked_us: 0 while good."""
 
     id: str
     tenant: str
+    name: str = ""
     models: tuple[str, ...] | None = None
     created_us: int = 0
     expires_us: int | None = None
-    revoked: bool = False
+    revoked_us: int = 0
 
 
 class NewKey(msgspec.Struct, frozen=True):
     """A virtual key at the only moment when its secret is known."""
 
     id: str
+    tenant: str
     key: str
 
 
@@ -167,7 +171,7 @@ class DeploymentView(msgspec.Struct, frozen=True):
 
 
 class ProxyView(msgspec.Struct, frozen=True):
-    """One proxy worker by its last status."""
+    """One proxy worker by its last status. ledger_*: calls it settled since its first start, and their cost."""
 
     id: str
     seen_us: int
@@ -177,6 +181,22 @@ class ProxyView(msgspec.Struct, frozen=True):
     spool_dropped: int
     ledger_calls: int
     ledger_nanousd: int
+    lease_ids: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, status: ProxyStatus) -> ProxyView:
+        """What a status says."""
+        return cls(
+            id=status.proxy_id,
+            seen_us=status.at_us,
+            snapshot_version=status.snapshot_version,
+            calls_inflight=status.calls_inflight,
+            spool_bytes=status.spool_bytes,
+            spool_dropped=status.spool_dropped,
+            ledger_calls=status.ledger_calls,
+            ledger_nanousd=status.ledger_nanousd,
+            lease_ids=status.lease_ids,
+        )
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -204,7 +224,7 @@ class Overview(msgspec.Struct, frozen=True):
     troubles: tuple[str, ...] = ()  # parts of this page that could not be read just now
 
 
-class CostLine(msgspec.Struct, frozen=True, omit_defaults=True):
+class CostLine(msgspec.Struct, frozen=True):
     """One row of a cost report. by: the values of the dimensions asked for, in their order."""
 
     by: tuple[str, ...]

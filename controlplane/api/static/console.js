@@ -14,15 +14,15 @@
   // A part that somebody is working in keeps its focus and its opened details.
   const put = (old, fresh) => {
     if (old.className !== fresh.className) old.className = fresh.className;
-    const opened = new Map([...old.querySelectorAll("details[id]")].map((one) => [one.id, one.open]));
-    for (const one of fresh.querySelectorAll("details[id]")) if (opened.has(one.id)) one.open = opened.get(one.id);
     const status = old.querySelector("[aria-live]");
     const news = fresh.querySelector("[aria-live]");
-    if (status && news) { // announced only when the words changed
+    if (status && news) { // a part of its own, so that it is announced only when its words changed
       if (status.textContent !== news.textContent) status.replaceChildren(...news.childNodes);
-      news.replaceWith(status);
+      return;
     }
-    if (old.innerHTML === fresh.innerHTML && !status) return;
+    const opened = new Map([...old.querySelectorAll("details[id]")].map((one) => [one.id, one.open]));
+    for (const one of fresh.querySelectorAll("details[id]")) if (opened.has(one.id)) one.open = opened.get(one.id);
+    if (old.innerHTML === fresh.innerHTML) return;
     const focus = document.activeElement;
     const index = old.contains(focus) ? [...old.querySelectorAll("a, button, summary")].indexOf(focus) : -1;
     old.replaceChildren(...fresh.childNodes);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from controlplane.api.parts import CallFilter, ConsoleSettings, Parts
@@ -15,10 +16,8 @@ from controlplane.api.views import (
     DeploymentView,
     IncidentDetail,
     IncidentSummary,
-    KeyView,
     KillSwitch,
     Ledger,
-    NewKey,
     Overview,
     ProxyView,
     RunDetail,
@@ -29,6 +28,8 @@ from controlplane.api.views import (
     Traffic,
     TrafficPoint,
 )
+from controlplane.catalog.keys import IssuedKey
+from controlplane.catalog.state import KeyRecord
 from controlplane.clock import US_PER_S, ManualClock
 from controlplane.contract.records import CallRecord, Outcome
 from controlplane.contract.snapshot import ProxyStatus, Route, Snapshot, TenantPolicy
@@ -226,28 +227,37 @@ class MemoryKeys:
     """Keys in a dict."""
 
     def __init__(self) -> None:
-        self.keys: dict[str, KeyView] = {}
+        self.keys: dict[str, KeyRecord] = {}
+        self.actors: list[str] = []
 
-    async def list(self) -> list[KeyView]:
+    def list(self, *, tenant: str | None = None) -> list[KeyRecord]:
         """All."""
-        return list(self.keys.values())
+        return [key for key in self.keys.values() if tenant in {None, key.tenant}]
 
-    async def create(
-        self, *, tenant: str, models: tuple[str, ...] | None, expires_us: int | None, actor: str
-    ) -> NewKey:
+    def create(
+        self,
+        tenant: str,
+        *,
+        name: str = "",
+        models: tuple[str, ...] | None = None,
+        expires_us: int | None = None,
+        actor: str = "",
+    ) -> IssuedKey:
         """A key for acme."""
         if tenant != "acme":
             raise NotFound(f"there is no tenant {tenant}")
-        view = KeyView(f"key_{len(self.keys)}", tenant, models, START_US, expires_us)
-        self.keys[view.id] = view
-        return NewKey(view.id, "sk-heph-secret")
+        record = KeyRecord(f"key_{len(self.keys)}", tenant, "hash", name, models, START_US, expires_us)
+        self.keys[record.id] = record
+        self.actors.append(actor)
+        return IssuedKey(record, Secret("sk-heph-secret"))
 
-    async def revoke(self, key_id: str, *, actor: str) -> None:
+    def revoke(self, key_id: str, *, reason: str = "", actor: str = "") -> KeyRecord:
         """Marks it."""
         if key_id not in self.keys:
             raise NotFound(f"there is no key {key_id}")
-        view = self.keys[key_id]
-        self.keys[key_id] = KeyView(view.id, view.tenant, revoked=True)
+        self.keys[key_id] = msgspec.structs.replace(self.keys[key_id], revoked_us=START_US)
+        self.actors.append(actor)
+        return self.keys[key_id]
 
 
 class MemoryHealth:

@@ -239,3 +239,24 @@ async def test_a_forged_cookie_is_refused(world: World) -> None:
 def test_only_this_machine_is_loopback(name: str, expected: bool) -> None:
     """A name is loopback only when it can mean nothing else."""
     assert expected == auth.is_loopback(name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/keys/",
+        "//api/v1/keys",
+        "/API/v1/keys",
+        "/api/v1/./keys",
+        "/console/static/../../api/v1/keys",
+        "/console/static/..%2f..%2fapi%2fv1%2fkeys",
+        "/livez/../api/v1/keys",
+        "/livez;/api/v1/keys",
+        "/api/v1/internal/../keys",
+        "/clickhouse/../api/v1/keys",
+        "/clickhousex",
+    ],
+)
+async def test_no_spelling_of_a_path_gets_around_the_gatekeeper(anonymous: httpx.AsyncClient, path: str) -> None:
+    """However a path is written, what it leads to is refused or not there."""
+    assert (await anonymous.get(path)).status_code in {401, 404}

@@ -1,0 +1,83 @@
+"""What the numbers mean, in words."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from controlplane.api import verdicts
+from controlplane.api.views import DeploymentView, KillSwitch, Ledger, Overview
+from tests.controlplane.api.fakes import START_US, busy_overview, healed_outage
+
+CALM = msgspec.structs.replace(busy_overview(), deployments=())
+OPEN = DeploymentView("a/m", "a", "m", breaker="open", attempts=5, failures=5)
+
+
+@pytest.mark.parametrize(
+    ("overview", "expected"),
+    [
+        (CALM, ("good", "All is well.")),
+        (msgspec.structs.replace(CALM, incidents=(healed_outage(),)), ("good", "All is well.")),
+        (
+            msgspec.structs.replace(CALM, incidents=(healed_outage(title="t", resolved=False), healed_outage())),
+            ("bad", "Incident open: t."),
+        ),
+        (
+            msgspec.structs.replace(CALM, incidents=(healed_outage(title="t", resolved=False),) * 3),
+            ("bad", "Incident open: t and 2 more."),
+        ),
+        (
+            msgspec.structs.replace(CALM, kill_switch=KillSwitch(engaged=True)),
+            ("warn", "Healing is switched off."),
+        ),
+        (msgspec.structs.replace(CALM, deployments=(OPEN,)), ("warn", "Calls avoid a/m.")),
+        (msgspec.structs.replace(CALM, deployments=(OPEN, OPEN)), ("warn", "Calls avoid a/m and 1 more.")),
+        (msgspec.structs.replace(CALM, proxies=()), ("warn", "No proxy has reported yet.")),
+    ],
+)
+def test_the_page_begins_with_one_sentence(overview: Overview, expected: tuple[str, str]) -> None:
+    """The worst that is known comes first."""
+    assert expected == verdicts.summary(overview)
+
+
+@pytest.mark.parametrize(
+    ("view", "word", "tone"),
+    [
+        (OPEN, "Breaker open", "bad"),
+        (DeploymentView("a", "a", "m", breaker="half_open"), "Probing", "warn"),
+        (DeploymentView("a", "a", "m", lease="drained", attempts=3), "Overridden", "warn"),
+        (DeploymentView("a", "a", "m", attempts=3), "Healthy", "good"),
+        (DeploymentView("a", "a", "m", attempts=4, failures=4), "Failing", "bad"),
+        (DeploymentView("a", "a", "m", attempts=100, failures=10), "Degraded", "warn"),
+        (DeploymentView("a", "a", "m"), "Idle", "idle"),
+    ],
+)
+def test_a_deployment_has_a_word_and_a_tone(view: DeploymentView, word: str, tone: str) -> None:
+    """State is said in words; colour only repeats it."""
+    assert (word, tone) == (verdicts.state(view), verdicts.tone(view))
+
+
+@pytest.mark.parametrize(
+    ("ledger", "tone", "words"),
+    [
+        (Ledger(5, 100, 5, 100), "good", "Every settled call is stored"),
+        (Ledger(0, 0, 0, 0), "good", "Every settled call is stored"),
+        (Ledger(6, 100, 5, 100), "warn", "1 settled call is on the way"),
+        (Ledger(1500, 200, 5, 100), "warn", "1,495 settled calls are on the way"),
+        (Ledger(4, 100, 5, 100), "warn", "do not report any more"),
+        (Ledger(5, 100, 5, 101), "bad", "costs differ by $0.000000001"),
+    ],
+)
+def test_the_ledger_is_checked_to_the_nano_dollar(ledger: Ledger, tone: str, words: str) -> None:
+    """Equal counts with unequal money is the one thing that is really wrong."""
+    found = verdicts.ledger_check(ledger)
+    assert tone == found[0]
+    assert words in found[1]
+
+
+def test_open_incidents_come_first_then_the_newest() -> None:
+    """A resolved incident never stands before an open one."""
+    old_open, new_resolved = healed_outage(resolved=False), healed_outage()
+    late = msgspec.structs.replace(new_resolved.summary, opened_us=START_US)
+    newer = msgspec.structs.replace(new_resolved, summary=late)
+    assert [old_open, newer, new_resolved] == verdicts.newest_first((new_resolved, newer, old_open))
