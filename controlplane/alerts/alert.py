@@ -20,7 +20,7 @@ ALERTS_PREFIX = "alert:"  # of the outbox sinks that are ours
 
 
 class Kind(StrEnum):
-    """What a notification is about; sinks choose by it."""
+    """What a notification is about."""
 
     OPENED = "opened"
     UPDATED = "updated"
@@ -56,11 +56,12 @@ class Link(msgspec.Struct, frozen=True):
 class Notification(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing to tell people.
 
-    id: of this message; who receives it twice knows it by this.
+    id: of this message; who receives it twice knows it by this. type: the event that caused it, such as `run.escalated`; sinks choose by it.
     dedup_key: of the matter (an incident, a run), the same for all that is said about it; thread_key: what to show together.
     """
 
     id: str
+    type: str
     kind: Kind
     severity: Severity
     title: str
@@ -77,17 +78,27 @@ class Notification(msgspec.Struct, frozen=True, omit_defaults=True):
 class AlertSink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where notifications go, as a person configures it.
 
-    secret: a reference (`env:NAME`, `file:/path`) to a Standard Webhooks secret (`whsec_...`). on: kinds it wants; empty means all.
+    secret: a reference (`env:NAME`, `file:/path`) to a Standard Webhooks secret (`whsec_...`); without one nothing is signed.
+    events: types it wants, `*` at the end allowed; None means all.
     allow_private: addresses or networks in private ranges that this sink may reach, e.g. `10.0.0.0/8`.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     url: Annotated[str, Meta(min_length=1, max_length=2048)]
-    secret: Annotated[str, Meta(min_length=1)]
     kind: str = "webhook"
-    on: tuple[Kind, ...] = ()
+    secret: str | None = None
+    events: tuple[str, ...] | None = None
     allow_private: tuple[str, ...] = ()
     per_minute: Annotated[int, Meta(ge=1)] = 60
+
+    def wants(self, event_type: str) -> bool:
+        """Whether this sink hears of an event type."""
+        if self.events is None:
+            return True
+        return any(
+            event_type.startswith(wanted[:-1]) if wanted.endswith("*") else event_type == wanted
+            for wanted in self.events
+        )
 
 
 class AlertRouter:
@@ -102,7 +113,7 @@ class AlertRouter:
         return tuple(
             NewOutbox(id=message_id(notification), sink=ALERTS_PREFIX + sink.name, payload=payload)
             for sink in self._sinks
-            if not sink.on or notification.kind in sink.on
+            if sink.wants(notification.type)
         )
 
 

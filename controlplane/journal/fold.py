@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
 from controlplane.journal.events import (
     AppendResult,
-    Codec,
+    Event,
     Guard,
     JournalError,
     NewEvent,
@@ -21,6 +21,7 @@ from controlplane.journal.journal import Journal
 
 S = TypeVar("S")
 E = TypeVar("E")
+C_co = TypeVar("C_co", covariant=True)
 
 TRIES_MAX = 5
 
@@ -31,6 +32,14 @@ def fold(initial: S, events: Iterable[E], evolve: Callable[[S, E], S]) -> S:
     for event in events:
         state = evolve(state, event)
     return state
+
+
+class Decoder(Protocol[C_co]):
+    """Reads the payload of an event; a `Codec` is one."""
+
+    def decode(self, event: Event) -> C_co:
+        """The payload, or something made from the whole event; raises UnknownEvent."""
+        ...
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -59,7 +68,7 @@ def execute(
     *,
     initial: S,
     evolve: Callable[[S, E], S],
-    codec: Codec[E],
+    codec: Decoder[E],
     dedup_key: str | None = None,
 ) -> Executed[S]:
     """Load a stream, fold it, ask `decide`, append what it wants; again, at most five times, on a conflict.

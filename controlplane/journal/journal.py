@@ -169,10 +169,10 @@ class Journal:
         with self._read() as connection:
             return list(connection.execute(query.order_by(column).limit(limit)).scalars())
 
-    def due_timers(self, now_us: int, limit: int) -> list[Timer]:
-        """Timers whose moment has come, the oldest first."""
+    def due_timers(self, now_us: int, limit: int, *, stream_prefix: str = "") -> list[Timer]:
+        """Timers whose moment has come, the oldest first; only of streams that start with a prefix."""
         with self._read() as connection:
-            return timer_rows.due_timers(connection, now_us, limit)
+            return timer_rows.due_timers(connection, now_us, limit, stream_prefix=stream_prefix)
 
     def complete_timer(self, timer_id: str) -> None:
         """Remove a timer that was acted on; harmless if it is gone."""

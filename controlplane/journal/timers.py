@@ -25,10 +25,13 @@ def remove_timers(connection: Connection, ids: Sequence[str]) -> None:
         connection.execute(TIMERS.delete().where(TIMERS.c.id.in_(ids)))
 
 
-def due_timers(connection: Connection, now_us: int, limit: int) -> list[Timer]:
-    """Timers with `due_us` at or before a moment, the oldest first."""
-    query = select(TIMERS).where(TIMERS.c.due_us <= now_us).order_by(TIMERS.c.due_us, TIMERS.c.id).limit(limit)
-    return [Timer(row.id, row.stream_id, row.due_us, row.kind) for row in connection.execute(query)]
+def due_timers(connection: Connection, now_us: int, limit: int, *, stream_prefix: str) -> list[Timer]:
+    """Timers with `due_us` at or before a moment, the oldest first, of streams that start with a prefix."""
+    query = select(TIMERS).where(TIMERS.c.due_us <= now_us)
+    if stream_prefix:
+        query = query.where(TIMERS.c.stream_id >= stream_prefix, TIMERS.c.stream_id < stream_prefix + "\U0010ffff")
+    rows = connection.execute(query.order_by(TIMERS.c.due_us, TIMERS.c.id).limit(limit))
+    return [Timer(row.id, row.stream_id, row.due_us, row.kind) for row in rows]
 
 
 def acquire_guards(connection: Connection, guards: Sequence[Guard], *, now_us: int) -> None:

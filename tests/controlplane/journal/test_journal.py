@@ -124,6 +124,8 @@ def test_timers_are_set_rescheduled_and_done_with_an_append(journal: Journal) ->
     journal.append("run-1", 0, [ANN], timers=[NewTimer("t1", 50, "bake"), NewTimer("t2", 60, "ttl")])
     assert [] == journal.due_timers(49, 10)
     assert [Timer("t1", "run-1", 50, "bake")] == journal.due_timers(50, 10)
+    assert [Timer("t1", "run-1", 50, "bake")] == journal.due_timers(50, 10, stream_prefix="run-")
+    assert [] == journal.due_timers(50, 10, stream_prefix="lease-")
     journal.append("run-1", 1, [ANN], timers=[NewTimer("t1", 90, "bake")], timers_done=["t2"])
     assert [] == journal.due_timers(89, 10)
     journal.complete_timer("t1")
