@@ -192,6 +192,9 @@ def _environment() -> Environment:
         state=verdicts.state,
         ledger_check=verdicts.ledger_check,
         event_tone=verdicts.event_tone,
+        event_words=verdicts.event_words,
+        condensed=verdicts.condensed,
+        over=verdicts.OVER,
         newest_first=verdicts.newest_first,
     )
     return pages

@@ -24,7 +24,9 @@ class IncidentList(msgspec.Struct, frozen=True):
 @get("/api/v1/incidents", tags=_TAGS, summary="Incidents, newest first")
 async def incidents(
     parts: PartsOf,
-    wanted: Annotated[Literal["pending", "firing", "resolved"] | None, QueryParameter(name="state")] = None,
+    wanted: Annotated[
+        Literal["pending", "firing", "resolved", "dismissed"] | None, QueryParameter(name="state")
+    ] = None,
     limit: Rows = 50,
 ) -> IncidentList:
     """Incidents, newest first."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
+from msgspec import Meta
 
 from controlplane.api.views import (
     CostReport,
@@ -29,7 +30,7 @@ from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import ProxyStatus, Snapshot
 from controlplane.metrics import Metrics
 from controlplane.secrets import ServerSecrets
-from controlplane.settings import Settings
+from controlplane.settings import ConsoleSettings, Settings
 
 
 class Publisher(Protocol):
@@ -179,16 +180,6 @@ class Health(Protocol):
     async def overview(self) -> Overview:
         """Everything on the console's first page, as of now."""
         ...
-
-
-class ConsoleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds of the console."""
-
-    open_loopback: bool = False  # the console's pages, not the API, need no token from this machine itself
-    session_s: int = 12 * 3600
-    login_failures_per_minute_max: int = 30
-    poll_s: float = 2.0  # how often a page looks for news; a reading of the stores is shared for half of this
-    incidents_max: int = 10  # incidents with their timelines on the first page
 
 
 ReadyCheck = Callable[[], Awaitable[str]]

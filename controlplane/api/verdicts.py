@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from controlplane.api import words
-from controlplane.api.views import DeploymentView, IncidentDetail, Ledger, Overview
+from controlplane.api.views import DeploymentView, IncidentDetail, Ledger, Overview, TimelineEntry
+
+OVER = frozenset({"resolved", "dismissed"})
+"""States of an incident that is over."""
 
 FAILING_BELOW = 0.5
 DEGRADED_BELOW = 0.95
@@ -22,10 +25,32 @@ _STATES = MappingProxyType(
     }
 )
 
+_EVENT_TONES = MappingProxyType(
+    {
+        kind: tone
+        for tone, kinds in {
+            "bad": """incident.opened incident.fired incident.reopened incident.signal_raised step.failed validation.failed
+                run.escalated rollback.failed probation.regressed approval.rejected approval.expired""",
+            "warn": """rollback.started run.blocked run.deferred run.suppressed step.outcome_unknown run.cancel_requested
+                run.cancelled approval.requested run.lease_expired""",
+            "good": """incident.resolved incident.signal_cleared validation.passed run.succeeded run.closed approval.granted
+                rollback.completed""",
+            "act": """run.matched run.planned run.started step.dispatched run.lease_granted step.confirmed step.succeeded
+                step.reconciled run.lease_renewed run.lease_revoked release.started probation.started rollback.step_done""",
+            "idle": """incident.signal_attached incident.causes_ranked incident.dismissed run.shadowed run.queued probe.counted
+                validation.started validation.sample""",
+        }.items()
+        for kind in kinds.split()
+    }
+)
+_REPEATING = frozenset(
+    {"probe.counted", "validation.sample", "run.lease_renewed", "run.deferred", "incident.causes_ranked"}
+)
+
 
 def summary(overview: Overview) -> tuple[str, str]:
     """The state of everything as a tone ("good", "warn", "bad") and one sentence."""
-    open_incidents = [detail.summary for detail in overview.incidents if detail.summary.state != "resolved"]
+    open_incidents = [detail.summary for detail in overview.incidents if detail.summary.state not in OVER]
     if open_incidents:
         first = words.name(open_incidents[0].title)
         more = f" and {len(open_incidents) - 1} more" if len(open_incidents) > 1 else ""
@@ -74,17 +99,26 @@ def ledger_check(ledger: Ledger) -> tuple[str, str]:
 
 
 def event_tone(kind: str) -> str:
-    """How an event of a timeline looks, from the words of its kind."""
-    for tone_name, marks in (
-        ("good", ("resolved", "validated", "succeeded", "approved", "closed", "recovered", "healed")),
-        ("bad", ("firing", "failed", "escalated", "opened", "rejected", "aborted", "rolled", "anomaly")),
-        ("act", ("run", "step", "lease", "gate", "action", "granted", "confirmed", "renewed")),
-    ):
-        if any(mark in kind.lower() for mark in marks):
-            return tone_name
-    return "idle"
+    """How an event of a timeline looks."""
+    return _EVENT_TONES.get(kind, "idle")
+
+
+def event_words(kind: str) -> str:
+    """An event's type as people read it: `run.lease_granted` is "Run lease granted"."""
+    return words.name(kind.removeprefix("incident.").replace(".", " ").replace("_", " ").capitalize())
+
+
+def condensed(timeline: tuple[TimelineEntry, ...]) -> list[tuple[TimelineEntry, int]]:
+    """The story without repetition: of several events of one kind in a row the last, with their number."""
+    story: list[tuple[TimelineEntry, int]] = []
+    for entry in timeline:
+        if story and story[-1][0].kind == entry.kind and entry.kind in _REPEATING:
+            story[-1] = (entry, story[-1][1] + 1)
+        else:
+            story.append((entry, 1))
+    return story
 
 
 def newest_first(incidents: tuple[IncidentDetail, ...]) -> list[IncidentDetail]:
     """Open ones before resolved ones, newest first."""
-    return sorted(incidents, key=lambda one: (one.summary.state == "resolved", -one.summary.opened_us))
+    return sorted(incidents, key=lambda one: (one.summary.state in OVER, -one.summary.opened_us))

@@ -18,7 +18,7 @@ class TimelineEntry(msgspec.Struct, frozen=True):
 
 
 class IncidentSummary(msgspec.Struct, frozen=True):
-    """One incident as a list shows it. state: "pending", "firing" or "resolved"."""
+    """One incident as a list shows it. state: "pending", "firing", "resolved" or "dismissed"."""
 
     id: str
     title: str

@@ -126,7 +126,7 @@ def test_the_first_page_shows_the_fleet(site: Site, page: Page) -> None:
     expect(sick).to_contain_text("43 s left")
     expect(page.get_by_role("row").filter(has_text="openai-us")).to_contain_text("Healthy")
     incidents = page.get_by_role("region", name="Incidents")
-    for step in ("Firing", "Run opened", "Lease granted", "Validated", "Resolved"):
+    for step in ("Fired", "Run matched", "Run lease granted", "Validation passed", "Resolved"):
         expect(incidents.locator("ol").get_by_text(step, exact=False).first).to_be_visible()
     expect(page.get_by_role("region", name="Proxies")).to_contain_text("proxy-1")
     expect(page.locator("#ledger")).to_contain_text("Every settled call is stored")
@@ -174,8 +174,8 @@ def test_an_incident_has_its_own_page(site: Site, page: Page) -> None:
     """The timeline page tells the whole story in order and leads back."""
     page.goto(f"{site.url}/incidents/inc_1")
     kinds = page.locator("ol.timeline strong").all_inner_texts()
-    assert ["anomaly", "firing", "run opened", "lease granted"] == [kind.lower() for kind in kinds[:4]]
-    assert "resolved" == kinds[-1].lower()
+    assert ["Opened", "Fired", "Run matched", "Run lease granted", "Step confirmed", "Validation passed"] == kinds[:6]
+    assert "Resolved" == kinds[-1]
     page.get_by_role("link", name="Overview").click()
     expect(page).to_have_url(f"{site.url}/")
 

@@ -279,14 +279,14 @@ class MemoryHealth:
 def healed_outage(*, title: str = "openai-eu/gpt-4o-mini fails", resolved: bool = True) -> IncidentDetail:
     """An incident with the whole story of a healed outage, or its first half."""
     story = (
-        (0, "anomaly", "Success ratio of openai-eu/gpt-4o-mini fell to 12.4 % (score 0.98)", ""),
-        (2, "firing", "Two watches agree; probable cause: the deployment", ""),
-        (3, "run_opened", "provider-outage-failover v1", "healing"),
-        (3, "lease_granted", "Drain openai-eu/gpt-4o-mini for 60 s", "healing"),
-        (4, "snapshot_confirmed", "Both proxies run snapshot 42", ""),
-        (24, "validated", "Success ratio of gpt-4o-mini is 99.8 % over 20 s", "healing"),
-        (95, "lease_dropped", "Probes succeed; traffic returns", "healing"),
-        (125, "resolved", "Nothing was anomalous for 30 s", ""),
+        (0, "incident.opened", "Success ratio of openai-eu/gpt-4o-mini fell to 12.4 % (score 0.98)", ""),
+        (2, "incident.fired", "Two watches agree; probable cause: the deployment", ""),
+        (3, "run.matched", "provider-outage-failover v1", "healing"),
+        (3, "run.lease_granted", "Drain openai-eu/gpt-4o-mini for 60 s", "healing"),
+        (4, "step.confirmed", "Both proxies run snapshot 42", ""),
+        (24, "validation.passed", "Success ratio of gpt-4o-mini is 99.8 % over 20 s", "healing"),
+        (95, "run.lease_revoked", "Probes succeed; traffic returns", "healing"),
+        (125, "incident.resolved", "Nothing was anomalous for 30 s", ""),
     )
     timeline = tuple(
         TimelineEntry(at_us=START_US - 300 * US_PER_S + second * US_PER_S, kind=kind, text=text, actor=actor)

@@ -84,7 +84,7 @@ async def test_incidents_have_their_story(operator: httpx.AsyncClient) -> None:
     assert ["inc_1"] == [one["id"] for one in (await operator.get("/api/v1/incidents")).json()["incidents"]]
     assert [] == (await operator.get("/api/v1/incidents?state=firing")).json()["incidents"]
     story = (await operator.get("/api/v1/incidents/inc_1")).json()["timeline"]
-    assert ("anomaly", "resolved") == (story[0]["kind"], story[-1]["kind"])
+    assert ("incident.opened", "incident.resolved") == (story[0]["kind"], story[-1]["kind"])
 
 
 async def test_a_run_is_approved_once(world: World, operator: httpx.AsyncClient) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 
 from controlplane.api import verdicts
-from controlplane.api.views import DeploymentView, KillSwitch, Ledger, Overview
+from controlplane.api.views import DeploymentView, KillSwitch, Ledger, Overview, TimelineEntry
+from controlplane.healing.events import RunEvent
+from controlplane.incidents.incident import IncidentEvent
 from tests.controlplane.api.fakes import START_US, busy_overview, healed_outage
 
 CALM = msgspec.structs.replace(busy_overview(), deployments=())
@@ -81,3 +85,38 @@ def test_open_incidents_come_first_then_the_newest() -> None:
     late = msgspec.structs.replace(new_resolved.summary, opened_us=START_US)
     newer = msgspec.structs.replace(new_resolved, summary=late)
     assert [old_open, newer, new_resolved] == verdicts.newest_first((new_resolved, newer, old_open))
+
+
+def test_every_event_has_a_tone() -> None:
+    """No event of a run or an incident is drawn by chance."""
+    tags = {
+        shape.__struct_config__.tag
+        for union in (IncidentEvent, RunEvent)
+        for shape in get_args(getattr(union, "__value__", union))
+    }
+    assert len(tags) > 40
+    assert set() == tags - set(verdicts._EVENT_TONES)
+    assert set() == set(verdicts._EVENT_TONES) - tags
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("incident.fired", "Fired"),
+        ("run.lease_granted", "Run lease granted"),
+        ("rollback.step_done", "Rollback step done"),
+    ],
+)
+def test_events_are_named_in_words(kind: str, expected: str) -> None:
+    """Types become words."""
+    assert expected == verdicts.event_words(kind)
+
+
+def test_repetition_is_told_once() -> None:
+    """Probes in a row are one line with their number; everything else stays."""
+    kinds = ("run.started", "probe.counted", "probe.counted", "probe.counted", "run.closed", "probe.counted")
+    entries = tuple(TimelineEntry(at, kind, "") for at, kind in enumerate(kinds))
+    story = [(entry.at_us, times) for entry, times in verdicts.condensed(entries)]
+    assert [(0, 1), (3, 3), (4, 1), (5, 1)] == story
+    twice = (TimelineEntry(1, "step.failed", "a"), TimelineEntry(2, "step.failed", "b"))
+    assert 2 == len(verdicts.condensed(twice))
