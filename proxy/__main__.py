@@ -13,7 +13,6 @@ from pathlib import Path
 
 import structlog
 import uvloop
-from prometheus_client import disable_created_metrics
 
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.server import listen, make_server
@@ -66,7 +65,6 @@ def _run_worker(settings: ProxySettings, secrets: ProxySecrets, *, name: str, su
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # a supervisor blocks them, and children inherit that
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped
-    disable_created_metrics()
     sock = listen(settings)
     worker = Worker(settings, secrets, name=name)
     gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any, Protocol
 
 from controlplane.contract.ids import new_id
@@ -38,6 +39,14 @@ _STAGES_OF_MODELS = 2  # identify and admit
 
 class ClientGone(Exception):
     """The client left before its request was whole."""
+
+
+class Exchange(Protocol):
+    """One request and its response in the server's hands; the server puts it into the scope."""
+
+    body: bytearray
+    more_body: bool
+    on_gone: Callable[[], None] | None
 
 
 class Flights(Protocol):
@@ -101,12 +110,10 @@ class ProxyApp:
                 await self._ops.refuse(refusals.NOT_READY, message, send)
             else:
                 self.inflight += 1
-                self._metrics.inflight.inc()
                 try:
                     await self._call(self.runtime, operation[0], scope, receive, send)
                 finally:
                     self.inflight -= 1
-                    self._metrics.inflight.dec()
         elif scope["type"] == "lifespan":
             await self._serve_lifespan(receive, send)
         else:
@@ -118,7 +125,7 @@ class ProxyApp:
         started_ns = time.monotonic_ns()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         try:
-            body = await self._read_body(headers, receive)
+            body = await self._read_body(headers, scope["exchange"], receive)
         except ClientGone:
             self._metrics.bound_hit("request_incomplete")
             return
@@ -137,16 +144,14 @@ class ProxyApp:
         if reply is not None:
             await self._pipeline.answer(call, reply, send)
             return
-        task = asyncio.get_running_loop().create_task(self._pipeline.serve(call, send))
-        try:
-            await receive()  # returns when the response is complete, or when the client has left
-            if not task.done():
-                if not call.answered and self._flights.leave(call):
-                    task.cancel()
-                await asyncio.wait((task,))
-        finally:
-            if not task.done():  # the server gives up: its time to drain is over
-                task.cancel()
+        exchange: Exchange = scope["exchange"]
+        exchange.on_gone = partial(self._on_gone, call, asyncio.current_task())
+        await self._pipeline.serve(call, send)
+
+    def _on_gone(self, call: Call, task: asyncio.Task[None] | None) -> None:
+        """The client has left: unless others wait for its answer, whatever is done for it is cancelled."""
+        if task is not None and self._flights.leave(call):
+            task.cancel()
 
     def _reply_at_once(self, call: Call, *, too_large: bool) -> Reply | None:
         """What can be said without waiting: a refusal, the list of models, an answer from memory."""
@@ -159,7 +164,7 @@ class ProxyApp:
             return pipeline.enter(call, stages=_STAGES_OF_MODELS) or models_reply(call, call.path)
         return pipeline.enter(call)
 
-    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+    async def _read_body(self, headers: Mapping[bytes, bytes], exchange: Exchange, receive: Receive) -> bytes | None:
         """The whole body; None if it is too large. How long it may take is the server's business (`proxy.server`).
 
         Raises ClientGone if the client leaves before its end.
@@ -169,19 +174,17 @@ class ProxyApp:
         if len(declared) > 18 or (declared.isdigit() and int(declared) > limit):
             self._metrics.bound_hit("body_bytes_max")
             return None
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ClientGone
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            return body if len(body) <= limit else None
-        parts = [body]
-        size = len(body)
-        while message.get("more_body", False):
+        if not exchange.more_body:  # it has come with the head, as small bodies do
+            return bytes(exchange.body) if len(exchange.body) <= limit else None
+        parts: list[bytes] = []
+        size = 0
+        more_body = True
+        while more_body:
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientGone
             parts.append(message.get("body", b""))
+            more_body = message.get("more_body", False)
             size += len(parts[-1])
             if size > limit:
                 self._metrics.bound_hit("body_bytes_max")

@@ -1,99 +1,163 @@
 """The proxy's Prometheus metrics. Base units, bounded labels; every bound that is hit is counted.
 
-Each worker has a registry of its own and says so in the label `worker`; `/metrics` serves the worker that answers.
+On the hot path a metric is a number in a dictionary; Prometheus's own objects are made when somebody looks. Each worker has a
+registry of its own and says so in the label `worker`; `/metrics` serves the worker that answers.
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
-from controlplane.contract.pricing import TOKEN_KINDS, Tokens
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controlplane.contract.pricing import TOKEN_KINDS
 from controlplane.contract.records import AttemptRecord, CallRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-_OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
-BREAKER_LEVELS = {"closed": 0, "half_open": 1, "open": 2}
+_OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+_BREAKER_LEVELS = {"closed": 0, "half_open": 1, "open": 2}
 
 
-class ProxyMetrics:
-    """All metrics of one worker; children are bound at first use and kept, their label values are closed or from the catalog."""
+class _Times:
+    """A histogram of durations, in microseconds until it is shown."""
+
+    __slots__ = ("_bounds_us", "counts", "sum_us")
+
+    def __init__(self, bounds_s: tuple[float, ...]) -> None:
+        self._bounds_us = tuple(round(bound * 1_000_000) for bound in bounds_s)
+        self.counts = [0] * (len(bounds_s) + 1)
+        self.sum_us = 0
+
+    def observe(self, value_us: int) -> None:
+        self.counts[bisect_left(self._bounds_us, value_us)] += 1
+        self.sum_us += value_us
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, as Prometheus wants them."""
+        total = 0
+        rows: list[tuple[str, float]] = []
+        for bound_us, count in zip((*self._bounds_us, None), self.counts, strict=True):
+            total += count
+            rows.append(("+Inf" if bound_us is None else repr(bound_us / 1_000_000), total))
+        return rows
+
+
+class ProxyMetrics(Collector):
+    """All metrics of one worker. Label values are closed sets or come from the catalog.
+
+    watch: adds a figure that somebody else keeps, read when it is shown.
+    """
 
     def __init__(self, worker: str) -> None:
-        self.registry = CollectorRegistry()
-        self.worker = worker
-        self._calls = self._counter(
-            "calls_total", "Calls answered, by how they ended.", "operation", "outcome", "cache"
-        )
-        self._attempts = self._counter("attempts_total", "Tries on deployments, by error.", "deployment", "error")
-        self._tokens = self._counter("tokens_total", "Tokens billed by upstreams, by kind.", "kind")
-        self._bounds = self._counter("bound_hits_total", "How often a bound of the settings was reached.", "bound")
-        self._breaker = self._gauge(
-            "breaker_state", "State of a deployment's breaker: 0 closed, 1 half open, 2 open.", "deployment"
-        )
-        self._cost = self._counter("cost_nanousd_total", "Cost of all attempts in nano-USD.").labels(worker)
-        self.inflight = self._gauge("inflight_calls", "Calls being served now.").labels(worker)
-        self.snapshot_version = self._gauge("snapshot_version", "Version of the snapshot in use.").labels(worker)
-        self._duration = self._histogram(
-            "call_duration_seconds", "Time from the first byte in to the last byte out.", _SECONDS
-        )
-        self._first_token = self._histogram("first_token_seconds", "Time to the first content of a stream.", _SECONDS)
-        self._overhead = self._histogram("overhead_seconds", "Our own part of a call's duration.", _OVERHEAD)
-        self._call_children: dict[tuple[str, str, str], Counter] = {}
-        self._attempt_children: dict[tuple[str, str], Counter] = {}
-        self._bound_children: dict[str, Counter] = {}
-        self._token_children = {kind: self._tokens.labels(worker, kind) for kind in TOKEN_KINDS}
-
-    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
-        return Counter(f"heph_proxy_{name}", help_, ("worker", *labels), registry=self.registry)
-
-    def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
-        return Gauge(f"heph_proxy_{name}", help_, ("worker", *labels), registry=self.registry)
-
-    def _histogram(self, name: str, help_: str, buckets: tuple[float, ...]) -> Histogram:
-        metric = Histogram(f"heph_proxy_{name}", help_, ("worker",), registry=self.registry, buckets=buckets)
-        return metric.labels(self.worker)
+        self._worker = worker
+        self._calls: dict[tuple[str, str, str], int] = {}
+        self._attempts: dict[tuple[str, str], int] = {}
+        self._tokens = dict.fromkeys(TOKEN_KINDS, 0)
+        self._cost_nanousd = 0
+        self._saved_nanousd = 0
+        self._bounds: dict[str, int] = {}
+        self._breakers: dict[str, int] = {}
+        self._duration = _Times(_SECONDS)
+        self._first_token = _Times(_SECONDS)
+        self._overhead = _Times(_OVERHEAD_SECONDS)
+        self._watched: list[tuple[str, str, Callable[[], float], bool]] = []
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def call_settled(self, record: CallRecord) -> None:
         """Counts one settled call."""
-        labels = (record.operation, record.outcome.value, record.cache.value)
-        child = self._call_children.get(labels)
-        if child is None:
-            child = self._call_children[labels] = self._calls.labels(self.worker, *labels)
-        child.inc()
-        self._duration.observe(record.latency_us / 1e6)
-        self._overhead.observe(record.overhead_us / 1e6)
+        labels = (record.operation, record.outcome, record.cache)
+        self._calls[labels] = self._calls.get(labels, 0) + 1
+        self._duration.observe(record.latency_us)
+        self._overhead.observe(record.overhead_us)
         if record.first_token_us:
-            self._first_token.observe(record.first_token_us / 1e6)
-        if record.cost_nanousd:
-            self._cost.inc(record.cost_nanousd)
+            self._first_token.observe(record.first_token_us)
+        self._cost_nanousd += record.cost_nanousd
+        self._saved_nanousd += record.saved_nanousd
 
     def attempt_finished(self, record: AttemptRecord) -> None:
         """Counts one try and its tokens."""
-        labels = (record.deployment, record.error.value)
-        child = self._attempt_children.get(labels)
-        if child is None:
-            child = self._attempt_children[labels] = self._attempts.labels(self.worker, *labels)
-        child.inc()
-        if record.tokens.total:
-            self._count_tokens(record.tokens)
-
-    def _count_tokens(self, tokens: Tokens) -> None:
-        for kind, child in self._token_children.items():
-            count: int = getattr(tokens, kind)
-            if count:
-                child.inc(count)
+        labels = (record.deployment, record.error)
+        self._attempts[labels] = self._attempts.get(labels, 0) + 1
+        tokens, counts = record.tokens, self._tokens
+        counts["input"] += tokens.input
+        counts["output"] += tokens.output
+        if tokens.total != tokens.input + tokens.output:
+            for kind in TOKEN_KINDS:
+                if kind not in ("input", "output"):
+                    counts[kind] += getattr(tokens, kind)
 
     def bound_hit(self, bound: str) -> None:
         """Counts that a bound was reached; bound is the name of its setting or policy."""
-        child = self._bound_children.get(bound)
-        if child is None:
-            child = self._bound_children[bound] = self._bounds.labels(self.worker, bound)
-        child.inc()
+        self._bounds[bound] = self._bounds.get(bound, 0) + 1
 
     def breaker_changed(self, deployment: str, state: str) -> None:
         """Shows a breaker's new state."""
-        self._breaker.labels(self.worker, deployment).set(BREAKER_LEVELS[state])
+        self._breakers[deployment] = _BREAKER_LEVELS[state]
+
+    def forget_breaker(self, deployment: str) -> None:
+        """The deployment is no longer in the catalog."""
+        self._breakers.pop(deployment, None)
+
+    def watch(self, name: str, help_: str, read: Callable[[], float]) -> None:
+        """Shows a figure kept elsewhere; a name that ends in `_total` is a counter, any other a gauge."""
+        self._watched.append((name, help_, read, name.endswith("_total")))
 
     def render(self) -> bytes:
         """The exposition text."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus's own objects, made for one look."""
+        worker = self._worker
+        calls = _counter("calls", "Calls answered, by how they ended.", "operation", "outcome", "cache")
+        for (operation, outcome, cache), count in self._calls.items():
+            calls.add_metric([worker, operation, outcome, cache], count)
+        attempts = _counter(
+            "attempts", "Tries on deployments, by error; no error means success.", "deployment", "error"
+        )
+        for (deployment, error), count in self._attempts.items():
+            attempts.add_metric([worker, deployment, error], count)
+        tokens = _counter("tokens", "Tokens billed by upstreams, by kind.", "kind")
+        for kind, count in self._tokens.items():
+            tokens.add_metric([worker, kind], count)
+        bounds = _counter(
+            "bound_hits", "How often a bound of the settings or of a tenant's policy was reached.", "bound"
+        )
+        for bound, count in self._bounds.items():
+            bounds.add_metric([worker, bound], count)
+        cost = _counter("cost_nanousd", "Cost of all attempts, in nano-USD.")
+        cost.add_metric([worker], self._cost_nanousd)
+        saved = _counter("saved_nanousd", "What stored and shared answers would have cost, in nano-USD.")
+        saved.add_metric([worker], self._saved_nanousd)
+        breakers = _gauge(
+            "breaker_state", "State of a deployment's breaker: 0 closed, 1 half open, 2 open.", "deployment"
+        )
+        for deployment, level in self._breakers.items():
+            breakers.add_metric([worker, deployment], level)
+        yield from (calls, attempts, tokens, bounds, cost, saved, breakers)
+        yield self._histogram(
+            "call_duration_seconds", "Time from a call's first byte in to its settlement.", self._duration
+        )
+        yield self._histogram("first_token_seconds", "Time to the first content of a stream.", self._first_token)
+        yield self._histogram("overhead_seconds", "Our own part of a call's duration.", self._overhead)
+        for name, help_, read, counts_up in self._watched:
+            family = _counter(name.removesuffix("_total"), help_) if counts_up else _gauge(name, help_)
+            family.add_metric([worker], read())
+            yield family
+
+    def _histogram(self, name: str, help_: str, times: _Times) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(f"heph_proxy_{name}", help_, labels=["worker"])
+        family.add_metric([self._worker], times.buckets(), times.sum_us / 1_000_000)
+        return family
+
+
+def _counter(name: str, help_: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"heph_proxy_{name}", help_, labels=["worker", *labels])
+
+
+def _gauge(name: str, help_: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"heph_proxy_{name}", help_, labels=["worker", *labels])

@@ -1,12 +1,18 @@
-"""The HTTP server of one worker: uvicorn, with the bounds that it lacks against slow and oversized requests."""
+"""The HTTP server of one worker: uvicorn, with the bounds that it lacks against slow and oversized requests.
+
+Two things differ from uvicorn's own protocol because they are worth a fifth of a call's time: head and first body bytes go out in one
+write, and the server itself tells the call that its client has left, so that nobody has to wait for that (decision 0006).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.app import ProxyApp
@@ -14,6 +20,67 @@ from proxy.dialects import openai
 from proxy.metrics import ProxyMetrics
 
 _BACKLOG = 4096
+_CLOSE = (b"connection", b"close")
+_CHUNKED = (b"transfer-encoding", b"chunked")
+
+
+class Exchange(RequestResponseCycle):
+    """One request and its response, as uvicorn keeps it; `on_gone` is called if the client leaves before the end."""
+
+    on_gone: Callable[[], None] | None = None
+    _start: MutableMapping[str, Any] | None = None  # ASGI's own type: the head, held back until the first body bytes
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:  # type: ignore[override]  # as ASGI has it
+        """Status and headers wait for the first of the body; at the client's pace from then on."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start":
+            if self.response_started:
+                raise RuntimeError("a response starts once")
+            self.response_started = True
+            self.waiting_for_100_continue = False
+            self._start = message
+            return
+        if not self.response_started or self.response_complete:
+            raise RuntimeError(f"{message['type']} in the wrong place")
+        body: bytes = message.get("body", b"")
+        more_body: bool = message.get("more_body", False)
+        head = b""
+        if self._start is not None:
+            head = self._head(self._start)
+            self._start = None
+        self.transport.write(head + self._framed(body, more_body=more_body))
+        if not more_body:
+            self.response_complete = True
+            self.on_gone = None
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+    def _head(self, start: MutableMapping[str, Any]) -> bytes:
+        headers = self.default_headers + start["headers"]
+        self.chunked_encoding = not any(name == b"content-length" for name, _ in headers)
+        if self.chunked_encoding:
+            headers.append(_CHUNKED)
+        if not self.keep_alive:
+            headers.append(_CLOSE)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        head = b"".join((STATUS_LINE[start["status"]], *lines, b"\r\n"))
+        if head.count(b"\n") != len(lines) + 2:
+            raise RuntimeError("a header holds a line feed")
+        return head
+
+    def _framed(self, body: bytes, *, more_body: bool) -> bytes:
+        if self.scope["method"] == "HEAD":
+            return b""
+        if not self.chunked_encoding:
+            return body
+        if more_body:
+            return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -27,6 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _arrival: asyncio.TimerHandle | None = None
     _arriving = False
+    _in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -39,14 +107,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timers."""
+        """Stops the timers, and tells the calls that were under way."""
         self._stop_timer()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        cycle = self.cycle
+        if isinstance(cycle, Exchange) and not cycle.response_complete and cycle.on_gone is not None:
+            on_gone, cycle.on_gone = cycle.on_gone, None
+            on_gone()
 
     def data_received(self, data: bytes) -> None:
-        """Watches the clock while a request is incomplete."""
+        """Watches the clock and the head's size while a request is incomplete."""
+        if self._in_head or len(data) > self.settings.header_bytes_max:
+            self._head_bytes += len(data)
         super().data_received(data)
+        if self._in_head and self._head_bytes > self.settings.header_bytes_max:
+            self._refuse_head()
         if self._arriving:
             if self._arrival is None and not self.transport.is_closing():
                 self._arrival = self.loop.call_later(self.settings.body_timeout_s, self._too_slow)
@@ -55,19 +131,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins to arrive."""
-        self._arriving = True
+        self._arriving = self._in_head = True
         self._head_bytes = 0
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        """Part of the request line."""
-        self._count_head(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        self._count_head(len(name) + len(value))
-        super().on_header(name, value)
+    def on_headers_complete(self) -> None:
+        """The head is whole; a large piece of data may have held one that is too large."""
+        self._in_head = False
+        super().on_headers_complete()
+        self.cycle.__class__ = Exchange  # before its task has run: uvicorn has no other place to say so
+        self.scope["exchange"] = self.cycle  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -76,14 +149,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets a clear answer, in the shape that our clients know."""
+        self._arriving = self._in_head = False
         body = openai.error_body(message=msg, kind="invalid_request_error", code="malformed")
         self._answer_and_close(b"400 Bad Request", body)
 
-    def _count_head(self, count: int) -> None:
-        self._head_bytes += count
-        if self._head_bytes > self.settings.header_bytes_max:
-            self.metrics.bound_hit("header_bytes_max")
-            raise ValueError("head too large")  # the parser hands it on as an error of its own: see send_400_response
+    def _refuse_head(self) -> None:
+        self.metrics.bound_hit("header_bytes_max")
+        self._arriving = self._in_head = False
+        message = f"the request's head is larger than {self.settings.header_bytes_max} bytes"
+        body = openai.error_body(message=message, kind="invalid_request_error", code="too_large")
+        self._answer_and_close(b"431 Request Header Fields Too Large", body)
 
     def _too_slow(self) -> None:
         self._arrival = None
@@ -93,10 +168,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._arrival = self.loop.call_later(self.settings.body_timeout_s, self._too_slow)
             return
         self.metrics.bound_hit("body_timeout_s")
-        if self.cycle is None or self.cycle.response_complete:
-            body = openai.error_body(
-                message="the request did not arrive in time", kind="invalid_request_error", code="malformed"
-            )
+        if self._in_head:
+            message = "the request did not arrive in time"
+            body = openai.error_body(message=message, kind="invalid_request_error", code="malformed")
             self._answer_and_close(b"408 Request Timeout", body)
         else:
             self.transport.close()
@@ -126,6 +200,7 @@ def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=int(settings.keep_alive_s),
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=_BACKLOG,

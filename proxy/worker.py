@@ -86,6 +86,7 @@ class Worker:
         )
         self.reporter = StatusReporter(self._uplink, build=self.status, every_s=settings.status_every_s)
         self._tasks: list[asyncio.Task[None]] = []
+        self._watch()
         self.snapshots.load()
 
     def _join(self, place: Path, secrets: ProxySecrets) -> None:
@@ -119,6 +120,36 @@ class Worker:
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, metrics)
         self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self)
 
+    def _watch(self) -> None:
+        """Shows the figures that the parts keep themselves."""
+        watch, spool, cache, coalesce, shipper = self.metrics.watch, self.spool, self.cache, self.coalesce, self.shipper
+        watch("inflight_calls", "Calls being served now.", lambda: self.app.inflight)
+        watch("snapshot_version", "Version of the snapshot in use.", lambda: self.status().snapshot_version)
+        watch(
+            "snapshots_refused_total",
+            "Snapshots refused; the last good one stayed.",
+            lambda: self.snapshots.refused_total,
+        )
+        watch("spool_bytes", "Bytes of records that wait to be shipped.", lambda: spool.bytes_stored)
+        watch("spool_dropped_total", "Records dropped because the spool or the disk was full.", lambda: spool.dropped)
+        watch("spool_shipped_total", "Segments that the control plane has.", lambda: shipper.shipped_total)
+        watch("spool_ship_failures_total", "Tries to ship a segment that failed.", lambda: shipper.failures_total)
+        watch("spool_quarantined", "Segments that the control plane refused, set aside.", lambda: spool.quarantined)
+        watch("cache_memory_hits_total", "Answers from the cache's memory.", lambda: cache.hits_memory_total)
+        watch("cache_disk_hits_total", "Answers from the cache's disk.", lambda: cache.hits_disk_total)
+        watch("cache_misses_total", "Look-ups that found nothing.", lambda: cache.misses_total)
+        watch("cache_stored_total", "Answers stored.", lambda: cache.stored_total)
+        watch("cache_too_large_total", "Answers not stored because of their size.", lambda: cache.too_large_total)
+        watch("coalesced_total", "Calls that joined another's flight.", lambda: coalesce.joined_total)
+        watch("coalesce_full_total", "Calls that went alone because too many waited.", lambda: coalesce.full_total)
+        watch(
+            "coalesce_ejected_total",
+            "Readers that fell too far behind a shared stream.",
+            lambda: coalesce.ejected_total,
+        )
+        watch("coalesce_buffer_bytes", "Bytes of shared streams held now.", lambda: coalesce.buffered_bytes)
+        watch("budget_exceeded_total", "Calls that cost more than was reserved.", lambda: self.ledger.exceeded_total)
+
     def apply(self, snapshot: Snapshot) -> None:
         """Compiles a snapshot and swaps it in; raises, changing nothing, if it cannot be compiled."""
         runtime = compile_runtime(snapshot, self._environ)
@@ -126,7 +157,6 @@ class Worker:
         self.app.runtime = runtime
         self.breaker.configure(snapshot.breaker, deployments)
         self.admit.retain({tenant.id for tenant in snapshot.tenants})
-        self.metrics.snapshot_version.set(snapshot.version)
         for missing in runtime.missing_credentials:
             log.warning("an upstream has no credential; its deployments refuse calls", upstream=missing)
         if self._tasks:

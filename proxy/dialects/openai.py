@@ -158,15 +158,17 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
     if not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX):
         return None
     cache_read = audio_input = reasoning = audio_output = 0
-    if usage.prompt_tokens_details is not None:
-        cache_read = _within(usage.prompt_tokens_details.cached_tokens, prompt)
-        audio_input = _within(usage.prompt_tokens_details.audio_tokens, prompt - cache_read)
-    if usage.completion_tokens_details is not None:
-        reported = _within(usage.completion_tokens_details.reasoning_tokens, TOKENS_MAX)
+    details = usage.prompt_tokens_details
+    if details is not None and (details.cached_tokens or details.audio_tokens):
+        cache_read = _within(details.cached_tokens, prompt)
+        audio_input = _within(details.audio_tokens, prompt - cache_read)
+    parts = usage.completion_tokens_details
+    if parts is not None and (parts.reasoning_tokens or parts.audio_tokens):
+        reported = _within(parts.reasoning_tokens, TOKENS_MAX)
         if reported and usage.total_tokens == prompt + completion + reported:
             completion += reported
         reasoning = _within(reported, completion)
-        audio_output = _within(usage.completion_tokens_details.audio_tokens, completion - reasoning)
+        audio_output = _within(parts.audio_tokens, completion - reasoning)
     return Tokens(
         input=prompt - cache_read - audio_input,
         cache_read=cache_read,

@@ -74,6 +74,7 @@ class BreakerTransport:
         self._policy = policy
         for gone in self._breakers.keys() - set(deployments):
             del self._breakers[gone]
+            self._metrics.forget_breaker(gone)
         for breaker in self._breakers.values():
             breaker.policy = policy
 

@@ -15,6 +15,10 @@ from proxy.call import Headers
 _WRITE_JOINED_MAX = 64 * 1024  # up to here, head and body go out as one buffer
 
 
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_FRAMING_LENGTHS = frozenset(map(len, _FRAMING))
+
+
 class Failure(Enum):
     """Why an exchange could not go on."""
 
@@ -212,13 +216,12 @@ class Connection(asyncio.Protocol):
             self.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, also of an interim answer; trailers are not kept."""
+        """One header, its name as it came, also of an interim answer; trailers are not kept."""
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > self._header_bytes_max:
             self._fail(Failure.MALFORMED, f"the upstream's headers are larger than {self._header_bytes_max} bytes")
         elif not self.head_done:
-            name = name.lower()
-            if name in (b"content-length", b"transfer-encoding"):
+            if len(name) in _FRAMING_LENGTHS and name.lower() in _FRAMING:
                 self._framed = True
             self.headers.append((name, value))
 

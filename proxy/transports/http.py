@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from functools import lru_cache
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError
@@ -193,13 +194,20 @@ def _returned(headers: Headers) -> tuple[Headers, bytes]:
     """An upstream's headers as the client may see them, and their content type."""
     kept: Headers = []
     content_type = b""
-    for header in headers:
-        name = header[0]
-        if name in _RETURNED or name.startswith(_RETURNED_PREFIXES):
-            kept.append(header)
-            if name == b"content-type":
-                content_type = header[1]
+    for name, value in headers:
+        shown = _shown_name(name)
+        if shown:
+            kept.append((shown, value))
+            if shown == b"content-type":
+                content_type = value
     return kept, content_type
+
+
+@lru_cache(maxsize=512)
+def _shown_name(name: bytes) -> bytes:
+    """A header's name in lower case if the client may see it, b"" if not."""
+    name = name.lower()
+    return name if name in _RETURNED or name.startswith(_RETURNED_PREFIXES) else b""
 
 
 def _retry_after_s(headers: Headers) -> float:
