@@ -317,10 +317,10 @@ def _reverting(state: RunState, playbook: Playbook, inputs: Inputs) -> Task:
 
 def _probation(state: RunState, playbook: Playbook, inputs: Inputs) -> Task:
     end_us = state.since_us + _us(playbook.spec.probation.span)
-    if inputs.now_us >= end_us:
+    if state.measured_us >= end_us:
         return Record((e.Closed(),))
-    next_us = state.measured_us + _us(playbook.validation.every)
-    return Measure() if inputs.now_us >= next_us else Wait(min(next_us, end_us))
+    next_us = min(state.measured_us + _us(playbook.validation.every), end_us)
+    return Measure() if inputs.now_us >= next_us else Wait(next_us)
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -67,9 +67,7 @@ class FakeLeases:
         self.revoked: list[str] = []
         self.renewed = 0
 
-    def grant(
-        self, kind: LeaseKind, deployment: str, *, ttl_s: float, run_id: str, reason: str, share: float
-    ) -> Lease:
+    def grant(self, kind: LeaseKind, deployment: str, *, ttl_s: float, run_id: str, reason: str, share: float) -> Lease:
         """A new override."""
         lease = Lease(
             id=f"lease_{next(self._numbers)}",
