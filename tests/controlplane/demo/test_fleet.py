@@ -24,8 +24,9 @@ class Run:
 
     async def pass_time(self, seconds: float) -> None:
         """Lets the agents live for so long, and finish the calls they made in that time."""
+        await self.settle()
         for _ in range(round(seconds / 0.5)):
-            await self.clock.advance(0.5)
+            self.clock.move(0.5)
             await self.settle()
 
     async def settle(self) -> None:
