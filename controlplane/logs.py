@@ -39,6 +39,9 @@ _SECRET_NAMES = re.compile(
     re.IGNORECASE,
 )
 
+CHATTY = ("watchfiles", "httpx", "httpcore", "uvicorn.access")
+"""Libraries that log each thing they do at `info`; only what is wrong with them is of interest."""
+
 
 def configure(settings: LogSettings, *, stream: TextIO | None = None) -> None:
     """Points structlog and the standard library's logging at the place the settings name; a second call replaces the first.
@@ -80,6 +83,8 @@ def configure(settings: LogSettings, *, stream: TextIO | None = None) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,

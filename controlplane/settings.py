@@ -123,6 +123,9 @@ class DetectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         int, Meta(ge=1, description="Series that one sweep evaluates; more are counted and left out.")
     ] = 2_000
     sweep_timeout_s: Annotated[float, Meta(gt=0, description="How long one sweep may take.")] = 30.0
+    probe_every_s: Annotated[
+        float, Meta(gt=0, description="How often deployments that are sick or drained are probed.")
+    ] = 5.0
 
 
 class IncidentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,6 +152,12 @@ class HealingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shadow: Annotated[bool, Meta(description="Runs are decided and recorded, but nothing is changed.")] = False
     autonomy: Annotated[Autonomy, Meta(description="The most that any playbook may do by itself.")] = Autonomy.AUTO
     overrides: Annotated[dict[str, Autonomy], Meta(description="Autonomy of single playbooks, by their id.")] = {}
+    playbooks: Annotated[
+        dict[str, dict[str, str]],
+        Meta(
+            description="Values of playbooks to replace, by their id and their place below `spec`, such as `validate.bake`."
+        ),
+    ] = {}
     library: Annotated[str | None, Meta(description="Folder with playbooks of your own, beside the built-in ones.")] = (
         None
     )
@@ -177,6 +186,20 @@ class ApiSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     page_rows_max: Annotated[int, Meta(ge=1, description="Rows that one page of an answer may have.")] = 1_000
     report_rows_max: Annotated[int, Meta(ge=1, description="Rows that one report may have.")] = 100_000
     shutdown_s: Annotated[float, Meta(ge=0, description="How long requests in flight get at shutdown.")] = 10.0
+
+
+class ConsoleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The console's pages."""
+
+    open_loopback: Annotated[
+        bool, Meta(description="Whether the console's pages, not the API, need no token from this machine itself.")
+    ] = False
+    session_s: Annotated[int, Meta(ge=60, description="How long a login lasts.")] = 12 * 3600
+    login_failures_per_minute_max: Annotated[
+        int, Meta(ge=1, description="Failed logins that are answered in a minute; more must wait.")
+    ] = 30
+    poll_s: Annotated[float, Meta(ge=0.5, description="How often a page looks for news.")] = 2.0
+    incidents_max: Annotated[int, Meta(ge=1, le=100, description="Incidents with timelines on the first page.")] = 10
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -213,6 +236,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     healing: HealingSettings = HealingSettings()
     alerts: AlertSettings = AlertSettings()
     api: ApiSettings = ApiSettings()
+    console: ConsoleSettings = ConsoleSettings()
     proxy: ProxySettings = ProxySettings()
 
     @property

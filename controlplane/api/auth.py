@@ -20,10 +20,10 @@ from litestar.handlers.base import BaseRouteHandler
 
 from controlplane.api import session
 from controlplane.api.counters import ApiCounters
-from controlplane.api.parts import ConsoleSettings
 from controlplane.clock import US_PER_S, Clock
 from controlplane.errors import Forbidden, TooMany, Unauthorized
 from controlplane.secrets import ServerSecrets
+from controlplane.settings import ConsoleSettings
 
 LOGIN_PATH = "/console/login"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import msgspec
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
-from msgspec import Meta
 
 from controlplane.api.views import (
     CostReport,

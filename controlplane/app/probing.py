@@ -12,7 +12,9 @@ from collections.abc import Callable
 import httpx
 
 from controlplane.contract.snapshot import Snapshot, Upstream
+from controlplane.detection.probes import ProbeResult
 from controlplane.errors import SecretUnavailable
+from controlplane.healing import actions
 from controlplane.secrets import resolve
 
 ANSWER_BYTES_MAX = 1024 * 1024
@@ -24,10 +26,22 @@ class UpstreamProber:
     def __init__(self, snapshot: Callable[[], Snapshot], *, timeout_s: float = 10.0) -> None:
         self._snapshot = snapshot
         self._client = httpx.AsyncClient(
-            timeout=timeout_s, follow_redirects=False, limits=httpx.Limits(max_connections=20, max_keepalive_connections=0)
+            timeout=timeout_s,
+            follow_redirects=False,
+            limits=httpx.Limits(max_connections=20, max_keepalive_connections=0),
         )
 
-    async def probe(self, deployment: str) -> tuple[bool, str]:
+    async def probe(self, deployment: str) -> ProbeResult:
+        """As detection asks."""
+        ok, detail = await self._ask(deployment)
+        return ProbeResult(ok=ok, detail=detail)
+
+    async def for_healing(self, deployment: str) -> actions.ProbeResult:
+        """As healing asks."""
+        ok, detail = await self._ask(deployment)
+        return actions.ProbeResult(ok=ok, detail=detail)
+
+    async def _ask(self, deployment: str) -> tuple[bool, str]:
         """Whether the deployment's upstream answers, and what it said if it does not. Never raises for what an upstream does."""
         upstream = self._upstream(deployment)
         if upstream is None:

@@ -1,9 +1,8 @@
-"""Detection joined to the store and to the incidents: series for watches, and signals for whoever keeps incidents."""
+"""Detection joined to the catalog and to the incidents: what to watch and to probe, and signals for whoever keeps incidents."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
@@ -13,46 +12,11 @@ from controlplane.clock import Clock
 from controlplane.contract.snapshot import LeaseKind, ProxyStatus, Snapshot
 from controlplane.detection.breakers import breaker_signals
 from controlplane.detection.signals import Signal
-from controlplane.detection.watch import Watch, WatchKind, default_watches
+from controlplane.detection.watch import Watch, default_watches
 from controlplane.incidents.register import Incidents
 from controlplane.incidents.signal import signal_of
 from controlplane.incidents.topology import Topology
 from controlplane.settings import DetectionSettings
-from controlplane.store.client import Store
-from controlplane.store.queries import series
-from controlplane.store.queries.series import Grid, Series
-
-_GRIDS_KEPT = 16
-
-
-class StoredSeries:
-    """Series of watches from the store; one query serves all watches of a kind in one sweep."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._read: dict[tuple[WatchKind, int, int, int], dict[str, Series]] = {}
-
-    def fetch(self, watch: Watch, now_s: float) -> Series:
-        """The watch's series; blocking."""
-        grid = Grid(now_s=now_s, step_s=watch.step_s, window_s=watch.window_s)
-        key = (watch.kind, grid.end_s, grid.step_s, grid.points)
-        with self._lock:
-            found = self._read.get(key)
-            if found is None:
-                found = self._query(watch.kind, grid)
-                while len(self._read) >= _GRIDS_KEPT:
-                    del self._read[next(iter(self._read))]
-                self._read[key] = found
-        name = watch.deployment or watch.alias
-        return found[name] if name in found else series.nothing(grid)
-
-    def _query(self, kind: WatchKind, grid: Grid) -> dict[str, Series]:
-        if kind is WatchKind.SUCCESS_RATIO:
-            return series.attempt_success_ratio(self._store, grid)
-        if kind is WatchKind.FIRST_TOKEN_P95:
-            return series.first_token_p95_s(self._store, grid)
-        return series.call_success_ratio(self._store, grid)
 
 
 class CatalogView:

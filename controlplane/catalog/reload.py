@@ -26,6 +26,7 @@ from controlplane.metrics import CatalogMetrics
 
 STREAM = "config"
 PROBLEMS_MAX = 20
+MOUNTED = ("..data",)  # the link that is swapped when a mounted configuration changes
 
 
 class CatalogChanged(msgspec.Struct, frozen=True, tag="catalog.changed"):
@@ -130,6 +131,7 @@ class Reloader:
         """
         async for _ in awatch(
             self._path.resolve().parent,
+            watch_filter=lambda _change, name: Path(name).name in {self._path.name, *MOUNTED},
             step=50,
             debounce=200,
             rust_timeout=max(1, round(every_s * 1000)),

@@ -85,9 +85,10 @@ def up(config: Path, data: Path | None, workers: int | None) -> None:
 @speaks_plainly
 def controlplane(config: Path, data: Path | None) -> None:
     """The control plane alone."""
-    from controlplane.app import serve  # noqa: PLC0415 - the heavy half of the program, needed by this command alone
+    from controlplane.app.serve import serve  # noqa: PLC0415 - the heavy half of the program, needed by this command alone
 
-    serve(open_installation(config, data=data).loaded, config=config)
+    installation = open_installation(config, data=data)
+    serve(installation.loaded, installation.secrets)
 
 
 @click.command()

@@ -165,11 +165,6 @@ def _series(
     return found
 
 
-def nothing(grid: Grid) -> Series:
-    """A series of a name that no row mentions."""
-    return _empty(grid, np.nan)
-
-
 def _empty(grid: Grid, absent: float) -> Series:
     return Series(
         t=np.arange(grid.start_s, grid.end_s, grid.step_s, dtype=np.int64),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from controlplane.api.parts import CallFilter, ConsoleSettings, Parts
+from controlplane.api.parts import CallFilter, Parts
 from controlplane.api.views import (
     CacheSavings,
     CostLine,
@@ -36,7 +36,7 @@ from controlplane.contract.snapshot import ProxyStatus, Route, Snapshot, TenantP
 from controlplane.errors import BadRequest, Conflict, HephaestusError, NotFound, TooLarge
 from controlplane.metrics import Metrics
 from controlplane.secrets import Secret, ServerSecrets
-from controlplane.settings import Settings
+from controlplane.settings import ConsoleSettings, Settings
 
 OPERATOR = "operator-token-of-the-tests"
 INTERNAL = "internal-token-of-the-tests"

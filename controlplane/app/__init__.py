@@ -1,0 +1,1 @@
+"""The only place where components are made, joined, started and stopped."""

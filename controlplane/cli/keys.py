@@ -1,0 +1,196 @@
+"""Virtual keys and what they may use: keys, tenants, budgets, models."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from controlplane.catalog.keys import Keys
+from controlplane.catalog.load import load
+from controlplane.catalog.state import KeyRecord
+from controlplane.cli.installation import Installation, config_option, data_option, open_installation
+from controlplane.cli.output import json_option, moment, print_json, print_table, speaks_plainly, usd
+from controlplane.clock import US_PER_S
+from controlplane.errors import BadRequest
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+def _keys(installation: Installation) -> Keys:
+    config = installation.loaded.config
+    return Keys(
+        installation.journal(),
+        pepper=installation.secrets.key_pepper_bytes,
+        now_us=_now_us,
+        tenants=lambda: [tenant.name for tenant in config.tenants],
+        models=lambda: [model.name for model in config.models],
+    )
+
+
+@click.group()
+def keys() -> None:
+    """Virtual keys: what agents show the proxy."""
+
+
+@keys.command("create")
+@config_option
+@data_option
+@click.option("--tenant", required=True, help="Who pays.")
+@click.option("--name", default="", help="What it is for.")
+@click.option("--model", "models", multiple=True, help="An alias it is limited to; may be repeated.")
+@click.option("--expires-in", default=None, help="How long it is good, such as 12h or 30d; for ever unless set.")
+@json_option
+@speaks_plainly
+def create(
+    config: Path, data: Path | None, tenant: str, name: str, models: tuple[str, ...], expires_in: str | None, as_json: bool
+) -> None:  # fmt: skip
+    """Makes a key and shows its secret, this once."""
+    installation = open_installation(config, data=data)
+    issued = _keys(installation).create(
+        tenant,
+        name=name,
+        models=models or None,
+        expires_us=None if expires_in is None else _now_us() + _seconds(expires_in) * US_PER_S,
+        actor=f"cli:{getpass.getuser()}",
+    )
+    if as_json:
+        print_json({"id": issued.record.id, "key": issued.secret.reveal()})
+        return
+    click.echo(f"{issued.secret.reveal()}\n")
+    click.echo(f"Key {issued.record.id} of tenant {tenant}. It is not shown again; proxies accept it within a second.")
+
+
+@keys.command("list")
+@config_option
+@data_option
+@click.option("--tenant", default=None, help="Only this tenant's.")
+@json_option
+@speaks_plainly
+def list_keys(config: Path, data: Path | None, tenant: str | None, as_json: bool) -> None:
+    """Lists all keys, without their secrets."""
+    found = _keys(open_installation(config, data=data)).list(tenant=tenant)
+    if as_json:
+        print_json([_without_hash(record) for record in found])
+        return
+    now_us = _now_us()
+    print_table(
+        "keys",
+        ("id", "tenant", "name", "models", "made", "state"),
+        [
+            (
+                one.id,
+                one.tenant,
+                one.name,
+                ", ".join(one.models or ("all",)),
+                moment(one.created_us),
+                _state(one, now_us),
+            )
+            for one in found
+        ],
+    )
+
+
+@keys.command("revoke")
+@config_option
+@data_option
+@click.argument("key_id")
+@click.option("--reason", default="", help="Kept in the journal.")
+@json_option
+@speaks_plainly
+def revoke(config: Path, data: Path | None, key_id: str, reason: str, as_json: bool) -> None:
+    """Makes a key worthless, on all proxies within a second."""
+    record = _keys(open_installation(config, data=data)).revoke(key_id, reason=reason, actor=f"cli:{getpass.getuser()}")
+    if as_json:
+        print_json(_without_hash(record))
+        return
+    click.echo(f"Key {record.id} of tenant {record.tenant} is revoked.")
+
+
+@click.command()
+@config_option
+@json_option
+@speaks_plainly
+def tenants(config: Path, as_json: bool) -> None:
+    """Lists tenants with their limits."""
+    found = load(config).config.tenants
+    if as_json:
+        print_json(found)
+        return
+    rows = []
+    for tenant in found:
+        limits = msgspec.structs.asdict(tenant.limits)
+        said = ", ".join(f"{name} {value:,}" for name, value in limits.items() if value is not None)
+        rows.append((tenant.name, ", ".join(tenant.models or ("all",)), said or "none"))
+    print_table("tenants", ("tenant", "models", "limits"), rows)
+
+
+@click.command()
+@config_option
+@json_option
+@speaks_plainly
+def budgets(config: Path, as_json: bool) -> None:
+    """Lists budgets; how much of each is used is on the console and in `report costs`."""
+    found = [(tenant.name, budget) for tenant in load(config).config.tenants for budget in tenant.budgets]
+    if as_json:
+        print_json(
+            [{"tenant": tenant, **msgspec.to_builtins(budget), "id": budget.budget_id} for tenant, budget in found]
+        )
+        return
+    rows = [
+        (tenant, one.budget_id, one.window, usd(one.usd, digits=2) if one.usd is not None else f"{one.tokens:,} tokens")
+        for tenant, one in found
+    ]
+    print_table("budgets", ("tenant", "budget", "window", "ceiling"), rows, right=("ceiling",))
+
+
+@click.command()
+@config_option
+@json_option
+@speaks_plainly
+def models(config: Path, as_json: bool) -> None:
+    """Lists model aliases and the deployments that serve them."""
+    found = load(config).config.models
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (model.name, one.deployment_id, one.order, one.weight, f"{model.timeout_s:g}")
+        for model in found
+        for one in model.deployments
+    ]
+    print_table(
+        "models", ("alias", "deployment", "order", "weight", "timeout s"), rows, right=("order", "weight", "timeout s")
+    )
+
+
+def _seconds(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text.strip())
+    if match is None:
+        raise BadRequest(f"{text!r} is no length of time; say 90s, 15m, 12h or 30d")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+def _state(key: KeyRecord, now_us: int) -> str:
+    if key.revoked_us:
+        return f"revoked {moment(key.revoked_us)}"
+    if key.expires_us is not None:
+        return f"{'expired' if key.expires_us <= now_us else 'good until'} {moment(key.expires_us)}"
+    return "good"
+
+
+def _without_hash(record: KeyRecord) -> dict[str, object]:
+    document: dict[str, object] = msgspec.to_builtins(record)
+    document.pop("hash", None)
+    return document
+
+
+COMMANDS = (keys, tenants, budgets, models)
