@@ -192,7 +192,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(Problem(400, "Upgrades are not supported."))
+            pass  # an offer that is not taken: the request is answered as it is, and is the last one
         except httptools.HttpParserError:
             self._refuse(Problem(400, "The request is not valid HTTP/1.1."))
 
@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
             query,
             self._key,
             body[0] if len(body) == 1 else b"".join(body),
-            parser.should_keep_alive() and parser.get_method() != b"HEAD",  # whose answers here have a body
+            _may_go_on(parser),
             parser.get_http_version() != "1.0",
         )
         if self.current is None:
@@ -303,6 +303,11 @@ class Connection(asyncio.Protocol):
         self._queue.clear()
         self._transport.write(answer(problem, keep_alive=False))
         self._transport.write_eof()
+
+
+def _may_go_on(parser: httptools.HttpRequestParser) -> bool:
+    """Whether another request can follow: not after an offered upgrade, nor after HEAD, whose answers here have a body."""
+    return bool(parser.should_keep_alive()) and not parser.should_upgrade() and parser.get_method() != b"HEAD"
 
 
 def answer(problem: Problem, *, keep_alive: bool, extra: bytes = b"") -> bytes:
