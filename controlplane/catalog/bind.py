@@ -250,7 +250,10 @@ class _Binder:
         if annotation is int:
             whole = scalars.integer(node.value)
             whole = scalars.size_bytes(node.value) if whole is None and "bytes" in unit else whole
-            hint = "for example 64MiB" if "bytes" in unit else ""
+            whole = _whole(scalars.duration_s(node.value)) if whole is None and unit.endswith("_s") else whole
+            hint = (
+                "for example 64MiB" if "bytes" in unit else "seconds, or for example 5m" if unit.endswith("_s") else ""
+            )
             return self.expected("a whole number", node, place, hint) if whole is None else whole
         number = scalars.number(node.value)
         number = scalars.duration_s(node.value) if number is None and unit.endswith("_s") else number
@@ -283,6 +286,10 @@ class _Binder:
                 "a secret itself never stands in this file",
             )
         return node.value
+
+
+def _whole(number: float | None) -> int | None:
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def _metas(annotation: Any) -> list[Meta]:  # Any: as above

@@ -48,7 +48,7 @@ def load(path: Path) -> Loaded:
 def parse(text: str, *, file: str) -> Loaded:
     """The same for a text that was read already. Raises ConfigError with all mistakes."""
     bound = bind(text, ConfigFile, file=file)
-    problems = sorted({*bound.problems, *_consistency(bound)}, key=lambda problem: problem.line)
+    problems = sorted(dict.fromkeys((*bound.problems, *_consistency(bound))), key=lambda problem: problem.line)
     if problems:
         raise ConfigError(problems)
     return Loaded(

@@ -1,0 +1,105 @@
+"""The check names what a valid file still lacks, each with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.catalog.check import Severity, check
+from controlplane.catalog.compile import NoPrices
+from controlplane.catalog.load import load, parse
+from controlplane.contract.pricing import Price
+
+ROOT = Path(__file__).parents[3]
+
+GOOD = """
+upstreams:
+  - {name: a, base_url: https://a.example/v1, credential: env:A_KEY}
+  - {name: b, base_url: https://b.example/v1, credential: env:B_KEY}
+models:
+  - name: fast
+    deployments:
+      - {upstream: a, model: m}
+      - {upstream: b, model: m, order: 1}
+tenants:
+  - {name: acme, budgets: [{usd: 50, window: month}]}
+"""
+
+
+class Book:
+    """A price book that knows everything."""
+
+    def price(self, model: str) -> Price | None:
+        """A price."""
+        return Price(input=1, output=1)
+
+
+def rules(text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """The rules that find something in a text."""
+    return [finding.rule for finding in check(parse(text, file="h.yaml").bound, Book(), environ=environ)]
+
+
+def test_a_good_file_has_no_findings() -> None:
+    """Two upstreams, prices, budgets and resolvable credentials leave nothing to say."""
+    assert [] == rules(GOOD, {"A_KEY": "x", "B_KEY": "y"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("      - {upstream: b, model: m, order: 1}\n", "", "no-failover"),
+        ("upstream: b, model: m,", "upstream: a, model: other,", "one-upstream"),
+        ("- name: fast\n", "- name: fast\n    attempts_max: 1\n", "one-attempt"),
+        ("- name: fast\n", "- name: fast\n    timeout_s: 30\n", "no-time-to-fail-over"),
+        (
+            "  - {name: b,",
+            "  - {name: c, base_url: https://c.example/v1, credential: env:A_KEY}\n  - {name: b,",
+            "unused-upstream",
+        ),
+        ("https://a.", "http://a.", "clear-text"),
+        (", credential: env:A_KEY", "", "no-credential"),
+        ("a.example/v1", "a.example", "no-v1"),
+        (", budgets: [{usd: 50, window: month}]", "", "no-budget"),
+        ("usd: 50", "usd: 0", "odd-budget"),
+        ("[{usd: 50, window: month}]", "[{usd: 50, window: month}, {usd: 20, window: total}]", "odd-budget"),
+        ("{name: acme,", "{name: acme, models: [],", "no-models-allowed"),
+        ("\nupstreams", "\nserver: {host: 0.0.0.0}\nupstreams", "door-password"),
+        ("\nupstreams", "\nserver: {workers: 4}\nupstreams", "no-redis"),
+    ],
+)
+def test_each_lack_is_found(old: str, new: str, rule: str) -> None:
+    """One thing taken away from a good file is found by its rule."""
+    assert old in GOOD
+    assert rule in rules(GOOD.replace(old, new, 1))
+
+
+def test_an_empty_file_serves_nobody() -> None:
+    """Nothing to call and nobody to call it are both told."""
+    assert {"no-models", "no-tenants"} == set(rules(""))
+
+
+def test_unpriced_models_are_named_with_what_to_do() -> None:
+    """Each deployment without a price is named at its line, with the lines to write, and only once."""
+    findings = [f for f in check(parse(GOOD, file="h.yaml").bound, NoPrices()) if f.rule == "unpriced"]
+    assert [(8, Severity.WARNING), (9, Severity.WARNING)] == [(finding.line, finding.severity) for finding in findings]
+    assert "there is no price for `a/m`, so its calls count in no money budget" == findings[0].message
+    assert "add `m: {input: ..., output: ...}` under `prices`" in findings[0].todo
+    assert "h.yaml:8: warning: " in str(findings[0])
+    refused = GOOD.replace("{name: acme,", "{name: acme, unpriced: refuse,")
+    assert any("cannot call it" in f.message for f in check(parse(refused, file="h.yaml").bound, NoPrices()))
+
+
+def test_credentials_that_cannot_be_resolved_are_errors() -> None:
+    """References are looked up only where an environment is given, and a missing one is an error at its line."""
+    assert [] == rules(GOOD)
+    findings = check(parse(GOOD, file="h.yaml").bound, Book(), environ={"A_KEY": "x"})
+    assert [("secret", Severity.ERROR, 4)] == [(finding.rule, finding.severity, finding.line) for finding in findings]
+    assert "B_KEY is not set" in findings[0].message
+
+
+def test_the_starter_configuration_is_sound() -> None:
+    """The file in the repository's root loads, and the check has no error for it."""
+    loaded = load(ROOT / "hephaestus.yaml")
+    assert {"openai"} <= {upstream.name for upstream in loaded.config.upstreams}
+    assert [] == [finding for finding in check(loaded.bound, Book()) if finding.severity is Severity.ERROR]
