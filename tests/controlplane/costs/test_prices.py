@@ -1,0 +1,117 @@
+"""The price book knows what is published, exactly, and says None where it would have to guess."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from controlplane.contract.pricing import Tokens, cost_nanousd
+from controlplane.costs.prices import PriceBook, PriceFile, PriceRow
+
+
+@pytest.fixture(scope="module")
+def packaged() -> PriceBook:
+    """The book that is part of the package."""
+    return PriceBook.packaged()
+
+
+def book(**models: PriceRow) -> PriceBook:
+    """A book with these rows; `__` in a name stands for a slash."""
+    rows = {name.replace("__", "/").replace("_", "-"): row for name, row in models.items()}
+    return PriceBook(PriceFile("v1", "2026-01-01", "s", "1", "u", len(rows), rows))
+
+
+def row(amount: int, *, cache_read: int | None = None) -> PriceRow:
+    """A row whose input costs an amount."""
+    return PriceRow(input=amount, output=2 * amount, mode="chat", cache_read=cache_read)
+
+
+@pytest.mark.parametrize(
+    ("model", "input_usd", "output_usd"),
+    [
+        ("gpt-4o-mini-2024-07-18", "0.15", "0.60"),
+        ("claude-sonnet-4-5", "3", "15"),
+        ("text-embedding-3-small", "0.02", "0"),
+        ("gpt-4o", "2.5", "10"),
+    ],
+)
+def test_published_prices_are_exact(packaged: PriceBook, model: str, input_usd: str, output_usd: str) -> None:
+    """Well-known prices in US dollars per million tokens come out to the nano-USD."""
+    price = packaged.price(model)
+    assert price is not None
+    assert (int(float(input_usd) * 1000) * 10**6, int(float(output_usd) * 1000) * 10**6) == (price.input, price.output)
+
+
+def test_the_book_is_whole_and_nothing_in_it_is_free(packaged: PriceBook) -> None:
+    """Hundreds of models, each with a price above zero for input, and for output unless it makes embeddings."""
+    assert 1_000 <= len(packaged) == len(list(packaged.names()))
+    for name in packaged.names():
+        price = packaged.price(name)
+        assert price is not None
+        assert 0 < price.input < 10**13, name
+        assert 0 <= price.output < 10**13, name
+        assert all(
+            amount is None or amount > 0
+            for amount in (price.cache_read, price.cache_write, price.cache_write_1h, price.reasoning)
+        )
+        assert f"{packaged.version}/{name}" == price.version
+
+
+def test_every_price_can_cost_an_attempt(packaged: PriceBook) -> None:
+    """Text tokens, cached ones among them, can be costed with every price of the book."""
+    for name in packaged.names():
+        price = packaged.price(name)
+        assert price is not None
+        assert 0 < cost_nanousd(Tokens(input=1_000_000, cache_read=1_000, output=1, reasoning=1), price)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("gpt", "gpt"),
+        ("GPT", "gpt"),
+        ("openai/gpt", "gpt"),
+        ("models/gpt", "gpt"),
+        ("gpt-2031-01-02", "gpt"),
+        ("gpt-20310102", "gpt"),
+        ("gpt-latest", "gpt"),
+        ("gpt-2024-01-01", "gpt-2024-01-01"),
+        ("openai/gpt-2031-01-02", "gpt"),
+        ("mistral/large", "mistral/large"),
+        ("large", "mistral/large"),
+        ("mistralai/large", "mistral/large"),
+        ("large-2031-01-02", "mistral/large"),
+        ("ft:gpt:acme::abc", "ft:gpt"),
+        ("azure/gpt", None),
+        ("openrouter/openai/gpt", None),
+        ("twice", None),
+        ("same", "gemini/same"),
+        ("gpt-mini", None),
+        ("gpt-2", None),
+        ("", None),
+        ("x" * 1_000, None),
+    ],
+)
+def test_names_are_found_as_upstreams_write_them(model: str, name: str | None) -> None:
+    """Case, provider prefixes and dates do not hide a price; a cloud's own name and an ambiguous one have none."""
+    rows = {
+        "gpt": row(1), "gpt-2024-01-01": row(2), "mistral/large": row(3), "ft:gpt": row(4), "mistral/twice": row(5), "groq/twice": row(6),
+        "gemini/same": row(7), "groq/same": row(7),
+    }  # fmt: skip
+    assert name == PriceBook(PriceFile("v1", "2026-01-01", "s", "1", "u", len(rows), rows)).row_name(model)
+
+
+def test_cached_input_without_a_discount_costs_as_input() -> None:
+    """Where no discount is published, a cached token costs what any input token costs; other kinds stay unpriced."""
+    price = book(m=row(10)).price("m")
+    assert price is not None
+    assert (10, None, None) == (price.cache_read, price.cache_write, price.audio_input)
+    discounted = book(m=row(10, cache_read=1)).price("m")
+    assert discounted is not None
+    assert 1 == discounted.cache_read
+
+
+def test_long_prompts_that_cost_more_are_known() -> None:
+    """A model with tiers is marked, since the book has its base price only."""
+    tiered = book(m=msgspec.structs.replace(row(1), tiered=True), n=row(1))
+    assert [True, False, False] == [tiered.tiered(model) for model in ("m", "n", "nobody")]

@@ -1,0 +1,87 @@
+"""The data file is made from litellm's table without a float in between, and is the one that is committed."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.costs.seed import TARGET, main, nanousd_per_million, reduced, render
+
+
+@given(st.integers(min_value=0, max_value=10**13))
+def test_prices_are_exact(units: int) -> None:
+    """Any whole number of nano-USD per million tokens, written as US dollars per token, comes back."""
+    assert units == nanousd_per_million(Decimal(units) / Decimal(10**15))
+    assert units == nanousd_per_million(json.loads(repr(units / 10**15), parse_float=Decimal) if units else Decimal(0))
+
+
+@pytest.mark.parametrize("text", ["-1e-7", "1.5e-16", "NaN", "Infinity"])
+def test_what_is_no_price_stops_the_command(text: str) -> None:
+    """Negative, too fine and infinite prices are not rounded into something."""
+    with pytest.raises(ValueError):
+        nanousd_per_million(Decimal(text))
+
+
+def test_only_priced_models_of_known_providers_are_kept() -> None:
+    """Free, unpriced, foreign and image models are left out; names become lower-case, zeros of optional kinds vanish, tiers are marked."""
+    table: dict[str, dict[str, object]] = {
+        "Good": {
+            "litellm_provider": "openai",
+            "mode": "chat",
+            "input_cost_per_token": Decimal("1.5e-07"),
+            "output_cost_per_token": Decimal("6e-07"),
+            "cache_read_input_token_cost": 0,
+        },
+        "tiered": {
+            "litellm_provider": "gemini",
+            "mode": "chat",
+            "input_cost_per_token": Decimal("1e-06"),
+            "output_cost_per_token": Decimal("1e-06"),
+            "input_cost_per_token_above_200k_tokens": Decimal("2e-06"),
+        },
+        "embed": {
+            "litellm_provider": "openai",
+            "mode": "embedding",
+            "input_cost_per_token": Decimal("2e-08"),
+            "output_cost_per_token": 0,
+        },
+        "free": {"litellm_provider": "openai", "mode": "chat", "input_cost_per_token": 0, "output_cost_per_token": 0},
+        "half": {"litellm_provider": "openai", "mode": "chat", "input_cost_per_token": Decimal("1e-06")},
+        "foreign": {
+            "litellm_provider": "nobody",
+            "mode": "chat",
+            "input_cost_per_token": Decimal("1e-06"),
+            "output_cost_per_token": Decimal("1e-06"),
+        },
+        "image": {
+            "litellm_provider": "openai",
+            "mode": "image_generation",
+            "input_cost_per_token": Decimal("1e-06"),
+            "output_cost_per_token": Decimal("1e-06"),
+        },
+    }
+    assert {
+        "embed": {"input": 20_000_000, "output": 0, "mode": "embedding"},
+        "good": {"input": 150_000_000, "output": 600_000_000, "mode": "chat"},
+        "tiered": {"input": 10**9, "output": 10**9, "mode": "chat", "tiered": True},
+    } == reduced(table)
+
+
+def test_the_committed_file_is_what_the_command_makes(tmp_path: Path) -> None:
+    """With the litellm of the lock file and the file's own date, the command writes the committed file to the byte."""
+    head = json.loads(TARGET.read_text())
+    assert 0 == main(["--date", head["date"], "--output", str(tmp_path / "prices.json")])
+    assert TARGET.read_bytes() == (tmp_path / "prices.json").read_bytes()
+
+
+def test_one_model_is_one_line() -> None:
+    """The file can be reviewed line by line and says where it is from and how many there are."""
+    text = render({"a": {"input": 1}, "b": {"input": 2}}, date="2026-01-01", source_version="1.2.3")
+    assert 4 == len(text.splitlines())
+    parsed = json.loads(text)
+    assert ("2026-01-01", "1.2.3", 2) == (parsed["date"], parsed["source_version"], parsed["count"])
