@@ -1,0 +1,224 @@
+"""Tests of the disk tier on a real directory: it never raises, never grows beyond its bounds, and never gives a damaged answer."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import diskcache
+import pytest
+
+from proxy.transports.cache_disk import BytesDisk, DiskTier
+from proxy.transports.cache_entry import CacheEntry
+from tests.proxy.state_fakes import NOON_US
+
+TIER_BYTES = 64 * 1024 * 1024
+
+
+def _entry(name: str, *, size: int = 10) -> CacheEntry:
+    return CacheEntry("acme", NOON_US, 3600, "application/json", body=name.encode() * size)
+
+
+async def _opened(directory: Path, *, bytes_max: int = TIER_BYTES, pending_bytes_max: int = 10**8) -> DiskTier:
+    tier = DiskTier(directory, bytes_max=bytes_max, pending_bytes_max=pending_bytes_max, read_timeout_s=10)
+    assert await tier.open()
+    return tier
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of the large entries."""
+    return list(directory.rglob("*.val"))
+
+
+@pytest.fixture
+async def tier(tmp_path: Path) -> AsyncIterator[DiskTier]:
+    """An open, empty tier."""
+    opened = await _opened(tmp_path / "cache")
+    yield opened
+    await opened.aclose()
+
+
+async def test_an_entry_comes_back_small_or_large(tier: DiskTier) -> None:
+    """Small answers lie in the database, large ones in files; both come back equal."""
+    small, large = _entry("s"), _entry("l", size=200_000)
+    tier.put(b"small", small)
+    tier.put(b"large", large)
+    await tier.flush()
+    assert tier.holds(b"small", now_us=NOON_US)
+    assert [small, large] == [await tier.get(b"small"), await tier.get(b"large")]
+    assert (2, 2, True) == (len(tier), tier.written_total, tier.bytes_used > 200_000)
+
+
+async def test_what_waits_to_be_written_can_be_read(tier: DiskTier) -> None:
+    """Between `put` and the disk an entry is not lost to readers."""
+    tier.put(b"k", _entry("x"))
+    assert tier.holds(b"k", now_us=NOON_US)
+    assert _entry("x") == await tier.get(b"k")
+
+
+async def test_a_miss_costs_no_disk(tier: DiskTier) -> None:
+    """The index alone says that a key is not there, or no longer."""
+    assert not tier.holds(b"k", now_us=NOON_US)
+    tier.put(b"k", _entry("x"))
+    await tier.flush()
+    assert not tier.holds(b"k", now_us=NOON_US + 3_600_000_000)
+
+
+async def test_entries_survive_a_restart(tmp_path: Path) -> None:
+    """The next process finds what this one wrote."""
+    first = await _opened(tmp_path)
+    first.put(b"k", _entry("x"))
+    await first.aclose()
+    await first.aclose()
+    second = await _opened(tmp_path)
+    assert second.holds(b"k", now_us=NOON_US)
+    assert _entry("x") == await second.get(b"k")
+    await second.aclose()
+
+
+async def test_before_it_is_open_and_after_it_is_closed_all_is_a_miss(tmp_path: Path) -> None:
+    """Nothing raises at either end of its life."""
+    tier = DiskTier(tmp_path, bytes_max=TIER_BYTES)
+    tier.put(b"k", _entry("x"))
+    assert (False, None) == (tier.holds(b"k", now_us=NOON_US), await tier.get(b"k"))
+    await tier.open()
+    await tier.aclose()
+    tier.put(b"k", _entry("x"))
+    assert (False, None) == (tier.holds(b"k", now_us=NOON_US), await tier.get(b"k"))
+
+
+async def test_a_damaged_entry_is_a_miss_and_is_forgotten(tmp_path: Path) -> None:
+    """A bit that changed on disk is noticed and counted, and the entry is not asked for again."""
+    tier = await _opened(tmp_path)
+    tier.put(b"k", _entry("x", size=100_000))
+    await tier.flush()
+    (file,) = _files(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[50_000] ^= 1
+    file.write_bytes(data)
+    assert await tier.get(b"k") is None
+    assert (1, False) == (tier.corrupt_total, tier.holds(b"k", now_us=NOON_US))
+    await tier.aclose()
+
+
+async def test_a_file_that_is_gone_is_a_miss(tmp_path: Path) -> None:
+    """Somebody who cleans up the directory breaks nothing."""
+    tier = await _opened(tmp_path)
+    tier.put(b"k", _entry("x", size=100_000))
+    await tier.flush()
+    for file in _files(tmp_path):
+        file.unlink()
+    assert await tier.get(b"k") is None
+    assert not tier.holds(b"k", now_us=NOON_US)
+    await tier.aclose()
+
+
+async def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    """A value that is not plain bytes is refused, whoever put it there."""
+    foreign = diskcache.Cache(str(tmp_path))
+    foreign.set(b"k", {"not": "bytes"})
+    foreign.set(b"text", "text")
+    foreign.close()
+    tier = await _opened(tmp_path)
+    assert [None, None] == [await tier.get(b"k"), await tier.get(b"text")]
+    assert 2 == tier.errors_total
+    await tier.aclose()
+
+
+def test_a_pickled_key_is_refused() -> None:
+    """Nor is a key that is not plain bytes."""
+    with pytest.raises(TypeError):
+        BytesDisk("/nowhere").get(pickle.dumps(b"k"), raw=False)
+
+
+async def test_a_ruined_database_is_thrown_away(tmp_path: Path) -> None:
+    """It is a cache: when it cannot be opened it starts empty."""
+    (tmp_path / "cache.db").write_bytes(b"this is no database" * 1000)
+    tier = await _opened(tmp_path)
+    assert (1, 0) == (tier.errors_total, len(tier))
+    tier.put(b"k", _entry("x"))
+    await tier.flush()
+    assert _entry("x") == await tier.get(b"k")
+    await tier.aclose()
+
+
+async def test_a_directory_that_cannot_be_used_leaves_an_empty_tier(tmp_path: Path) -> None:
+    """The proxy starts without its second tier, and says so."""
+    (tmp_path / "cache").write_text("a file")
+    tier = DiskTier(tmp_path / "cache" / "below", bytes_max=TIER_BYTES)
+    assert not await tier.open()
+    tier.put(b"k", _entry("x"))
+    assert await tier.get(b"k") is None
+    assert tier.errors_total == 2
+    await tier.aclose()
+
+
+async def test_trouble_while_writing_loses_only_entries(tmp_path: Path) -> None:
+    """A database that is locked or gone under us is counted, and the tier goes on."""
+    tier = await _opened(tmp_path)
+    lock = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    tier.put(b"k", _entry("x"))
+    await tier.flush()
+    assert (1, 0, False) == (tier.errors_total, tier.written_total, tier.holds(b"k", now_us=NOON_US))
+    lock.close()
+    tier.put(b"k", _entry("x"))
+    await tier.flush()
+    assert _entry("x") == await tier.get(b"k")
+    await tier.aclose()
+
+
+async def test_what_waits_is_bounded(tmp_path: Path) -> None:
+    """When more is put than the disk can take, entries are left out and counted, not queued without end."""
+    tier = await _opened(tmp_path, pending_bytes_max=20_000)
+    for number in range(100):
+        tier.put(b"%d" % number, _entry("x", size=1000))
+    await tier.flush()
+    assert tier.skipped_total > 80
+    assert 100 == tier.skipped_total + tier.written_total
+    await tier.aclose()
+
+
+async def test_the_tier_stays_within_its_bytes(tmp_path: Path) -> None:
+    """The oldest entries go when the bytes are used up."""
+    bytes_max = 1024 * 1024
+    tier = await _opened(tmp_path, bytes_max=bytes_max)
+    for number in range(60):
+        tier.put(b"%d" % number, _entry("x", size=50_000))
+        await tier.flush()
+    files = sum(file.stat().st_size for file in _files(tmp_path))
+    assert files <= bytes_max
+    assert await tier.get(b"0") is None
+    assert await tier.get(b"59") is not None
+    await tier.aclose()
+
+
+async def test_the_index_stays_within_its_entries(tmp_path: Path) -> None:
+    """Many tiny answers cannot make the index grow without end: the oldest keys go, on disk too."""
+    tier = await _opened(tmp_path, bytes_max=4096 * 20)
+    for number in range(50):
+        tier.put(b"%d" % number, _entry("x"))
+        await tier.flush()
+        assert len(tier) <= 20
+    await tier.aclose()
+    again = await _opened(tmp_path, bytes_max=4096 * 20)
+    assert len(again) <= 20
+    await again.aclose()
+
+
+async def test_a_reader_that_leaves_disturbs_nobody(tier: DiskTier) -> None:
+    """A cancelled look-up frees its place."""
+    tier.put(b"k", _entry("x", size=100_000))
+    await tier.flush()
+    for _ in range(200):
+        reading = asyncio.create_task(tier.get(b"k"))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    for _ in range(100_000):
+        if await tier.get(b"k") is not None:
+            break
+    assert 0 == tier._reads
