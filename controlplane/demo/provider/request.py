@@ -64,7 +64,7 @@ class Message(msgspec.Struct, frozen=True):
         """The content as text; pictures are left out."""
         if isinstance(self.content, str):
             return self.content
-        return " ".join(part.text or part.refusal for part in self.content or ())
+        return " ".join(part.text or part.refusal for part in self.content or () if part.text or part.refusal)
 
 
 class Function(msgspec.Struct, frozen=True):

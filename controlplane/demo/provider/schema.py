@@ -8,7 +8,9 @@ from typing import Any
 
 from controlplane.demo.provider.problems import Problem
 
-DEPTH_MAX = 24  # of references and nesting; deeper optional parts are left out
+DEPTH_MAX = 24  # of references and nesting; optional parts are left out from a third of it on
+PARTS_MAX = 5_000  # of one value; optional parts are left out from a tenth of it on
+CHARS_MAX = 20_000  # of one string
 FORMATS = {
     "date": "2026-03-14",
     "time": "09:26:53Z",
@@ -31,19 +33,24 @@ class Instance:
         self._root = schema
         self._draw = draw
         self._words = words or ["value"]
+        self._parts = 0
 
     def make(self) -> Json:
         """A value for the whole schema. Raises Problem when the schema refers to what it does not contain or to itself without end."""
-        return self._value(self._root, 0)
+        try:
+            return self._value(self._root, 0)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise _unusable(f"it is not a JSON schema ({error})") from error
 
     def _value(self, schema: Json, depth: int) -> Json:
         """A value for a part of the schema."""
+        self._parts += 1
+        if depth > DEPTH_MAX or self._parts > PARTS_MAX:
+            raise _unusable("it is too large, or refers to itself without end")
         if schema is True or schema is None:
             return self._draw.choice(self._words)
         if not isinstance(schema, dict):
             raise _unusable("a part of it is neither an object nor a boolean, or allows nothing")
-        if depth > DEPTH_MAX:
-            raise _unusable("it refers to itself without end")
         schema = self._flattened(schema, depth)
         if "const" in schema:
             return schema["const"]
@@ -59,6 +66,10 @@ class Instance:
         if kind == "boolean":
             return self._draw.random() < 0.5
         return None if kind == "null" else self._string(schema)
+
+    def _deep(self, depth: int) -> bool:
+        """Whether it is time to come to an end."""
+        return depth * 3 >= DEPTH_MAX or self._parts * 10 > PARTS_MAX
 
     def _flattened(self, schema: dict[str, Json], depth: int) -> dict[str, Json]:
         """The schema with its reference followed, one of its alternatives chosen and its conjunction merged in."""
@@ -77,7 +88,7 @@ class Instance:
 
     def _alternative(self, alternatives: list[Json], depth: int) -> Json:
         """One alternative: any near the top, the simplest one deep down, so that recursion ends."""
-        if depth * 3 < DEPTH_MAX:
+        if not self._deep(depth):
             return self._draw.choice(alternatives)
         ends = [
             part
@@ -101,8 +112,7 @@ class Instance:
     def _kind(self, schema: dict[str, Json], depth: int) -> str:
         kind = schema.get("type")
         if isinstance(kind, list):
-            deep = depth * 3 >= DEPTH_MAX and "null" in kind
-            return "null" if deep else str(self._draw.choice(kind))
+            return "null" if self._deep(depth) and "null" in kind else str(self._draw.choice(kind))
         if kind is None:
             if "properties" in schema:
                 return "object"
@@ -114,8 +124,7 @@ class Instance:
         properties = schema.get("properties") or {}
         made = {}
         for name, part in properties.items():
-            deep = depth * 3 >= DEPTH_MAX
-            if name in required or not deep:
+            if name in required or not self._deep(depth):
                 made[name] = self._value(part, depth + 1)
         for name in required:
             if name not in made:
@@ -125,8 +134,13 @@ class Instance:
     def _array(self, schema: dict[str, Json], depth: int) -> list[Json]:
         least = int(schema.get("minItems", 0))
         most = int(schema.get("maxItems", max(least, 3)))
-        deep = depth * 3 >= DEPTH_MAX
-        count = least if deep else self._draw.randint(max(least, min(1, most)), max(least, min(most, least + 2)))
+        if least > PARTS_MAX:
+            raise _unusable("it asks for too many items")
+        count = (
+            least
+            if self._deep(depth)
+            else self._draw.randint(max(least, min(1, most)), max(least, min(most, least + 2)))
+        )
         prefix = schema.get("prefixItems") or []
         items: list[Json] = []
         for _ in range(count * 20):
@@ -150,9 +164,12 @@ class Instance:
             return FORMATS[schema["format"]]
         least = int(schema.get("minLength", 0))
         most = int(schema.get("maxLength", max(least, 60)))
+        if least > CHARS_MAX:
+            raise _unusable("it asks for too long a string")
         text = self._draw.choice(self._words)
         while len(text) < least:
             text += " " + self._draw.choice(self._words)
+        self._parts += len(text) // 64
         return text[:most]
 
 

@@ -99,6 +99,16 @@ def test_any_strict_schema(schema: dict[str, Any], seed: int) -> None:
         ({"$ref": "#"}, "do not end"),
         ({"$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}, "$ref": "#/$defs/a"}, "without end"),
         ({"type": "object", "properties": {"a": False}}, "allows nothing"),
+        ({"enum": []}, "not a JSON schema"),
+        ({"anyOf": []}, "not a JSON schema"),
+        ({"allOf": 3}, "not a JSON schema"),
+        ({"type": "object", "properties": [1]}, "not a JSON schema"),
+        ({"type": "object", "required": 3}, "not a JSON schema"),
+        ({"type": "integer", "multipleOf": "x"}, "not a JSON schema"),
+        ({"type": "number", "minimum": 1e308, "maximum": 1e309}, "not a JSON schema"),
+        ({"type": "array", "minItems": 10**9}, "too many items"),
+        ({"type": "string", "minLength": 10**9}, "too long a string"),
+        ({"type": "array", "minItems": 3000, "items": {"type": "array", "minItems": 3000}}, "too large"),
     ],
 )  # fmt: skip
 def test_schema_that_cannot_be_met(schema: dict[str, Any], words: str) -> None:
