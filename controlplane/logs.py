@@ -12,12 +12,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
-
-from controlplane.settings import LogSettings
 
 MASK = "***"
 _DEPTH_MAX = 8
@@ -43,23 +41,47 @@ CHATTY = ("watchfiles", "httpx", "httpcore", "uvicorn.access")
 """Libraries that log each thing they do at `info`; only what is wrong with them is of interest."""
 
 
-def configure(settings: LogSettings, *, stream: TextIO | None = None) -> None:
-    """Points structlog and the standard library's logging at the place the settings name; a second call replaces the first.
+class Place(Protocol):
+    """Where the log goes and how it is kept; `controlplane.settings.LogSettings` is one."""
+
+    @property
+    def file(self) -> str | None:
+        """A file for JSON lines; None: the stream."""
+        ...
+
+    @property
+    def level(self) -> str:
+        """The least important level that is logged, by its name."""
+        ...
+
+    @property
+    def rotate_bytes(self) -> int:
+        """A file is rotated before it grows beyond this."""
+        ...
+
+    @property
+    def keep(self) -> int:
+        """How many rotated files are kept."""
+        ...
+
+
+def configure(place: Place, *, stream: TextIO | None = None) -> None:
+    """Points structlog and the standard library's logging at a place; a second call replaces the first.
 
     stream: where the log goes when no file is set; standard error by default. A terminal gets lines for people, anything else JSON.
     Raises OSError when the log file cannot be opened.
     """
     stream = sys.stderr if stream is None else stream
     handler: logging.Handler
-    if settings.file is None:
+    if place.file is None:
         handler = logging.StreamHandler(stream)
     else:
-        path = Path(settings.file)
+        path = Path(place.file)
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=settings.rotate_bytes, backupCount=settings.keep, encoding="utf-8"
+            path, maxBytes=place.rotate_bytes, backupCount=place.keep, encoding="utf-8"
         )
-    on_terminal = settings.file is None and stream.isatty()
+    on_terminal = place.file is None and stream.isatty()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -82,7 +104,7 @@ def configure(settings: LogSettings, *, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
-    root.setLevel(settings.level.upper())
+    root.setLevel(place.level.upper())
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     structlog.configure(

@@ -71,7 +71,6 @@ class IngestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting_max: Annotated[
         int, Meta(ge=1, description="Batches that may wait for the store; more are told to come again later.")
     ] = 64
-    insert_timeout_s: Annotated[float, Meta(gt=0, description="How long one insert may take.")] = 60.0
 
 
 class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -162,10 +161,6 @@ class HealingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         None
     )
     poll_every_s: Annotated[float, Meta(gt=0, description="How often the worker looks for runs to go on with.")] = 0.5
-    lease_s: Annotated[float, Meta(ge=5, description="How long an override lasts unless it is renewed.")] = 60.0
-    confirm_timeout_s: Annotated[
-        float, Meta(gt=0, description="How long a step waits until all proxies report its snapshot.")
-    ] = 15.0
     runs_max: Annotated[int, Meta(ge=1, description="Runs that may be open at once.")] = 20
     leases_max: Annotated[int, Meta(ge=1, description="Overrides that may be in force at once.")] = 50
 
@@ -219,7 +214,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(min_length=1, description="Telemetry store: `chdb:///path` or `clickhouse://user@host:8123/database`."),
     ] = f"chdb:///{DATA_DIR_VARIABLE}/telemetry"
-    cluster: Annotated[str | None, Meta(description="Name of the ClickHouse cluster, when the store is one.")] = None
     journal: Annotated[str, Meta(min_length=1, description="Journal: `sqlite:///path` or `postgresql://...`.")] = (
         f"sqlite:///{DATA_DIR_VARIABLE}/journal.db"
     )
