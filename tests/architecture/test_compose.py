@@ -195,6 +195,7 @@ def test_the_readers_of_clickhouse_can_only_read() -> None:
     for bound in ("max_execution_time", "max_memory_usage", "max_result_rows", "max_result_bytes", "max_threads"):
         assert profile.find(bound) is not None
         assert profile.find(f"constraints/{bound}/max") is not None
+        assert "1" == profile.findtext(f"constraints/{bound}/min")  # 0 would lift the bound
     assert ["controlplane"] == [host.text for host in named["hephaestus"].findall("networks/*")]
     assert {"127.0.0.1", "::1"} == {ip.text for ip in named["probe"].findall("networks/*")}
 
