@@ -186,10 +186,17 @@ class Journal:
         with self._read() as connection:
             return timer_rows.holders(connection, scope, now_us=self._now_us())
 
-    def due_outbox(self, now_us: int, limit: int) -> list[OutboxEntry]:
-        """Messages that wait to be sent and may be tried now, the longest due first."""
+    def due_outbox(
+        self, now_us: int, limit: int, *, sink: str | None = None, sink_prefix: str = ""
+    ) -> list[OutboxEntry]:
+        """Messages that wait to be sent and may be tried now, the longest due first; of one sink, or of those with a prefix."""
         with self._read() as connection:
-            return outbox_rows.due(connection, now_us, limit)
+            return outbox_rows.due(connection, now_us, limit, sink=sink, sink_prefix=sink_prefix)
+
+    def outbox_waiting(self, sink_prefix: str = "") -> int:
+        """How many messages are neither sent nor given up."""
+        with self._read() as connection:
+            return outbox_rows.waiting(connection, sink_prefix)
 
     def mark_sent(self, row: int) -> None:
         """A message has left; it is never due again."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from controlplane.journal.events import NewOutbox, OutboxEntry
 from controlplane.journal.tables import OUTBOX
+
+_WAITING = OUTBOX.c.done_us.is_(None) & OUTBOX.c.dead_us.is_(None)
 
 
 def insert(connection: Connection, entries: Sequence[NewOutbox], *, global_pos: int, now_us: int) -> None:
@@ -30,10 +32,14 @@ def insert(connection: Connection, entries: Sequence[NewOutbox], *, global_pos: 
         )
 
 
-def due(connection: Connection, now_us: int, limit: int) -> list[OutboxEntry]:
+def due(connection: Connection, now_us: int, limit: int, *, sink: str | None, sink_prefix: str) -> list[OutboxEntry]:
     """Messages neither sent nor given up whose moment has come, the longest due first."""
-    waiting = OUTBOX.c.done_us.is_(None) & OUTBOX.c.dead_us.is_(None) & (OUTBOX.c.next_try_us <= now_us)
-    rows = connection.execute(select(OUTBOX).where(waiting).order_by(OUTBOX.c.next_try_us, OUTBOX.c.row).limit(limit))
+    query = select(OUTBOX).where(_WAITING, OUTBOX.c.next_try_us <= now_us)
+    if sink is not None:
+        query = query.where(OUTBOX.c.sink == sink)
+    if sink_prefix:
+        query = query.where(OUTBOX.c.sink.startswith(sink_prefix, autoescape=True))
+    rows = connection.execute(query.order_by(OUTBOX.c.next_try_us, OUTBOX.c.row).limit(limit))
     return [
         OutboxEntry(
             row=row.row,
@@ -47,6 +53,12 @@ def due(connection: Connection, now_us: int, limit: int) -> list[OutboxEntry]:
         )
         for row in rows
     ]
+
+
+def waiting(connection: Connection, sink_prefix: str) -> int:
+    """How many messages are neither sent nor given up."""
+    query = select(func.count()).select_from(OUTBOX).where(_WAITING)
+    return connection.execute(query.where(OUTBOX.c.sink.startswith(sink_prefix, autoescape=True))).scalar_one()
 
 
 def mark(connection: Connection, row: int, **values: int | str) -> None:

@@ -162,6 +162,9 @@ def test_the_outbox_keeps_a_message_until_it_is_sent_or_given_up(journal: Journa
     ]
     journal.append("run-1", 0, [ANN], outbox=messages)
     first, second = journal.due_outbox(5, 10)
+    assert [second] == journal.due_outbox(5, 10, sink="chat")
+    assert [first] == journal.due_outbox(5, 10, sink_prefix="op")
+    assert (3, 2, 0) == (journal.outbox_waiting(), journal.outbox_waiting("ops"), journal.outbox_waiting("%"))
     assert ("m1", "ops", b"x", 0, 1) == (first.id, first.sink, first.payload, first.attempts, first.global_pos)
     journal.mark_sent(first.row)
     journal.mark_failed(second.row, 100, "refused")
