@@ -1,0 +1,104 @@
+"""The prober of the running control plane: one token of chat from the deployment itself, past the proxies.
+
+A probe costs what one token costs. It is sent only to deployments that are sick or drained, every few seconds, and is not in the ledger of any
+tenant. A deployment that does not chat is asked for an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import httpx
+import msgspec
+
+from controlplane.contract.snapshot import Deployment, Snapshot, Upstream
+from controlplane.detection.probes import ProbeResult
+from controlplane.errors import SecretUnavailable
+from controlplane.secrets import resolve
+
+ANSWER_BYTES_MAX = 256 * 1024
+_NOT_FOR_THIS = frozenset({400, 404, 405, 422})  # the endpoint is there, but this model or operation is not for chat
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """The part of an answer that shows it is one: `choices` of a chat, `data` of an embedding."""
+
+    choices: tuple[object, ...] = ()
+    data: tuple[object, ...] = ()
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class HttpProber:
+    """Asks deployments of the current snapshot over HTTP; a `Prober`. Bounded by its caller's timeout and by ANSWER_BYTES_MAX.
+
+    snapshot: the current one. environ: where `env:` credentials are looked up; the process's own if None.
+    """
+
+    def __init__(self, snapshot: Callable[[], Snapshot], *, environ: Mapping[str, str] | None = None) -> None:
+        self._snapshot = snapshot
+        self._environ = environ
+        self._client = httpx.AsyncClient(timeout=None, trust_env=False, follow_redirects=False)  # noqa: S113 - the caller's
+
+    async def probe(self, deployment: str) -> ProbeResult:
+        """Whether the deployment gives a whole answer. Raises OSError when it cannot be reached."""
+        found = self._find(deployment)
+        if found is None:
+            return ProbeResult(ok=False, detail="it is not configured any more")
+        target, upstream = found
+        try:
+            headers = self._headers(upstream)
+        except SecretUnavailable as error:
+            return ProbeResult(ok=False, detail=f"its credential cannot be read here: {error}")
+        chat = {"model": target.model, "max_tokens": 1, "messages": [{"role": "user", "content": "ping"}]}
+        status, answer = await self._ask(f"{upstream.base_url}/chat/completions", headers, chat)
+        if status in _NOT_FOR_THIS:
+            status, answer = await self._ask(
+                f"{upstream.base_url}/embeddings", headers, {"model": target.model, "input": "ping"}
+            )
+        if status == httpx.codes.OK:
+            complete = bool(answer.choices or answer.data)
+            return ProbeResult(ok=complete, detail="it answers" if complete else "its answer is not whole")
+        return ProbeResult(ok=False, detail=f"it answers with HTTP status {status}")
+
+    async def aclose(self) -> None:
+        """Closes its connections; safe to call twice."""
+        await self._client.aclose()
+
+    def _find(self, deployment: str) -> tuple[Deployment, Upstream] | None:
+        """The deployment and its upstream in the current snapshot."""
+        snapshot = self._snapshot()
+        upstreams = {upstream.id: upstream for upstream in snapshot.upstreams}
+        for route in snapshot.routes:
+            for candidate in route.deployments:
+                if candidate.id == deployment and candidate.upstream in upstreams:
+                    return candidate, upstreams[candidate.upstream]
+        return None
+
+    def _headers(self, upstream: Upstream) -> dict[str, str]:
+        headers = {"content-type": "application/json", "user-agent": "hephaestus-probe"}
+        if upstream.credential is not None:
+            headers["authorization"] = f"Bearer {resolve(upstream.credential, self._environ).reveal()}"
+        return headers
+
+    async def _ask(self, url: str, headers: dict[str, str], question: object) -> tuple[int, _Answer]:
+        """Status and answer; an empty answer for a body that is too long, cut short or none of ours."""
+        body = bytearray()
+        try:
+            async with self._client.stream(
+                "POST", url, headers=headers, content=msgspec.json.encode(question)
+            ) as reply:
+                async for chunk in reply.aiter_bytes():
+                    body += chunk
+                    if len(body) > ANSWER_BYTES_MAX:
+                        return reply.status_code, _Answer()
+                status = reply.status_code
+        except httpx.RemoteProtocolError:
+            return 200, _Answer()
+        except httpx.TransportError as error:
+            raise OSError(str(error) or type(error).__name__) from error
+        try:
+            return status, _decode(bytes(body))
+        except msgspec.MsgspecError:
+            return status, _Answer()
