@@ -21,7 +21,9 @@ The protocol between the pipeline and a flight:
 
 Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can
 take a chunk away. Chunks are kept for those who join later, up to a limit in bytes; above it nobody joins any more and what all
-have read is dropped; a reader that is further behind than the limit loses its stream.
+have read is dropped; a reader that is further behind than the limit loses its stream. If that is the leader's, its task goes on to the end of the
+flight before it says so, because it alone can settle the upstream call. A leader whose task ends before the stream without having been
+told that it may (a shutdown, a bug) takes the stream with it: what it used so far is settled, and the followers' streams break.
 """
 
 from __future__ import annotations
@@ -217,8 +219,8 @@ class _Flight:
     """One upstream call and the chunks it has brought so far."""
 
     __slots__ = (
-        "buffered_bytes", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
-        "leader_finished", "leader_gone", "pulling", "readers", "stream", "task", "trimming", "waiting",
+        "abandoned", "buffered_bytes", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
+        "leader_finished", "leader_gone", "puller", "pulling", "readers", "stream", "task", "trimming", "waiting",
     )  # fmt: skip
 
     def __init__(self, coalesce: Coalesce, leader: Call, task: asyncio.Task[object] | None) -> None:
@@ -235,6 +237,8 @@ class _Flight:
         self.buffered_bytes = 0
         self.readers: list[_Reader] = []
         self.pulling = False
+        self.puller: asyncio.Task[object] | None = None
+        self.abandoned = False
         self.trimming = False
         self.ended = False
         self.failure: StreamBroken | None = None
@@ -260,8 +264,13 @@ class _Flight:
             self.end(StreamBroken(Outcome.BROKEN_STREAM, "the stream was closed"))
             return
         self.pulling = True
+        self.puller = puller = asyncio.current_task()
+        cancelling = 0 if puller is None else puller.cancelling()
         try:
             chunk = await stream.read()
+        except asyncio.CancelledError:
+            if not self.abandoned or puller is None or puller.uncancel() > cancelling:
+                raise  # its own task was cancelled, not only this wait
         except StreamBroken as failure:
             self.end(failure)
         except Exception:
@@ -285,6 +294,15 @@ class _Flight:
         self.failure = failure
         if failure is not None:
             self.coalesce._close_to_joiners(self)  # noqa: SLF001
+
+    def abandon(self) -> None:
+        """The leader's task stops in the middle. It must settle what was used so far, so the upstream stream ends with it."""
+        self.end(StreamBroken(Outcome.BROKEN_STREAM, "the call that shared this answer was given up"))
+        self.abandoned = True
+        if self.pulling and self.puller is not None:  # as `asyncio.timeout` does: end its wait, not its task
+            self.puller.cancel()
+        self.close_stream()
+        self.wake()
 
     def trim(self, bytes_max: int) -> int:
         """Drops what every reader has had; returns how many readers were too far behind to be waited for."""
@@ -311,6 +329,10 @@ class _Flight:
     def discard(self) -> None:
         """Nobody is left: gives up the buffer and the upstream connection."""
         self.drop(len(self.chunks))
+        self.close_stream()
+
+    def close_stream(self) -> None:
+        """Gives the upstream connection up; safe to call twice."""
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.close()
@@ -335,15 +357,17 @@ class _Reader:
         flight = self.flight
         while True:
             if self.ejected:
-                raise StreamBroken(
-                    Outcome.BROKEN_STREAM, "this client read too slowly for an answer shared with others"
-                )
-            index = self.position - flight.dropped
-            if index < len(flight.chunks):
-                self.position += 1
-                return flight.chunks[index]
-            if flight.ended:
-                return self._finish()
+                if self.call is not flight.leader or flight.ended or not flight.followers:
+                    raise StreamBroken(
+                        Outcome.BROKEN_STREAM, "this client read too slowly for an answer shared with others"
+                    )
+            else:
+                index = self.position - flight.dropped
+                if index < len(flight.chunks):
+                    self.position += 1
+                    return flight.chunks[index]
+                if flight.ended:
+                    return self._finish()
             if not flight.pulling:
                 await flight.pull()
             else:
@@ -351,9 +375,12 @@ class _Reader:
 
     def close(self) -> None:
         """This client reads no more; the upstream is given up with the last one."""
-        if self in self.flight.readers:
-            self.flight.readers.remove(self)
-        self.coalesce._forget(self.call, self.flight)  # noqa: SLF001
+        flight = self.flight
+        if self in flight.readers:
+            flight.readers.remove(self)
+        if self.call is flight.leader and not flight.ended:
+            flight.abandon()
+        self.coalesce._forget(self.call, flight)  # noqa: SLF001
 
     async def _wait_for_chunk(self) -> None:
         waiting = self.flight.waiting

@@ -439,6 +439,68 @@ async def test_a_large_answer_is_not_kept_and_a_reader_far_behind_loses_it() -> 
     assert _is_empty(coalesce)
 
 
+async def test_a_leader_that_reads_too_slowly_still_settles_the_upstream_call() -> None:
+    """Its client loses the stream, but its task follows the flight to the end, where the tokens are known."""
+    inner = FakeInner()
+    inner.streaming = True
+    coalesce = _coalesce(inner, buffer_bytes_max=100)
+    leader, follower = Client(coalesce), Client(coalesce)
+    follower.read_freely()
+    await settle_down()
+    (stream,) = inner.streams
+    for number in range(10):
+        stream.feed(b"%030d" % number)
+        await settle_down()
+    leader.read_freely()
+    await settle_down()
+    assert (1, "") == (coalesce.ejected_total, leader.ended)
+    stream.end()
+    await settle_down()
+    assert (10, "complete", "broken") == (len(follower.got), follower.ended, leader.ended)
+    assert leader.reply is not None
+    assert (True, 15) == (leader.reply.complete, leader.reply.tokens.total)
+    assert _is_empty(coalesce)
+
+
+@pytest.mark.parametrize("follower_pulls", [False, True])
+async def test_a_leader_whose_task_ends_takes_the_stream_with_it(follower_pulls: bool) -> None:
+    """A shutdown or a bug: the upstream is closed before the leader settles, and the followers' streams break at once."""
+    inner = FakeInner()
+    inner.streaming = True
+    coalesce = _coalesce(inner)
+    leader, follower = Client(coalesce), Client(coalesce)
+    await settle_down()
+    inner.streams[0].feed(b"one")
+    first, second = (follower, leader) if follower_pulls else (leader, follower)
+    first.read_freely()
+    await settle_down()
+    second.read_freely()
+    await settle_down()
+    leader.task.cancel()
+    await settle_down()
+    assert ("cancelled", 1) == (leader.ended, inner.streams[0].closed)
+    assert ([b"one"], "broken") == (follower.got, follower.ended)
+    assert 0 == follower.task.cancelling()
+    assert _is_empty(coalesce)
+
+
+async def test_a_shutdown_that_cancels_everybody_cancels_everybody() -> None:
+    """A follower that is cancelled at the same time as its leader ends as cancelled, not as broken."""
+    inner = FakeInner()
+    inner.streaming = True
+    coalesce = _coalesce(inner)
+    clients = [Client(coalesce) for _ in range(3)]
+    for client in reversed(clients):
+        client.read_freely()
+        await settle_down()
+    for client in clients:
+        client.task.cancel()
+    await settle_down()
+    assert ["cancelled"] * 3 == [client.ended for client in clients]
+    assert 1 == inner.streams[0].closed
+    assert _is_empty(coalesce)
+
+
 STEPS = st.one_of(
     st.just(("join", 0)),
     st.just(("feed", 0)),
