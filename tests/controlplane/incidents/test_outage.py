@@ -56,13 +56,17 @@ class _World:
         self.prober = GivenProber({SICK: True, BACKUP: True}, clock)
         self.probes = Probes(
             prober=self.prober,
-            targets=lambda: self.rig.incidents.sick_deployments(),
+            targets=self._targets,
             settings=ProbeSettings(),
             metrics=ProbeMetrics(registry),
             clock=clock,
         )
         self.down = self.drained = False
         self.opened_us: int | None = None
+
+    def _targets(self) -> dict[str, str]:
+        """Asks whichever register there is now."""
+        return self.rig.incidents.sick_deployments()
 
     async def pass_time(self, seconds: float) -> None:
         """Sweeps, breakers and probes, as the app's loops run them."""
