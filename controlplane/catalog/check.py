@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from controlplane.catalog.bind import Bound
-from controlplane.catalog.compile import Prices, price_of
+from controlplane.catalog.compile import Prices, own_entry, price_of
 from controlplane.catalog.file import ConfigFile, ModelEntry
 from controlplane.contract.snapshot import Unpriced, Window
 from controlplane.errors import SecretUnavailable
@@ -106,21 +106,30 @@ def _deadline(bound: Bound[ConfigFile], model: ModelEntry, m: int) -> Iterator[F
 
 
 def _unpriced(bound: Bound[ConfigFile], prices: Prices) -> Iterator[Finding]:
-    """Models without a price: money budgets do not see their calls."""
+    """Models without a price, whose calls money budgets do not see, and models whose price is not the whole truth."""
     config = bound.value
     refused = any(tenant.unpriced is Unpriced.REFUSE for tenant in config.tenants)
     seen: set[str] = set()
     for m, model in enumerate(config.models):
         for d, entry in enumerate(model.deployments):
-            if entry.deployment_id in seen or price_of(entry, config.prices, prices) is not None:
+            if entry.deployment_id in seen:
                 continue
             seen.add(entry.deployment_id)
+            place = ("models", m, "deployments", d)
+            if price_of(entry, config.prices, prices) is not None:
+                if own_entry(entry, config.prices) is None and prices.tiered(entry.model):
+                    message = f"long prompts to `{entry.deployment_id}` cost more than the price book says, so its costs are a lower bound"
+                    todo = (
+                        f"put the price that you pay under `prices` as `{entry.model}`, or keep prompts below the tier"
+                    )
+                    yield _finding(bound, Severity.ADVICE, "tiered-price", message, todo, *place)
+                continue
             effect = (
                 "tenants with `unpriced: refuse` cannot call it" if refused else "its calls count in no money budget"
             )
             todo = f"add `{entry.model}: {{input: ..., output: ...}}` under `prices`, in US dollars per million tokens"
             message = f"there is no price for `{entry.deployment_id}`, so {effect}"
-            yield _finding(bound, Severity.WARNING, "unpriced", message, todo, "models", m, "deployments", d)
+            yield _finding(bound, Severity.WARNING, "unpriced", message, todo, *place)
 
 
 def _upstreams(bound: Bound[ConfigFile]) -> Iterator[Finding]:

@@ -30,6 +30,10 @@ class Prices(Protocol):
         """The price of a model by the name an upstream knows it by; None: unpriced."""
         ...
 
+    def tiered(self, model: str) -> bool:
+        """Whether long prompts of a model cost more than `price` says."""
+        ...
+
 
 class NoPrices:
     """A price book with nothing in it."""
@@ -37,6 +41,10 @@ class NoPrices:
     def price(self, model: str) -> Price | None:  # noqa: ARG002 - the protocol's signature
         """None for every model."""
         return None
+
+    def tiered(self, model: str) -> bool:  # noqa: ARG002 - the protocol's signature
+        """False for every model."""
+        return False
 
 
 def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *, now_us: int) -> Snapshot:
@@ -93,8 +101,13 @@ def content_hash(snapshot: Snapshot) -> str:
 
 def price_of(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices) -> Price | None:
     """A deployment's price: its own, else the file's for its id or model, else the price book's; None: unpriced."""
-    own = entry.price or overrides.get(entry.deployment_id) or overrides.get(entry.model)
-    return own_price(own) if own is not None else prices.price(entry.model)
+    own = own_entry(entry, overrides)
+    return prices.price(entry.model) if own is None else own_price(own)
+
+
+def own_entry(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry]) -> PriceEntry | None:
+    """What the file itself says about a deployment's price."""
+    return entry.price or overrides.get(entry.deployment_id) or overrides.get(entry.model)
 
 
 def own_price(entry: PriceEntry) -> Price:

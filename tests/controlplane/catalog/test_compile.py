@@ -57,6 +57,10 @@ class Book:
         """The one price."""
         return Price(input=7, output=8, version="book/known") if model == "known" else None
 
+    def tiered(self, model: str) -> bool:
+        """Whether long prompts cost more."""
+        return model == "long"
+
 
 def config(text: str = TEXT) -> ConfigFile:
     """The configuration of a text."""
