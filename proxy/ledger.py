@@ -114,6 +114,16 @@ class Ledger:
         account.reserved_nanousd += nanousd
         return Reservation(account, tokens=tokens, nanousd=nanousd)
 
+    def tokens_left(self, policy: TenantPolicy, *, now_us: int) -> tuple[int, int, float] | None:
+        """The limit of tokens per minute of this worker, what is neither settled nor held of it, and the seconds until it is whole."""
+        if policy.tokens_per_minute is None:
+            return None
+        account = self._account(policy.id)
+        minute = account.at(Window.MINUTE, now_us)
+        limit = policy.tokens_per_minute // self._share
+        left = max(0, limit - minute.tokens - account.reserved_tokens)
+        return limit, left, max(0, minute.end_us - now_us) / 1e6
+
     def release(self, reservation: Reservation) -> None:
         """Gives a reservation back; safe to call twice. What the call did cost is booked from its record."""
         account, reservation.account = reservation.account, None

@@ -13,20 +13,16 @@ READ_TIMEOUT_S = 30.0
 CONNECTIONS_MAX = 4  # one long poll, one batch, one status, one to spare
 
 
-def open_uplink(
-    control_plane_url: str, *, token: str, transport: httpx.AsyncBaseTransport | None = None
-) -> httpx.AsyncClient:
+def open_uplink(control_plane_url: str, *, token: str) -> httpx.AsyncClient:
     """A client for the internal API: base URL, bearer token and bounds set. The caller closes it.
 
     token: the internal token, shown to nobody else; environment variables for HTTP proxies are not followed with it.
-    transport: None for the network.
     """
     return httpx.AsyncClient(
         base_url=control_plane_url,
         headers={"authorization": f"Bearer {token}"},
         timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
         limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
-        transport=transport,
         trust_env=False,
         follow_redirects=False,
     )

@@ -6,7 +6,8 @@ The worst case is an upper bound, not a guess, or a budget could be overspent:
   JSON escapes only lengthen text, and what a provider's chat template adds for each message or tool (a few tokens) is less than the
   JSON that a message or tool needs (`{"role":"user","content":""}` is 28 bytes). Audio comes inside the body. An image is a
   short URL, hence its own count from settings.
-- Output: the client's own ceiling for an answer, else the deployment's, times the answers asked for.
+- Output: the client's own ceiling for an answer, else the tenant's, which the proxy writes into the body, else the deployment's; times
+  the answers asked for.
 - Money: both at the dearest price of their direction, and of all candidates the dearest.
 
 What is outside the bound: documents that a request names by file id, and attempts that fail after they have begun to cost. A call
@@ -25,7 +26,6 @@ from controlplane.contract.snapshot import TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.ledger import NEVER_US, TOKENS_PER_MINUTE, Ledger, Refused, Reservation
 from proxy.refusals import FORBIDDEN, OVER_BUDGET, RATE_LIMITED, refuse
-from proxy.runtime import Candidate
 from proxy.view import RequestView
 
 
@@ -55,9 +55,10 @@ class Reserve:
             call.candidates = priced
         if policy.tokens_per_minute is None and not policy.budgets:
             return None
-        tokens, nanousd = worst_case(view, len(call.body), call.candidates, image_tokens_max=self._image_tokens_max)
+        tokens, nanousd = worst_case(call, view, image_tokens_max=self._image_tokens_max)
         now_us = self._now_us()
         held = self._ledger.reserve(policy, tokens=tokens, nanousd=nanousd, now_us=now_us)
+        call.ratelimit_tokens = self._ledger.tokens_left(policy, now_us=now_us)
         if isinstance(held, Refused):
             return _refuse_over(policy, held, now_us=now_us)
         call.reservation = held
@@ -72,20 +73,18 @@ class Reserve:
             self._ledger.release(held)
 
 
-def worst_case(
-    view: RequestView, body_bytes: int, candidates: tuple[Candidate, ...], *, image_tokens_max: int
-) -> tuple[int, int]:
-    """The most tokens and nano-USD that one answer to this request can need at any of the candidates.
+def worst_case(call: Call, view: RequestView, *, image_tokens_max: int) -> tuple[int, int]:
+    """The most tokens and nano-USD that one answer to this request can need at any of its candidates.
 
     Candidates without a price count with their tokens alone.
     """
-    tokens_in = body_bytes + view.image_parts * image_tokens_max
+    tokens_in = len(call.body) + view.image_parts * image_tokens_max
+    ceiling = call.output_ceiling if view.max_output_tokens is None else view.max_output_tokens
     tokens_out_max = 0
     nanousd_max = 0
-    for candidate in candidates:
+    for candidate in call.candidates:
         deployment = candidate.deployment
-        ceiling = deployment.max_output_tokens if view.max_output_tokens is None else view.max_output_tokens
-        tokens_out = ceiling * view.n
+        tokens_out = (deployment.max_output_tokens if ceiling is None else ceiling) * view.n
         tokens_out_max = max(tokens_out_max, tokens_out)
         if deployment.price is not None:
             nanousd = worst_case_nanousd(tokens_in=tokens_in, tokens_out=tokens_out, price=deployment.price)

@@ -38,7 +38,7 @@ def _message(reply: Reply | None) -> str:
 
 def _worst(call: Call) -> tuple[int, int]:
     assert call.view is not None
-    return worst_case(call.view, len(call.body), call.candidates, image_tokens_max=2000)
+    return worst_case(call, call.view, image_tokens_max=2000)
 
 
 def test_the_worst_case_is_held_and_given_back() -> None:
@@ -87,6 +87,33 @@ def test_the_bound_follows_the_request(
     body = json.dumps({"model": "small", "messages": [], **extra}).encode()
     tokens, _ = _worst(make_call(body, deployments=deployments))
     assert len(body) + 2000 * images + tokens_out == tokens
+
+
+def test_the_tenant_s_ceiling_counts_where_the_request_names_none() -> None:
+    """The ceiling that the proxy writes into the body bounds the answer; the client's own comes first."""
+    silent, vocal = make_call(), make_call(b'{"model":"small","messages":[],"max_tokens":7}')
+    silent.output_ceiling = vocal.output_ceiling = 40
+    assert len(BODY) + 40 == _worst(silent)[0]
+    assert len(vocal.body) + 7 == _worst(vocal)[0]
+
+
+def test_what_is_left_of_the_token_limit_is_shown() -> None:
+    """Limit, rest and reset, after this call's reservation, on success and on refusal; nothing without a limit."""
+    ledger = Ledger(share=2)
+    clock = FakeClock(NOON_US + 20_000_000)
+    stage = _stage(ledger, clock)
+    ledger.book(make_record(tokens=100, at_us=clock.now_us))
+    policy = TenantPolicy("acme", tokens_per_minute=1000)
+    first, second, third = (make_call(tenant=policy) for _ in range(3))
+    worst = len(BODY) + 100
+    assert stage.enter(first) is None
+    assert (500, 400 - worst, 40.0) == first.ratelimit_tokens
+    assert stage.enter(second) is None
+    assert stage.enter(third) is not None
+    assert second.ratelimit_tokens == third.ratelimit_tokens
+    free = make_call()
+    stage.enter(free)
+    assert free.ratelimit_tokens is None
 
 
 def test_money_is_that_of_the_dearest_candidate() -> None:
