@@ -227,7 +227,7 @@ def judge(
         said = _holds(
             reading, baseline=baseline, known=known, max_age_s=max_age_s, on_missing=on_missing, any_target=harms
         )
-        if (value := _worst(reading, known, max_age_s)) is not None:
+        if (value := _worst(reading, known, max_age_s, harms=harms)) is not None:
             values[reading.condition.name] = value
         if harms and said:
             return Verdict(good=False, harm=_said(reading, values), values=values)
@@ -272,14 +272,16 @@ def _usable(reading: Reading, max_age_s: float) -> list[Measurement]:
     return [m for m in reading.measurements if m.samples >= least and m.age_s <= max_age_s]
 
 
-def _worst(reading: Reading, known: Mapping[str, float], max_age_s: float) -> float | None:
+def _worst(reading: Reading, known: Mapping[str, float], max_age_s: float, *, harms: bool) -> float | None:
+    """The value that speaks most against success, or most for harm."""
     condition = reading.condition
     if condition.fact is not None:
         return known.get(condition.fact)
     values = [measured.value for measured in _usable(reading, max_age_s)]
     if not values:
         return None
-    return min(values) if condition.op in {Op.AT_LEAST, Op.ABOVE} else max(values)
+    low_is_worst = (condition.op in {Op.AT_LEAST, Op.ABOVE}) != harms
+    return min(values) if low_is_worst else max(values)
 
 
 def _samples(readings: Sequence[Reading], max_age_s: float) -> int:
