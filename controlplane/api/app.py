@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import msgspec
-from litestar import Litestar, Response, get
+from litestar import Litestar, Response, asgi, get
 from litestar.datastructures import MutableScopeHeaders
 from litestar.di import Provide
 from litestar.enums import MediaType
@@ -14,7 +13,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.types import ControllerRouterHandler, Message, Scope
+from litestar.types import ASGIApp, ControllerRouterHandler, Message, Scope
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -27,6 +26,7 @@ from controlplane.api.measured import Measured
 from controlplane.api.parts import Parts, PartsOf
 
 READY_TIMEOUT_S = 2.0
+DOOR_PATH = "/clickhouse"
 METRICS_TYPE = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # the framework says the character set itself
 CAREFUL = {
     "x-content-type-options": "nosniff",
@@ -66,10 +66,10 @@ async def metrics(parts: PartsOf) -> bytes:
     return generate_latest(parts.metrics.registry)
 
 
-def create_app(parts: Parts, *, extra_routes: Sequence[ControllerRouterHandler] = ()) -> Litestar:
+def create_app(parts: Parts, *, door: ASGIApp | None = None) -> Litestar:
     """The whole face over these parts.
 
-    extra_routes: handlers that guard themselves, such as the ClickHouse door; their paths stand in `auth.GUARDS_ITSELF`.
+    door: the ClickHouse door, mounted at `/clickhouse`; it guards itself.
     """
     counters = ApiCounters(parts.metrics)
     gatekeeper = Gatekeeper(secrets=parts.secrets, console=parts.console, clock=parts.clock, counters=counters)
@@ -84,8 +84,9 @@ def create_app(parts: Parts, *, extra_routes: Sequence[ControllerRouterHandler] 
         *runs.ROUTES,
         *costs.ROUTES,
         console.routes(parts=parts, gatekeeper=gatekeeper, counters=counters),
-        *extra_routes,
     ]
+    if door is not None:
+        routes.append(asgi(DOOR_PATH, is_mount=True, copy_scope=True)(door))
     return Litestar(
         routes,
         guards=[gatekeeper.guard],

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 from litestar.datastructures import Headers
+from litestar.handlers import ASGIRouteHandler
 from litestar.handlers.base import BaseRouteHandler
 
 from controlplane.api import session
@@ -80,9 +81,9 @@ class Gatekeeper:
         self._counters = counters
         self._failed_logins: deque[int] = deque(maxlen=console.login_failures_per_minute_max)
 
-    def guard(self, connection: ASGIConnection, _: BaseRouteHandler) -> None:  # type: ignore[type-arg] # any user, auth and state
+    def guard(self, connection: ASGIConnection, handler: BaseRouteHandler) -> None:  # type: ignore[type-arg] # any user, auth and state
         """The guard of every route: raises Unauthorized or Forbidden, or notes who acts in the connection's state."""
-        access = access_of(str(connection.scope.get("path_template", "")))
+        access = access_of(_template(connection, handler))
         if access is Access.OPEN:
             return
         try:
@@ -171,6 +172,13 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
+
+
+def _template(connection: ASGIConnection, handler: BaseRouteHandler) -> str:  # type: ignore[type-arg] # as above
+    """The route's path as it was declared; what is mounted has it on the handler alone."""
+    if isinstance(handler, ASGIRouteHandler):
+        return min(handler.paths)
+    return str(connection.scope.get("path_template", ""))
 
 
 def _is_below(path: str, prefix: str) -> bool:

@@ -34,6 +34,6 @@ class Measured:
         try:
             await self._app(scope, receive, noted)
         finally:
-            route = str(scope.get("path_template", ""))
+            route = str(scope.get("path_template", "")) or "mounted"
             self._metrics.requests.labels(route, f"{status // 100}xx" if status else "none").inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - started)

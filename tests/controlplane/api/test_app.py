@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 import pytest
+from litestar.types import Receive, Scope, Send
 
 from controlplane.api.app import create_app
 from tests.controlplane.api.conftest import BASE_URL
@@ -84,3 +85,25 @@ async def test_a_check_that_hangs_is_not_ready(world: World, anonymous: httpx.As
 
     world.parts.ready["journal"] = hangs
     assert {"journal": "does not answer"} == (await anonymous.get("/readyz")).json()["reasons"]
+
+
+async def test_the_door_is_mounted_and_guards_itself(world: World) -> None:
+    """The ClickHouse door gets its requests without our token, whole, and nothing beside its path."""
+    seen: list[tuple[str, bytes]] = []
+
+    async def door(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        seen.append((scope["path"], message["body"] if message["type"] == "http.request" else b""))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"1\n", "more_body": False})
+
+    transport = httpx.ASGITransport(create_app(world.parts, door=door))
+    async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as client:
+        for path in ("/clickhouse/?query=SELECT+1", "/clickhouse?query=SELECT+1", "/clickhouse/ping"):
+            answer = await client.get(path)
+            assert (200, "1\n") == (answer.status_code, answer.text)
+        assert 200 == (await client.post("/clickhouse/", content=b"SELECT 1")).status_code
+        assert 401 == (await client.get("/api/v1/keys")).status_code
+    assert 4 == len(seen)
+    assert b"SELECT 1" == seen[-1][1]
+    assert "ping" == seen[2][0].strip("/").rsplit("/", 1)[-1]

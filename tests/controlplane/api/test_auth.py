@@ -9,8 +9,8 @@ from litestar.routes import ASGIRoute, HTTPRoute
 
 from controlplane.api import auth, session
 from controlplane.api.app import create_app
-from controlplane.settings import ConsoleSettings
 from controlplane.clock import US_PER_S
+from controlplane.settings import ConsoleSettings
 from tests.controlplane.api.conftest import BASE_URL
 from tests.controlplane.api.fakes import INTERNAL, OPERATOR, START_US, World
 
