@@ -21,6 +21,7 @@ from dashboards.panels import (
     GREY,
     RED,
     YELLOW,
+    Placed,
     Section,
     Spec,
     column,
@@ -97,7 +98,12 @@ def _marks(sql: str) -> Target:
 
 def _now() -> Section:
     """The state of things in eight numbers."""
-    first = (
+    return Section("Now", ((4, _service_numbers()), (4, _fleet_numbers())))
+
+
+def _service_numbers() -> tuple[Placed, ...]:
+    """What clients feel."""
+    return (
         stat(
             Spec(
                 title="Requests",
@@ -139,7 +145,11 @@ def _now() -> Section:
             )
         ),
     )
-    second = (
+
+
+def _fleet_numbers() -> tuple[Placed, ...]:
+    """What it costs, and what is wrong."""
+    return (
         stat(
             Spec(
                 title="Spend",
@@ -181,7 +191,6 @@ def _now() -> Section:
             )
         ),
     )
-    return Section("Now", ((4, first), (4, second)))
 
 
 def _traffic() -> Section:
@@ -254,6 +263,18 @@ def _money() -> Section:
         sql=queries.SAVED_PER_HOUR,
         min=0,
     )
+    return Section(
+        "Tokens and money",
+        (
+            (8, (time_series(tokens, stacked=True), time_series(cost, stacked=True))),
+            (8, (time_series(hits), time_series(saved))),
+            (8, _spenders()),
+        ),
+    )
+
+
+def _spenders() -> tuple[Placed, ...]:
+    """Who spends, and on what."""
     agents = Spec(
         title="Agents",
         description="The agents that spend most in the shown range.",
@@ -276,14 +297,7 @@ def _money() -> Section:
         column("cost", unit="currencyUSD"),
         column("saved", unit="currencyUSD"),
     ]
-    return Section(
-        "Tokens and money",
-        (
-            (8, (time_series(tokens, stacked=True), time_series(cost, stacked=True))),
-            (8, (time_series(hits), time_series(saved))),
-            (8, (table(agents, overrides=shown), table(aliases, overrides=shown))),
-        ),
-    )
+    return table(agents, overrides=shown), table(aliases, overrides=shown)
 
 
 def _providers() -> Section:
