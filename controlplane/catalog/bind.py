@@ -26,7 +26,7 @@ from controlplane.secrets import is_reference
 DECIMAL = "decimal_places"
 REFERENCE = "reference"
 
-VALUES_MAX = 50_000  # aliases expanded: a file that unfolds without end is refused
+VALUES_MAX = 200_000  # aliases expanded: a file that unfolds without end is refused
 PROBLEMS_MAX = 100
 
 Place = tuple[str | int, ...]
@@ -90,6 +90,14 @@ class _Bad:
 _BAD = _Bad()
 
 
+class _Schema:
+    """A struct's fields by the name they have in a file, and its annotations by attribute; costly to find out, so kept for a walk."""
+
+    def __init__(self, struct: type[msgspec.Struct]) -> None:
+        self.fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+        self.hints = get_type_hints(struct, include_extras=True)
+
+
 class _Binder:
     """One walk over one file; collects lines and problems."""
 
@@ -98,6 +106,7 @@ class _Binder:
         self.lines: dict[Place, int] = {}
         self.problems: list[Problem] = []
         self._values = 0
+        self._schemas: dict[type[msgspec.Struct], _Schema] = {}
 
     def wrong(self, node: yaml.Node, message: str, hint: str = "") -> _Bad:
         """Notes a mistake."""
@@ -166,8 +175,10 @@ class _Binder:
         """A mapping with known keys."""
         if not isinstance(node, yaml.MappingNode):
             return self.expected("a mapping", node, place, hint="write `key: value` lines below it")
-        fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
-        hints = get_type_hints(schema, include_extras=True)
+        known = self._schemas.get(schema)
+        if known is None:
+            known = self._schemas[schema] = _Schema(schema)
+        fields, hints = known.fields, known.hints
         bound: dict[str, object] = {}
         seen: set[str] = set()
         for key, child in nodes.pairs(node):

@@ -156,10 +156,10 @@ class ConfigFile(msgspec.Struct, frozen=True):
     """The whole file: `server:` needs a restart, everything else is hot-reloaded."""
 
     server: Settings = Settings()
-    upstreams: Annotated[tuple[UpstreamEntry, ...], Meta(max_length=1_000, title="at most 1000")] = ()
-    models: Annotated[tuple[ModelEntry, ...], Meta(max_length=10_000, title="at most 10000")] = ()
-    tenants: Annotated[tuple[TenantEntry, ...], Meta(max_length=100_000, title="at most 100000")] = ()
-    alerts: Annotated[tuple[AlertEntry, ...], Meta(max_length=100, title="at most 100")] = ()
+    upstreams: Annotated[tuple[UpstreamEntry, ...], Meta(max_length=1_000, title="a list of at most 1000")] = ()
+    models: Annotated[tuple[ModelEntry, ...], Meta(max_length=10_000, title="a list of at most 10000")] = ()
+    tenants: Annotated[tuple[TenantEntry, ...], Meta(max_length=10_000, title="a list of at most 10000")] = ()
+    alerts: Annotated[tuple[AlertEntry, ...], Meta(max_length=100, title="a list of at most 100")] = ()
     prices: Annotated[dict[str, PriceEntry], Meta(description="Prices of your own, by model.")] = {}
     breaker: BreakerPolicy = BreakerPolicy()
     cache: CachePolicy = CachePolicy()

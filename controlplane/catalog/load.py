@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from controlplane.catalog.bind import Bound, bind, nearest
+from controlplane.catalog.bind import PROBLEMS_MAX, Bound, bind, nearest
 from controlplane.catalog.file import ConfigFile, DeploymentEntry
 from controlplane.catalog.nodes import BYTES_MAX
 from controlplane.contract.snapshot import BreakerPolicy
@@ -48,7 +49,8 @@ def load(path: Path) -> Loaded:
 def parse(text: str, *, file: str) -> Loaded:
     """The same for a text that was read already. Raises ConfigError with all mistakes."""
     bound = bind(text, ConfigFile, file=file)
-    problems = sorted(dict.fromkeys((*bound.problems, *_consistency(bound))), key=lambda problem: problem.line)
+    found = (*bound.problems, *islice(_consistency(bound), PROBLEMS_MAX))
+    problems = sorted(dict.fromkeys(found), key=lambda problem: problem.line)
     if problems:
         raise ConfigError(problems)
     return Loaded(
@@ -87,12 +89,13 @@ def _twice(bound: Bound[ConfigFile], section: str, names: list[str]) -> Iterator
 def _deployments(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     """Deployments that name no upstream, stand twice in a route, or mean two things under one id."""
     upstreams = {entry.name for entry in bound.value.upstreams}
+    sound = _sound(bound, "upstreams")
     known: dict[str, tuple[DeploymentEntry, int]] = {}
     for m, model in enumerate(bound.value.models):
         in_route: set[str] = set()
         for d, entry in enumerate(model.deployments):
             place = ("models", m, "deployments", d)
-            if entry.upstream not in upstreams and _sound(bound, "upstreams"):
+            if sound and entry.upstream not in upstreams:
                 hint = nearest(entry.upstream, upstreams) or "add it under `upstreams`"
                 yield bound.problem(f"there is no upstream `{entry.upstream}`", *place, "upstream", hint=hint)
             name = entry.deployment_id
@@ -117,9 +120,10 @@ def _identity(entry: DeploymentEntry) -> tuple[object, ...]:
 def _tenants(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     """Tenants that name no model, and budgets that say nothing, two things, or the same thing twice."""
     models = {entry.name for entry in bound.value.models}
+    sound = _sound(bound, "models")
     for t, tenant in enumerate(bound.value.tenants):
         for m, name in enumerate(tenant.models or ()):
-            if name not in models and _sound(bound, "models"):
+            if sound and name not in models:
                 hint = nearest(name, models) or "add it under `models`"
                 yield bound.problem(
                     f"tenant `{tenant.name}` may use `{name}`, but there is no such model",

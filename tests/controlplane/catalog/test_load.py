@@ -139,17 +139,17 @@ upstreams:
 
 
 def test_billion_laughs_are_refused_quickly() -> None:
-    """A small file that unfolds without end is an error within a second."""
+    """A small file that unfolds without end is an error before it costs much."""
     lines = ["prices:", "  a: &a0 {input: 1, output: 1}"]
     text = "upstreams: &x0 [a, a, a, a, a, a, a, a, a, a]\n" + "\n".join(lines) + "\n"
     for level in range(1, 12):
         text += f"y{level}: &x{level} [" + ", ".join([f"*x{level - 1}"] * 10) + "]\n"
-    started = time.monotonic()
+    started = time.process_time()
     assert problems(text)
-    text = "tenants:\n  - name: t\n    models: &m [" + ", ".join(["m"] * 400) + "]\n"
-    text += "".join(f"  - {{name: t{n}, models: *m}}\n" for n in range(400))
+    text = "tenants:\n  - name: t\n    models: &m [" + ", ".join(["m"] * 900) + "]\n"
+    text += "".join(f"  - {{name: t{n}, models: *m}}\n" for n in range(900))
     assert any("unfolds to more than" in problem for problem in problems(text))
-    assert time.monotonic() - started < 5.0
+    assert time.process_time() - started < 10.0
 
 
 def test_a_node_that_contains_itself_is_refused() -> None:
