@@ -117,7 +117,7 @@ class ProxyApp:
         elif scope["type"] == "lifespan":
             await self._serve_lifespan(receive, send)
         else:
-            raise NotImplementedError(f"no {scope['type']} here")
+            raise RuntimeError(f"no {scope['type']} here")
 
     async def _call(
         self, runtime: Runtime, operation: str, scope: Mapping[str, Any], receive: Receive, send: Send

@@ -95,7 +95,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _arrival: asyncio.TimerHandle | None = None
     _arriving = False
     _in_head = False
-    _head_bytes = 0
+    _head_bytes = 0  # of the head that has not ended yet
+    _piece_bytes = 0  # of the data being read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Refuses a connection too many; gives a new one as long as an idle one to say something."""
@@ -118,11 +119,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Watches the clock and the head's size while a request is incomplete."""
-        if self._in_head or len(data) > self.settings.header_bytes_max:
-            self._head_bytes += len(data)
+        self._piece_bytes = len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > self.settings.header_bytes_max:
-            self._refuse_head()
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.settings.header_bytes_max:
+                self._refuse_head()
         if self._arriving:
             if self._arrival is None and not self.transport.is_closing():
                 self._arrival = self.loop.call_later(self.settings.body_timeout_s, self._too_slow)
@@ -132,12 +134,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins to arrive."""
         self._arriving = self._in_head = True
-        self._head_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The head is whole; a large piece of data may have held one that is too large."""
+        """The head is whole; one that came in few large pieces may still be too large."""
+        limit = self.settings.header_bytes_max
+        if self._head_bytes + self._piece_bytes > limit:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > limit:
+                self._refuse_head()
+                raise ValueError("head too large")  # stops the parser; the answer is on its way
         self._in_head = False
+        self._head_bytes = 0
         super().on_headers_complete()
         self.cycle.__class__ = Exchange  # before its task has run: uvicorn has no other place to say so
         self.scope["exchange"] = self.cycle  # type: ignore[typeddict-unknown-key]
@@ -150,6 +158,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets a clear answer, in the shape that our clients know."""
         self._arriving = self._in_head = False
+        if self.transport.is_closing():
+            return
         body = openai.error_body(message=msg, kind="invalid_request_error", code="malformed")
         self._answer_and_close(b"400 Bad Request", body)
 

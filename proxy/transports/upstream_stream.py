@@ -63,10 +63,12 @@ class UpstreamStream:
     def _check_beginning(self, *, ended: bool) -> None:
         """Raises AttemptFailed if the upstream sent an error, or its end, before any content."""
         scanner = self._scanner
+        if scanner.content_seen or scanner.done:
+            return
         if scanner.error_event:
             error, message = error_of_event(scanner.error_event)
             raise AttemptFailed(error, message or "the upstream sent an error instead of an answer")
-        if ended and not (scanner.content_seen or scanner.done):
+        if ended:
             raise AttemptFailed(AttemptError.TRUNCATED, "the upstream ended its stream before any content")
 
     async def read(self) -> bytes:

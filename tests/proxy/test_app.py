@@ -1,0 +1,342 @@
+"""The front door: bad requests of every kind, error shapes, headers on every answer, and the paths that are no calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from controlplane.contract.keys import hash_key
+from controlplane.contract.records import Outcome
+from controlplane.contract.snapshot import CachePolicy, KeyEntry, TenantPolicy
+from tests.proxy.fakes import KEY, PEPPER, World, answer, completion, replies, until
+
+GOOD = replies(answer(completion()))
+MESSAGES = b'"messages":[{"role":"user","content":"hi"}]'
+
+
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        (None, b""),
+        (None, b"{"),
+        (None, b"null"),
+        (None, b"[]"),
+        (None, b'"text"'),
+        (None, b"\xff\xfe{}"),
+        (None, b'{"model":"gpt","messages":["\xc3\x28"]}'),
+        (None, b"\x00" * 100),
+        (None, b'{"model":"gpt",' + MESSAGES + b"} trailing"),
+        (None, b'{"model":"gpt","messages":' + b"[" * 200_000),
+        (None, b'{"model":"gpt","x":' + b'{"a":' * 100_000),
+        ("model", b"{" + MESSAGES + b"}"),
+        ("model", b'{"model":7,' + MESSAGES + b"}"),
+        ("model", b'{"model":"",' + MESSAGES + b"}"),
+        ("model", b'{"model":null,' + MESSAGES + b"}"),
+        ("messages", b'{"model":"gpt"}'),
+        ("messages", b'{"model":"gpt","messages":{}}'),
+        ("messages", b'{"model":"gpt","messages":"hi"}'),
+        ("stream", b'{"model":"gpt","stream":"yes",' + MESSAGES + b"}"),
+        ("n", b'{"model":"gpt","n":0,' + MESSAGES + b"}"),
+        ("n", b'{"model":"gpt","n":1000000,' + MESSAGES + b"}"),
+        ("n", b'{"model":"gpt","n":1.5,' + MESSAGES + b"}"),
+        ("max_tokens", b'{"model":"gpt","max_tokens":-1,' + MESSAGES + b"}"),
+        ("max_tokens", b'{"model":"gpt","max_tokens":99999999999999999999999,' + MESSAGES + b"}"),
+        ("max_completion_tokens", b'{"model":"gpt","max_completion_tokens":0,' + MESSAGES + b"}"),
+        ("stream_options", b'{"model":"gpt","stream_options":[],' + MESSAGES + b"}"),
+    ],
+)
+async def test_a_bad_body_is_a_400_that_says_what_is_wrong(world: World, param: str | None, body: bytes) -> None:
+    """OpenAI's error shape, a stable code, the field at fault; nothing goes upstream and nothing is logged as a bug."""
+    upstream = await world.upstream(GOOD)
+    world.apply()
+    response = await world.client.post("/v1/chat/completions", content=body)
+    error = response.json()["error"]
+    assert (400, "malformed", "invalid_request_error") == (response.status_code, error["code"], error["type"])
+    assert param == error["param"]
+    assert error["message"]
+    assert [] == upstream.received
+    assert "client" == response.headers["x-heph-error-source"]
+
+
+@pytest.mark.parametrize("body", [b'{"model":"gpt"}', b'{"model":"gpt","input":7}', b'{"model":"gpt","input":{}}'])
+async def test_a_bad_embeddings_request_is_a_400(world: World, body: bytes) -> None:
+    """`input` has to be there, a text or an array."""
+    await world.upstream(GOOD)
+    world.apply()
+    response = await world.client.post("/v1/embeddings", content=body)
+    assert (400, "input") == (response.status_code, response.json()["error"]["param"])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": f"Basic {KEY}"},
+        {"authorization": "Bearer sk-heph-other"},
+        {"authorization": "Bearer " + "x" * 5000},
+        {"authorization": "Bearer \xff\xfe"},
+        {"authorization": "", "x-api-key": "nope"},
+    ],
+)
+async def test_a_key_that_is_none_is_denied(world: World, headers: dict[str, str]) -> None:
+    """401 in OpenAI's shape, and a record without a tenant."""
+    await world.upstream(GOOD)
+    world.apply()
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    response = await world.client.post("/v1/chat/completions", content=b"{}", headers=raw)
+    assert (401, "denied") == (response.status_code, response.json()["error"]["code"])
+    (record,) = world.records()
+    assert (Outcome.DENIED, "") == (record.outcome, record.tenant)
+
+
+@pytest.mark.parametrize("header", ["x-api-key", "api-key"])
+async def test_the_key_may_come_as_other_clients_send_it(world: World, header: str) -> None:
+    """`x-api-key` and `api-key` do as well as a bearer token."""
+    await world.upstream(GOOD)
+    world.apply()
+    headers = {"authorization": "", header: KEY}
+    assert 200 == (await world.chat(headers=headers)).status_code
+
+
+async def test_an_expired_key_is_denied(world: World) -> None:
+    """From its expiry on a key is worth nothing."""
+    await world.upstream(GOOD)
+    world.apply(keys=(KeyEntry(hash=hash_key(KEY.encode(), PEPPER), id="k", tenant="acme", expires_us=1),))
+    assert 401 == (await world.chat()).status_code
+
+
+async def test_models_that_are_not_allowed_are_forbidden_and_not_listed(world: World) -> None:
+    """The tenant's and the key's lists both count."""
+    await world.upstream(GOOD)
+    world.apply(tenant=TenantPolicy(id="acme", models=("other",)))
+    response = await world.chat()
+    assert (403, "forbidden", "model") == (
+        response.status_code,
+        response.json()["error"]["code"],
+        response.json()["error"]["param"],
+    )
+    assert [] == (await world.client.get("/v1/models")).json()["data"]
+
+
+async def test_the_tenants_ceiling_for_an_answer_holds(world: World) -> None:
+    """Above it: 403; without a ceiling of its own, the request gets the tenant's."""
+    upstream = await world.upstream(GOOD)
+    world.apply(tenant=TenantPolicy(id="acme", max_output_tokens=100, cache=CachePolicy(enabled=False)))
+    assert 403 == (await world.chat(max_tokens=101)).status_code
+    await world.chat(max_tokens=100)
+    await world.chat()
+    sent = [request.document for request in upstream.received]
+    assert [(100, None), (None, 100)] == [(d.get("max_tokens"), d.get("max_completion_tokens")) for d in sent]
+
+
+async def test_the_rate_limit_names_itself_and_says_when_to_come_back(world: World) -> None:
+    """429 with whole seconds of `retry-after` and the limit family of headers, on success as on refusal."""
+    await world.upstream(GOOD)
+    world.apply(tenant=TenantPolicy(id="acme", requests_per_minute=2, cache=CachePolicy(enabled=False)))
+    first = await world.chat()
+    assert ("2", "1") == (
+        first.headers["x-ratelimit-limit-requests"],
+        first.headers["x-ratelimit-remaining-requests"],
+    )
+    await world.chat()
+    third = await world.chat()
+    assert (429, "rate_limited", "true") == (
+        third.status_code,
+        third.json()["error"]["code"],
+        third.headers["x-should-retry"],
+    )
+    assert 1 <= int(third.headers["retry-after"]) <= 30
+
+
+async def test_a_body_too_large_is_refused_declared_or_not(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """413 by its declared size, or as soon as a chunked body exceeds the limit; the record knows the tenant."""
+    world = await World(tmp_path_factory.mktemp("large")).start(body_bytes_max=1000)
+    try:
+        await world.upstream(GOOD)
+        world.apply()
+
+        async def pieces() -> object:
+            for _ in range(20):
+                yield b"x" * 100
+
+        for content in (b"x" * 1001, pieces()):
+            response = await world.client.post("/v1/chat/completions", content=content)  # type: ignore[arg-type]
+            assert (413, "too_large") == (response.status_code, response.json()["error"]["code"])
+        assert [(Outcome.TOO_LARGE, "acme")] * 2 == [(record.outcome, record.tenant) for record in world.records()]
+    finally:
+        await world.stop()
+
+
+ALWAYS = {"x-heph-call-id", "x-heph-cache", "cache-status", "x-heph-attempts", "x-heph-overhead-ms"}
+
+
+async def test_every_answer_says_what_happened_to_it(world: World) -> None:
+    """The same family of headers on success, in a stream and on a refusal."""
+    await world.upstream(GOOD)
+    world.apply()
+    for response in (await world.chat(), await world.chat(model="none"), await world.client.get("/v1/models")):
+        assert ALWAYS | {"x-heph-cost-usd", "x-heph-cost-state"} <= response.headers.keys()
+        assert float(response.headers["x-heph-overhead-ms"]) >= 0
+
+
+async def test_models_are_listed_as_openai_does_and_metered_as_calls(world: World) -> None:
+    """The list, one model by name, and one that is not there."""
+    await world.upstream(GOOD)
+    world.apply()
+    listed = (await world.client.get("/models")).json()
+    assert ("list", ["gpt"]) == (listed["object"], [row["id"] for row in listed["data"]])
+    assert "gpt" == (await world.client.get("/v1/models/gpt")).json()["id"]
+    assert 404 == (await world.client.get("/v1/models/none")).status_code
+    assert ["models"] * 3 == [record.operation for record in world.records()]
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path"),
+    [
+        (200, "GET", "/livez"),
+        (200, "GET", "/readyz"),
+        (200, "GET", "/metrics"),
+        (404, "GET", "/"),
+        (404, "GET", "/v1/files"),
+        (404, "POST", "/v1/chat/completions/"),
+        (404, "POST", "/%00"),
+        (405, "GET", "/v1/chat/completions"),
+        (405, "DELETE", "/v1/models/gpt"),
+        (405, "POST", "/metrics"),
+    ],
+)
+async def test_what_is_no_call(world: World, status: int, method: str, path: str) -> None:
+    """Probes and metrics need no key; what is not there is said in OpenAI's shape, and nothing of it is recorded."""
+    await world.upstream(GOOD)
+    world.apply()
+    response = await world.client.request(method, world.url + path)
+    assert status == response.status_code
+    if status >= 400:
+        assert response.json()["error"]["code"] in ("not_found", "method_not_allowed")
+    assert [] == world.records()
+
+
+async def test_without_a_snapshot_the_worker_is_not_ready_and_says_503(world: World) -> None:
+    """Our own trouble is never a 401."""
+    assert (503, 200) == (
+        (await world.client.get("/readyz")).status_code,
+        (await world.client.get("/livez")).status_code,
+    )
+    response = await world.chat()
+    assert (503, "not_ready", "gateway") == (
+        response.status_code,
+        response.json()["error"]["code"],
+        response.headers["x-heph-error-source"],
+    )
+
+
+async def test_labels_come_from_headers_aliases_and_the_body(world: World) -> None:
+    """Our own headers win, then the aliases of other proxies, then the body's own fields."""
+    await world.upstream(GOOD)
+    world.apply()
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    await world.chat(
+        headers={
+            "x-heph-agent": "planner",
+            "x-heph-tags": '{"team":"a","n":1,"deep":{"x":1}}',
+            "x-claude-code-session-id": "s-1",
+            "helicone-user-id": "u-alias",
+            "x-heph-user": "u-own",
+            "helicone-property-env": "prod",
+            "traceparent": f"00-{trace}-b7ad6b7169203331-01",
+        },
+        user="u-body",
+        metadata={"plan": "pro", "team": "b"},
+    )
+    await world.chat(user="u-body")
+    first, second = world.records()
+    assert ("planner", "s-1", "u-own", trace) == (first.agent, first.session, first.user, first.trace_id)
+    assert {"team": "a", "n": "1", "env": "prod", "plan": "pro"} == first.tags
+    assert "u-body" == second.user
+    world.apply(label_aliases=False)
+    await world.chat(headers={"x-claude-code-session-id": "s-1", "x-heph-session": ""})
+    assert "" == world.records()[2].session
+
+
+async def test_labels_are_bounded_and_never_break_a_call(world: World) -> None:
+    """Too long, too many, not JSON: cut or left out."""
+    await world.upstream(GOOD)
+    world.apply()
+    many = json.dumps({f"t{n}": "v" * 300 for n in range(150)})
+    for tags in (many, "{", "[1]", "null"):
+        response = await world.chat(headers={"x-heph-agent": "a" * 5000, "x-heph-tags": tags})
+        assert 200 == response.status_code
+    record = world.records()[0]
+    assert (256, 32) == (len(record.agent), len(record.tags))
+    assert {256} == {len(value) for value in record.tags.values()}
+
+
+async def raw(world: World, data: bytes, *, end: bool = False) -> bytes:
+    """What the worker answers to these very bytes, until it closes the connection."""
+    url = httpx.URL(world.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(data)
+    if end:
+        writer.write_eof()
+    try:
+        async with asyncio.timeout(5.0):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nbad header\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
+    ],
+)
+async def test_what_is_not_http_gets_a_clear_answer(world: World, data: bytes) -> None:
+    """400 in OpenAI's shape, and the connection is closed."""
+    world.apply(urls=("http://127.0.0.1:9/v1",))
+    response = await raw(world, data)
+    assert response.startswith(b"HTTP/1.1 400")
+    assert b'"code":"malformed"' in response
+
+
+async def test_slow_and_endless_requests_are_cut_off(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A head too large, a head or a body that does not end: each is closed within the time, and nothing is left behind."""
+    world = await World(tmp_path_factory.mktemp("slow")).start(body_timeout_s=0.1, header_bytes_max=4096)
+    try:
+        world.apply(urls=("http://127.0.0.1:9/v1",))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\n"
+        assert (await raw(world, head)).startswith(b"HTTP/1.1 408")
+        assert b"" == await raw(world, head + b"content-length: 100\r\n\r\n{")
+        for end in (b"", b"\r\n\r\n"):
+            assert (await raw(world, head + b"x: " + b"y" * 5000 + end)).startswith(b"HTTP/1.1 431")
+        await until(lambda: world.worker.app.inflight == 0)
+        assert [] == world.records()
+    finally:
+        await world.stop()
+
+
+async def test_metrics_tell_calls_attempts_tokens_and_cost(world: World) -> None:
+    """After one call every figure of it is there."""
+    await world.upstream(GOOD)
+    world.apply()
+    await world.chat()
+    text = (await world.client.get("/metrics")).text
+    for line in (
+        'heph_proxy_calls_total{cache="bypass",operation="chat",outcome="ok",worker="0"} 1.0',
+        'heph_proxy_attempts_total{deployment="u0/m",error="",worker="0"} 1.0',
+        'heph_proxy_tokens_total{kind="input",worker="0"} 9.0',
+        'heph_proxy_cost_nanousd_total{worker="0"} 15000.0',
+        'heph_proxy_breaker_state{deployment="u0/m",worker="0"} 0.0',
+        'heph_proxy_call_duration_seconds_count{worker="0"} 1.0',
+        'heph_proxy_inflight_calls{worker="0"} 0.0',
+    ):
+        assert line in text
