@@ -164,6 +164,14 @@ class HealingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs_max: Annotated[int, Meta(ge=1, description="Runs that may be open at once.")] = 20
     leases_max: Annotated[int, Meta(ge=1, description="Overrides that may be in force at once.")] = 50
 
+    @property
+    def playbook_values(self) -> dict[str, dict[str, str | int]]:
+        """The replaced values, with whole numbers as numbers."""
+        return {
+            name: {place: int(value) if value.isdecimal() else value for place, value in values.items()}
+            for name, values in self.playbooks.items()
+        }
+
 
 class AlertSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How people are told; to whom is in the `alerts:` section."""

@@ -212,7 +212,7 @@ class ControlPlane:
             incidents=KnownIncidents(self._incidents),
         )
         folder = None if settings.healing.library is None else Path(settings.healing.library)
-        library = load_library(folder, settings.healing.playbooks)
+        library = load_library(folder, settings.healing.playbook_values)
         return Healing(
             self._journal,
             world,

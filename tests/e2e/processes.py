@@ -188,7 +188,7 @@ upstreams:
     def fault(self, kind: str, *, on: str, **more: object) -> None:
         """Switches a fault of the simulated provider on."""
         answer = httpx.post(
-            f"http://127.0.0.1:{self.admin_port}/_faults", json={"kind": kind, "server": on, **more}, timeout=10
+            f"http://127.0.0.1:{self.admin_port}/_faults", json={"kind": kind, "upstream": on, **more}, timeout=10
         )
         assert answer.status_code < 300, answer.text
 
