@@ -48,6 +48,8 @@ def main(
     )
     try:
         run(config, started=_announce)
+    except FaultError as error:
+        raise click.UsageError(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot listen: {error.strerror or error}") from error
 

@@ -64,6 +64,8 @@ class Connections:
         self.pipelined_max = pipelined_max
         self.open: set[Connection] = set()
         self.turned_away = 0  # connections closed at once because there were too many
+        self.unreadable = 0  # requests that were too large or not HTTP
+        self.held_back = 0  # times that reading paused because too many requests of one connection waited
 
     def make(self) -> Connection:
         """A protocol for a connection that was just accepted."""
@@ -84,20 +86,8 @@ class Connection(asyncio.Protocol):
     """One client's connection. Requests that arrive while one is being answered wait for their turn."""
 
     __slots__ = (
-        "_body",
-        "_closing",
-        "_connections",
-        "_draining",
-        "_exchange",
-        "_idle",
-        "_key",
-        "_parser",
-        "_queue",
-        "_refused",
-        "_size",
-        "_transport",
-        "_url",
-        "_writable",
+        "_arrived", "_body", "_closing", "_connections", "_draining", "_exchange", "_head", "_idle", "_key", "_last",
+        "_message_bytes", "_parser", "_queue", "_reading", "_refused", "_size", "_transport", "_url", "_writable",
         "current",
     )  # fmt: skip
 
@@ -112,6 +102,11 @@ class Connection(asyncio.Protocol):
         self._draining = False
         self._idle = False
         self._refused = False  # the request being read was refused already
+        self._reading = False  # the parser is inside a request
+        self._arrived = b""
+        self._head = b""  # of the last request, if it came in one piece
+        self._message_bytes = 0  # head and body of that request
+        self._last = _NO_REQUEST
         self._url = b""
         self._key = b""
         self._body: list[bytes] = []
@@ -189,6 +184,28 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._idle = False
+        head = self._head
+        if (
+            head
+            and not self._reading
+            and self.current is None
+            and len(data) == self._message_bytes
+            and data.startswith(head)
+        ):
+            known = self._last
+            self._serve(
+                Request(
+                    known.method,
+                    known.path,
+                    known.query,
+                    known.key,
+                    data[len(head) :],
+                    known.keep_alive,
+                    known.chunks_allowed,
+                )
+            )
+            return
+        self._arrived = data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -212,6 +229,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A new request."""
+        self._reading = True
         self._url = self._key = b""
         self._body = []
         self._size = 0
@@ -243,6 +261,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole: answer it, or let it wait for its turn."""
+        self._reading = False
         if self._closing or self._refused:
             return
         parser = self._parser
@@ -257,12 +276,25 @@ class Connection(asyncio.Protocol):
             _may_go_on(parser),
             parser.get_http_version() != "1.0",
         )
+        self._remember(request)
         if self.current is None:
             self._serve(request)
             return
         self._queue.append(request)
-        if len(self._queue) >= self._connections.pipelined_max:
+        if len(self._queue) == self._connections.pipelined_max:
+            self._connections.held_back += 1
             self._transport.pause_reading()
+
+    def _remember(self, request: Request) -> None:
+        """Keeps the head of a request that came in one piece: clients repeat theirs, and comparing is cheaper than parsing."""
+        data = self._arrived
+        head_bytes = len(data) - len(request.body)
+        if data.find(b"\r\n\r\n") + 4 == head_bytes:
+            self._head = data[:head_bytes]
+            self._message_bytes = len(data)
+            self._last = request
+        else:
+            self._head = b""
 
     # --- turns -----------------------------------------------------------------------------------------------------------
 
@@ -300,9 +332,13 @@ class Connection(asyncio.Protocol):
     def _turn_away(self, problem: Problem) -> None:
         """Says what is wrong and reads on without looking until the client closes, so that a reset does not overtake the answer."""
         self._closing = True
+        self._connections.unreadable += 1
         self._queue.clear()
         self._transport.write(answer(problem, keep_alive=False))
         self._transport.write_eof()
+
+
+_NO_REQUEST = Request(b"", b"", b"", b"", b"", keep_alive=False, chunks_allowed=False)
 
 
 def _may_go_on(parser: httptools.HttpRequestParser) -> bool:

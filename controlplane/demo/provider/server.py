@@ -192,6 +192,8 @@ class Provider:
         for gate in self._gates:
             gate.upstream.stats.connections = len(gate.connections.open)
             gate.upstream.stats.turned_away = gate.connections.turned_away
+            gate.upstream.stats.unreadable = gate.connections.unreadable
+            gate.upstream.stats.held_back = gate.connections.held_back
             gate.upstream.stats.answers_kept = self._inference.kept
             gate.upstream.stats.answers_evicted = self._inference.evicted
 

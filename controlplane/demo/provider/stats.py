@@ -28,6 +28,8 @@ class UpstreamStats(msgspec.Struct):
     in_flight: int = 0
     connections: int = 0  # open now
     turned_away: int = 0  # connections beyond connections_max
+    unreadable: int = 0  # requests beyond body_bytes_max, or not HTTP
+    held_back: int = 0  # times that pipelined_max was reached
     refused_by_status: dict[int, int] = msgspec.field(default_factory=dict)  # errors answered, faults included
     by_fault: dict[str, int] = msgspec.field(default_factory=dict)  # calls that met a fault, by kind
     by_model: dict[str, ModelStats] = msgspec.field(default_factory=dict)  # by the name that answers carry

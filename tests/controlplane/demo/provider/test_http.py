@@ -35,12 +35,51 @@ async def test_requests_of_one_connection_are_answered_in_order(raw: RawClient) 
     assert json.loads(answers[2][2])["object"] == "list"
 
 
+async def test_repeated_heads_carry_their_own_bodies(raw: RawClient) -> None:
+    """Requests with the very same head are told apart by their bodies, in whatever pieces they come."""
+    first, second = post(question("what is a cat?")), post(question("what is a dog?"))
+    assert len(first) == len(second)
+    wanted = {}
+    for name, data in (("cat", first), ("dog", second)):
+        other = await RawClient.connect(raw.writer.get_extra_info("peername")[1])
+        await other.send(data)
+        wanted[name] = json.loads((await other.answer())[2])["choices"]
+        await other.close()
+    assert wanted["cat"] != wanted["dog"]
+    for name, pieces in (
+        ("cat", [first]),
+        ("dog", [second]),
+        ("cat", [first[:40], first[40:]]),
+        ("dog", [second]),
+        ("cat", [first[:-1], first[-1:]]),
+        ("dog", [second]),
+    ):
+        for piece in pieces:
+            await raw.send(piece)
+            for _ in range(50):
+                await asyncio.sleep(0)
+        assert wanted[name] == json.loads((await raw.answer())[2])["choices"]
+    await raw.send(first + second[:-7])
+    await raw.send(second[-7:] + first + second)
+    got = [json.loads((await raw.answer())[2])["choices"] for _ in range(4)]
+    assert [wanted[name] for name in ("cat", "dog", "cat", "dog")] == got
+
+
+async def test_body_that_looks_like_a_head(raw: RawClient) -> None:
+    """A body with an empty line in it is not taken for the end of the head."""
+    body = json.dumps(question()).encode().replace(b"{", b"{\r\n\r\n", 1)
+    for _ in range(3):
+        await raw.send(post(body))
+        assert (await raw.answer())[0] == 200
+
+
 async def test_many_pipelined_requests_behind_a_slow_one() -> None:
     """Thousands of requests that wait for a slow answer are all answered afterwards, in bounded memory and stack."""
     slow = await started(latency=Latency(first_token_s=0.05, between_tokens_s=0))
     raw = await RawClient.connect(slow.port)
     await raw.send(post(question()) + GET_MODELS * 3000)
     assert [200] * 3001 == [(await raw.answer())[0] for _ in range(3001)]
+    assert slow._gates[0].connections.held_back > 0
     await raw.close()
     await slow.stop()
 
@@ -92,6 +131,7 @@ async def test_body_limit() -> None:
     status, headers, body = await raw.answer()
     assert (413, "close") == (status, headers["connection"])
     assert json.loads(body)["error"]["code"] == "payload_too_large"
+    assert small._gates[0].connections.unreadable == 1
     await raw.close()
     exact = await RawClient.connect(small.port)
     filler = json.dumps(question())
