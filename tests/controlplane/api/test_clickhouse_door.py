@@ -6,9 +6,11 @@ import asyncio
 import base64
 import gzip
 import json
+import socket
+import threading
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,46 +28,51 @@ from controlplane.secrets import Secret
 from controlplane.settings import DoorSettings
 from controlplane.store.client import Store
 from controlplane.store.native import with_block_headers
+from controlplane.store.schema import TABLES
 from tests.controlplane.store.fakes import MINUTE_US, START_US, a_call
 from tests.controlplane.store.fill import fill
 
 
-@asynccontextmanager
-async def serving(app: ClickHouseDoor) -> AsyncIterator[int]:
-    """A real server on a port of its own."""
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, lifespan="off", ws="none", log_level="warning", access_log=False
-    )
+@contextmanager
+def serving(app: ClickHouseDoor) -> Iterator[str]:
+    """A real server on a port of its own, in a thread; gives the door's address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", access_log=False)
     server = uvicorn.Server(config)
-    task = asyncio.ensure_future(server.serve())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
     try:
-        while not server.started:
-            await asyncio.sleep(0)
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/clickhouse/"
     finally:
         server.should_exit = True
-        await task
+        thread.join()
+        listener.close()
         app.close()
 
 
-Doors = Callable[..., ClickHouseDoor]
+@pytest.fixture(scope="module")
+def filled(opened_store: Store) -> Store:
+    """A store with three calls; nothing in this file can change it."""
+    for table in TABLES:
+        opened_store.command(f"TRUNCATE TABLE {table.name}")
+    fill(opened_store, *(a_call(n, at_us=START_US + n * MINUTE_US, cost_nanousd=n + 1) for n in range(3)))
+    return opened_store
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def registry() -> CollectorRegistry:
-    """Fresh counters."""
+    """The open door's counters."""
     return CollectorRegistry()
 
 
-@pytest.fixture
-async def url(store: Store, registry: CollectorRegistry) -> AsyncIterator[str]:
-    """The address of an open door on a store with three calls."""
-    fill(store, *(a_call(n, at_us=START_US + n * MINUTE_US, cost_nanousd=n + 1) for n in range(3)))
+@pytest.fixture(scope="module")
+def url(filled: Store, registry: CollectorRegistry) -> Iterator[str]:
+    """The address of a door without a password, with tight limits."""
     settings = DoorSettings(
-        max_execution_s=1.0, max_result_rows=1_000, max_memory_bytes=64 * 1024 * 1024, concurrency=2
+        max_execution_s=1.0, max_result_rows=3_000, max_memory_bytes=64 * 1024 * 1024, concurrency=2
     )
-    async with serving(ClickHouseDoor(store, settings=settings, metrics=DoorMetrics(registry))) as port:
-        yield f"http://127.0.0.1:{port}/clickhouse/"
+    with serving(ClickHouseDoor(filled, settings=settings, metrics=DoorMetrics(registry))) as address:
+        yield address
 
 
 @pytest.fixture
@@ -73,6 +80,11 @@ async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
     """A plain client; `get("", params=...)` asks the door."""
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
         yield client
+
+
+def counted(registry: CollectorRegistry, result: str) -> float:
+    """How many queries ended so."""
+    return registry.get_sample_value("heph_door_queries_total", {"result": result}) or 0.0
 
 
 def connected(url: str, **options: object) -> Client:
@@ -202,11 +214,11 @@ GRAFANA_QUERIES = [
     "SELECT name FROM system.tables WHERE database = 'hephaestus'",
     "SELECT name, type, table FROM system.columns WHERE database = 'hephaestus' AND table = 'calls'",
     "DESC TABLE hephaestus.calls",
-    "SELECT toStartOfInterval(toDateTime(started), INTERVAL 60 second) AS time, deployment, count() AS calls, avg(latency_us) / 1e6 AS s "
-    "FROM hephaestus.calls WHERE ( started >= toDateTime64(1799999000, 3) AND started <= toDateTime64(1800003600, 3) ) "
-    "AND tenant IN ('acme', 'beta') GROUP BY time, deployment ORDER BY time ASC",
-    "SELECT minute AS time, sum(cost_usd) AS cost, arrayElement(quantilesTDigestMerge(0.5, 0.95, 0.99)(latency_us), 2) AS p95 "
-    "FROM calls_minute WHERE minute >= toDateTime(1799999000) GROUP BY time ORDER BY time",
+    """SELECT toStartOfInterval(toDateTime(started), INTERVAL 60 second) AS time, deployment, count() AS calls, avg(latency_us) / 1e6 AS s
+    FROM hephaestus.calls WHERE ( started >= toDateTime64(1799999000, 3) AND started <= toDateTime64(1800003600, 3) )
+    AND tenant IN ('acme', 'beta') GROUP BY time, deployment ORDER BY time ASC""",
+    """SELECT minute AS time, sum(cost_usd) AS cost, arrayElement(quantilesTDigestMerge(0.5, 0.95, 0.99)(latency_us), 2) AS p95
+    FROM calls_minute WHERE minute >= toDateTime(1799999000) GROUP BY time ORDER BY time""",
     "SELECT DISTINCT tenant FROM calls ORDER BY tenant",
     "SELECT * FROM calls",
     "SELECT * FROM attempts LIMIT 10",
@@ -245,7 +257,7 @@ async def test_states_are_refused_to_grafana_by_name(http: httpx.AsyncClient) ->
         ({"query": "SELECT * FROM nothing"}, 404, "60"),
         ({"query": "SELECT nothing FROM calls"}, 404, "47"),
         ({"query": "SELEC 1"}, 403, "164"),
-        ({"query": "SELECT 1 +"}, 400, "62"),
+        ({"query": "SELECT (1"}, 400, "62"),
         ({"query": ""}, 400, "62"),
         ({}, 400, "62"),
         ({"query": "SELECT 1 FORMAT Template"}, 400, "73"),
@@ -264,7 +276,7 @@ async def test_states_are_refused_to_grafana_by_name(http: httpx.AsyncClient) ->
         ({"query": "KILL QUERY WHERE 1"}, 403, "164"),
         ({"query": "SELECT 1 SETTINGS max_execution_time = 0"}, 403, "164"),
         ({"query": "INSERT INTO calls (call_id) VALUES ('x')"}, 403, "164"),
-        ({"query": "SELECT * FROM numbers(1001)"}, 500, "396"),
+        ({"query": "SELECT * FROM numbers(3001)"}, 500, "396"),
         ({"query": "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)"}, 408, "159"),
         (
             {"query": "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)", "max_execution_time": "600"},
@@ -283,13 +295,20 @@ async def test_errors(http: httpx.AsyncClient, params: dict[str, str], status: i
         answer = await http.get("", params=params)
     assert (status, number) == (answer.status_code, answer.headers["x-clickhouse-exception-code"])
     assert answer.text.startswith(f"Code: {number}. DB::Exception: ")
-    assert not Path("/tmp/never").exists()
+
+
+def test_nothing_is_written(url: str, tmp_path: Path) -> None:
+    """No way of asking makes the engine write a file."""
+    target = tmp_path / "out"
+    for sql in (f"SELECT 1 INTO OUTFILE '{target}'", f"EXPLAIN SELECT 1 INTO OUTFILE '{target}' TRUNCATE FORMAT CSV"):
+        assert httpx.get(url, params={"query": sql}).status_code == 403
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_raised_limits_in_the_address_do_not_raise_limits(http: httpx.AsyncClient) -> None:
     """Bounds that clients send of their own accord are tolerated and change nothing."""
     raised = {"max_result_rows": "0", "max_result_bytes": "0", "result_overflow_mode": "break", "readonly": "0"}
-    answer = await http.get("", params={"query": "SELECT * FROM numbers(1001)", **raised})
+    answer = await http.get("", params={"query": "SELECT * FROM numbers(3001)", **raised})
     assert answer.headers["x-clickhouse-exception-code"] == "396"
 
 
@@ -329,37 +348,47 @@ async def test_too_many_parameters(http: httpx.AsyncClient) -> None:
 
 async def test_counts(http: httpx.AsyncClient, registry: CollectorRegistry) -> None:
     """Every query is counted by what became of it."""
+    before = {result: counted(registry, result) for result in ("ok", "failed", "refused")}
     for sql in ("SELECT 1", "SELECT * FROM nothing", "SELECT file('x')"):
         await http.get("", params={"query": sql})
-    for result in ("ok", "failed", "refused"):
-        assert registry.get_sample_value("heph_door_queries_total", {"result": result}) == 1
+    assert {result: number + 1 for result, number in before.items()} == {
+        result: counted(registry, result) for result in before
+    }
     assert registry.get_sample_value("heph_door_running") == 0
 
 
-async def test_many_at_once(store: Store, registry: CollectorRegistry) -> None:
+async def test_many_at_once(filled: Store) -> None:
     """More queries than may run wait, more than may wait are told to come again, and all of them get an answer."""
-    settings = DoorSettings(concurrency=2, waiting_max=4)
-    async with serving(ClickHouseDoor(store, settings=settings, metrics=DoorMetrics(registry))) as port:
-        async with httpx.AsyncClient(timeout=30) as client:
-            sql = "SELECT sum(sipHash64(number)) FROM numbers(30000000)"
-            address = f"http://127.0.0.1:{port}/clickhouse/"
-            answers = await asyncio.gather(*(client.get(address, params={"query": sql}) for _ in range(20)))
+    door = ClickHouseDoor(
+        filled, settings=DoorSettings(concurrency=2, waiting_max=4), metrics=DoorMetrics(CollectorRegistry())
+    )
+    sql = "SELECT sum(sipHash64(number)) FROM numbers(30000000)"
+    with serving(door) as address:
+        async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+            answers = await asyncio.gather(*(client.get("", params={"query": sql}) for _ in range(20)))
             codes = [answer.status_code for answer in answers]
             assert {200, 503} == set(codes)
             assert codes.count(200) >= 6
-            assert (await client.get(address, params={"query": "SELECT 1"})).text == "1\n"
+            assert (await client.get("", params={"query": "SELECT 1"})).text == "1\n"
 
 
 PASSWORD = "correct horse"
 
 
-@pytest.fixture
-async def locked(store: Store, registry: CollectorRegistry) -> AsyncIterator[httpx.AsyncClient]:
-    """A door with a password."""
+@pytest.fixture(scope="module")
+def locked_registry() -> CollectorRegistry:
+    """The locked door's counters."""
+    return CollectorRegistry()
+
+
+@pytest.fixture(scope="module")
+def locked(filled: Store, locked_registry: CollectorRegistry) -> Iterator[str]:
+    """The address of a door with a password."""
     settings = DoorSettings(user="reader", password="env:DOOR")
-    door = ClickHouseDoor(store, settings=settings, metrics=DoorMetrics(registry), password=Secret(PASSWORD))
-    async with serving(door) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/clickhouse/") as client:
-        yield client
+    with serving(
+        ClickHouseDoor(filled, settings=settings, metrics=DoorMetrics(locked_registry), password=Secret(PASSWORD))
+    ) as address:
+        yield address
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -387,16 +416,31 @@ def basic(user: str, password: str) -> dict[str, str]:
     ],
 )
 async def test_password(
-    locked: httpx.AsyncClient, registry: CollectorRegistry, params: dict[str, str], headers: dict[str, str], status: int
+    locked: str, locked_registry: CollectorRegistry, params: dict[str, str], headers: dict[str, str], status: int
 ) -> None:
     """With a password everybody must show it, this machine too, in any of the protocol's three ways."""
+    denied = counted(locked_registry, "denied")
     encoded = {name: value.encode("utf-8") for name, value in headers.items()}
-    answer = await locked.get("", params={"query": "SELECT 1", **params}, headers=encoded)
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(locked, params={"query": "SELECT 1", **params}, headers=encoded)
     assert status == answer.status_code
     if status != 200:
         assert answer.headers["x-clickhouse-exception-code"] == "516"
         assert PASSWORD not in answer.text
-        assert registry.get_sample_value("heph_door_queries_total", {"result": "denied"}) == 1
+        assert denied + 1 == counted(locked_registry, "denied")
+
+
+async def test_password_with_clickhouse_connect(locked: str) -> None:
+    """The official client logs in, and is told when its password is wrong."""
+
+    def use() -> None:
+        client = connected(locked, username="reader", password=PASSWORD)
+        assert client.command("SELECT count() FROM calls") == 3
+        client.close()
+        with pytest.raises(DatabaseError, match="Authentication failed"):
+            connected(locked, username="reader", password="wrong")
+
+    await asyncio.to_thread(use)
 
 
 @pytest.mark.parametrize(
@@ -417,9 +461,9 @@ async def test_relayed_and_lured_callers_are_denied(http: httpx.AsyncClient, hea
     assert (403, "516") == (answer.status_code, answer.headers["x-clickhouse-exception-code"])
 
 
-async def test_callers_from_elsewhere_are_denied(store: Store, registry: CollectorRegistry) -> None:
+async def test_callers_from_elsewhere_are_denied(filled: Store) -> None:
     """Without a password nobody from another address gets in, whatever they say; an unknown address is another address."""
-    door = ClickHouseDoor(store, settings=DoorSettings(), metrics=DoorMetrics(registry))
+    door = ClickHouseDoor(filled, settings=DoorSettings(), metrics=DoorMetrics(CollectorRegistry()))
     for client in (("10.0.0.7", 1), ("::ffff:10.0.0.7", 1), None):
         transport = httpx.ASGITransport(door, client=client)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as elsewhere:
@@ -428,10 +472,11 @@ async def test_callers_from_elsewhere_are_denied(store: Store, registry: Collect
     door.close()
 
 
-async def test_closed_door(store: Store, registry: CollectorRegistry) -> None:
+async def test_closed_door(filled: Store) -> None:
     """A door that the settings close says so, and still answers a ping."""
-    door = ClickHouseDoor(store, settings=DoorSettings(enabled=False), metrics=DoorMetrics(registry))
-    async with serving(door) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/clickhouse/") as client:
-        answer = await client.get("", params={"query": "SELECT 1"})
-        assert (403, True) == (answer.status_code, "closed" in answer.text)
-        assert (await client.get("ping")).status_code == 200
+    door = ClickHouseDoor(filled, settings=DoorSettings(enabled=False), metrics=DoorMetrics(CollectorRegistry()))
+    with serving(door) as address:
+        async with httpx.AsyncClient(base_url=address) as client:
+            answer = await client.get("", params={"query": "SELECT 1"})
+            assert (403, True) == (answer.status_code, "closed" in answer.text)
+            assert (await client.get("ping")).status_code == 200
