@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from controlplane.api.auth import LOGIN_PATH, Gatekeeper
 from controlplane.api.counters import ApiCounters
 from controlplane.api.parts import Parts
 from controlplane.api.reading import SharedReading
-from controlplane.api.views import Overview
+from controlplane.api.views import TrafficPoint
 from controlplane.errors import HephaestusError, NotFound, Unauthorized
 
 CONTENT_POLICY = (
@@ -186,6 +187,7 @@ def _environment() -> Environment:
         pages.filters[word] = getattr(words, word)
     pages.globals.update(
         traffic_chart=_traffic_chart,
+        every_minute=verdicts.every_minute,
         share=lambda part, whole: Markup(sparkline.share(part, whole)),  # noqa: S704 - made of numbers alone
         summary=verdicts.summary,
         tone=verdicts.tone,
@@ -200,9 +202,8 @@ def _environment() -> Environment:
     return pages
 
 
-def _traffic_chart(overview: Overview) -> Markup:
-    points = overview.traffic.points
-    return Markup(sparkline.traffic([p.calls for p in points], [p.errors for p in points]))  # noqa: S704 - numbers alone
+def _traffic_chart(minutes: Sequence[TrafficPoint]) -> Markup:
+    return Markup(sparkline.traffic([m.calls for m in minutes], [m.errors for m in minutes]))  # noqa: S704 - numbers alone
 
 
 def _refusal_page(console: Console) -> problems.Handler:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 from controlplane.api import words
-from controlplane.api.views import DeploymentView, IncidentDetail, Ledger, Overview, TimelineEntry
+from controlplane.api.views import DeploymentView, IncidentDetail, Ledger, Overview, TimelineEntry, TrafficPoint
+from controlplane.clock import US_PER_S
 
 OVER = frozenset({"resolved", "dismissed"})
 """States of an incident that is over."""
+
+MINUTE_US = 60 * US_PER_S
+CHART_MINUTES_MIN = 30
+CHART_MINUTES_MAX = 24 * 60
 
 FAILING_BELOW = 0.5
 DEGRADED_BELOW = 0.95
@@ -117,6 +123,14 @@ def condensed(timeline: tuple[TimelineEntry, ...]) -> list[tuple[TimelineEntry, 
         else:
             story.append((entry, 1))
     return story
+
+
+def every_minute(points: Sequence[TrafficPoint], at_us: int) -> list[TrafficPoint]:
+    """The minutes of a chart without gaps, up to `at_us`: the last half hour, or as far back as there are points, bounded."""
+    known = {point.at_us // MINUTE_US: point for point in points}
+    last = at_us // MINUTE_US
+    first = max(last - CHART_MINUTES_MAX + 1, min([last - CHART_MINUTES_MIN + 1, *known]))
+    return [known.get(minute, TrafficPoint(minute * MINUTE_US, 0, 0)) for minute in range(first, last + 1)]
 
 
 def newest_first(incidents: tuple[IncidentDetail, ...]) -> list[IncidentDetail]:

@@ -133,6 +133,7 @@ class Spend(msgspec.Struct, frozen=True):
     unpriced_calls: int = 0
     by_tenant: tuple[SpendLine, ...] = ()
     by_model: tuple[SpendLine, ...] = ()
+    by_agent: tuple[SpendLine, ...] = ()
 
 
 class CacheSavings(msgspec.Struct, frozen=True):

@@ -159,7 +159,7 @@ def test_a_reader_is_not_disturbed_by_news(site: Site, page: Page) -> None:
 
 
 def test_hostile_names_stay_text(site: Site, page: Page) -> None:
-    """A name full of markup is shown as it is and runs nothing."""
+    """An agent whose name is full of markup, and an incident about it, are shown as they are and run nothing."""
     site.show(busy_overview(incidents=(healed_outage(title=HOSTILE, resolved=False),)))
     site.world.incidents.details.append(healed_outage(title=HOSTILE, resolved=False))
     page.goto(site.url)

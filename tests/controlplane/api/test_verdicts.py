@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from controlplane.api import verdicts
-from controlplane.api.views import DeploymentView, KillSwitch, Ledger, Overview, TimelineEntry
+from controlplane.api.views import DeploymentView, KillSwitch, Ledger, Overview, TimelineEntry, TrafficPoint
+from controlplane.clock import US_PER_S
 from controlplane.healing.events import RunEvent
 from controlplane.incidents.incident import IncidentEvent
 from tests.controlplane.api.fakes import START_US, busy_overview, healed_outage
@@ -120,3 +121,20 @@ def test_repetition_is_told_once() -> None:
     assert [(0, 1), (3, 3), (4, 1), (5, 1)] == story
     twice = (TimelineEntry(1, "step.failed", "a"), TimelineEntry(2, "step.failed", "b"))
     assert 2 == len(verdicts.condensed(twice))
+
+
+def test_a_chart_has_no_gaps() -> None:
+    """Minutes without calls are drawn as such, and the last half hour is always there."""
+    now_us = START_US + 30 * US_PER_S
+    minutes = verdicts.every_minute([TrafficPoint(START_US - 2 * verdicts.MINUTE_US, 7, 1)], now_us)
+    assert 30 == len(minutes)
+    assert [7, 0, 0] == [minute.calls for minute in minutes[-3:]]
+    assert START_US == minutes[-1].at_us
+    assert 30 == len(verdicts.every_minute([], now_us))
+
+
+def test_a_chart_is_bounded() -> None:
+    """A point from long ago does not make an endless chart."""
+    assert 24 * 60 == len(verdicts.every_minute([TrafficPoint(0, 1, 0)], START_US))
+    hour_ago = TrafficPoint(START_US - 59 * verdicts.MINUTE_US, 1, 0)
+    assert 60 == len(verdicts.every_minute([hour_ago], START_US))
