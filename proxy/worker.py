@@ -92,8 +92,8 @@ class Worker:
     def _join(self, place: Path, secrets: ProxySecrets) -> None:
         """Stages and transports in the order in which a call meets them."""
         settings, metrics = self.settings, self.metrics
-        http = HttpTransport(settings, metrics)
-        self.breaker = BreakerTransport(http, metrics)
+        self.http = HttpTransport(settings, metrics)
+        self.breaker = BreakerTransport(self.http, metrics)
         failover = Failover(self.breaker, settings, metrics)
         self.coalesce = Coalesce(
             failover,
@@ -123,6 +123,8 @@ class Worker:
     def _watch(self) -> None:
         """Shows the figures that the parts keep themselves."""
         watch, spool, cache, coalesce, shipper = self.metrics.watch, self.spool, self.cache, self.coalesce, self.shipper
+        pools = self.http.pools
+        watch("upstream_connections", "Connections to upstreams.", lambda: sum(pool.open_count for pool in pools()))
         watch("inflight_calls", "Calls being served now.", lambda: self.app.inflight)
         watch("snapshot_version", "Version of the snapshot in use.", lambda: self.status().snapshot_version)
         watch(

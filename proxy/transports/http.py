@@ -59,6 +59,10 @@ class HttpTransport:
         finally:
             attempt.call.waited_ns += time.monotonic_ns() - began_ns
 
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools, for their figures."""
+        return tuple(self._pools.values())
+
     async def aclose(self) -> None:
         """Closes every connection; safe to call twice."""
         for pool in self._pools.values():

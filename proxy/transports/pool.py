@@ -59,6 +59,11 @@ class Pool:
         """Connections that are open or being opened."""
         return len(self._open) + self._connecting
 
+    @property
+    def idle_count(self) -> int:
+        """Connections that carry no exchange now."""
+        return len(self._idle)
+
     def take_idle(self) -> Connection | None:
         """The connection that was used last, if one is idle."""
         while self._idle:

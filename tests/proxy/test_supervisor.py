@@ -1,0 +1,115 @@
+"""Several workers as real processes: they share a port, a dead one comes back, all stop when told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from controlplane.contract.keys import hash_key
+from controlplane.contract.snapshot import KeyEntry, Route, Snapshot, TenantPolicy, encode_snapshot
+from tests.proxy.fakes import KEY, PEPPER
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[tuple[Process, int]]:
+    """`python -m proxy` with two workers that start from a snapshot on disk, and its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    snapshot = Snapshot(
+        version=3,
+        created_us=time.time_ns() // 1000,
+        tenants=(TenantPolicy(id="acme"),),
+        keys=(KeyEntry(hash=hash_key(KEY.encode(), PEPPER), id="k", tenant="acme"),),
+        routes=(Route(alias="gpt", deployments=()),),
+    )
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot))
+    settings = tmp_path / "settings.json"
+    settings.write_text(
+        json.dumps(
+            {
+                "data_dir": str(tmp_path),
+                "port": port,
+                "workers": 2,
+                "control_plane_url": "http://127.0.0.1:9",
+                "drain_s": 2,
+            }
+        )
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "proxy", "--settings", str(settings), stderr=PIPE,
+        env=os.environ | {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t"},
+    )  # fmt: skip
+    yield process, port
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+async def said(process: Process, what: str, times: int = 1) -> None:
+    """Waits until the log has said something so often."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30.0):
+        while times:
+            line = (await process.stderr.readline()).decode()
+            assert line, "the proxy ended"
+            times -= what in line
+
+
+async def test_a_worker_that_dies_is_replaced_and_all_stop_when_told(running: tuple[Process, int]) -> None:
+    """After `kill -9` of one worker a new one listens; SIGTERM ends supervisor and workers with status 0."""
+    process, port = running
+    await said(process, "proxy listens", times=2)
+    workers = psutil.Process(process.pid).children()
+    workers[0].kill()
+    await said(process, "a worker died")
+    await said(process, "proxy listens")
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", headers={"authorization": f"Bearer {KEY}"}
+    ) as client:
+        assert "gpt" == (await client.get("/v1/models")).json()["data"][0]["id"]
+    workers = psutil.Process(process.pid).children()
+    assert 2 == len(workers)
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30.0):
+        await process.communicate()
+    assert 0 == process.returncode
+    assert [False, False] == [worker.is_running() for worker in workers]
+
+
+async def test_workers_do_not_outlive_their_supervisor(running: tuple[Process, int]) -> None:
+    """After `kill -9` of the supervisor the workers stop by themselves."""
+    process, _ = running
+    await said(process, "proxy listens", times=2)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
+    await process.wait()
+    gone, alive = await asyncio.to_thread(psutil.wait_procs, workers, 20.0)
+    assert (2, 0) == (len(gone), len(alive))
+
+
+async def test_settings_that_do_not_fit_end_it_with_status_2(tmp_path: Path) -> None:
+    """An unknown setting or a missing secret is said at once."""
+    path = tmp_path / "settings.json"
+    path.write_text('{"prot": 1}')
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "proxy", "--settings", str(path), stderr=PIPE, env=os.environ
+    )
+    _, errors = await process.communicate()
+    assert 2 == process.returncode
+    assert b"prot" in errors

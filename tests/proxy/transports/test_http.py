@@ -1,0 +1,195 @@
+"""Our HTTP client against hostile and merely odd upstreams, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from controlplane.contract.records import AttemptError
+from tests.proxy.fakes import (
+    DONE,
+    STREAM_END,
+    STREAM_HEAD,
+    Received,
+    Script,
+    Wire,
+    World,
+    answer,
+    chunk,
+    completion,
+    event,
+    replies,
+    sends_then_aborts,
+    until,
+    usage_event,
+    whole_stream,
+)
+
+BODY = completion()
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def byte_by_byte(data: bytes) -> Script:
+    """A script that writes each byte by itself."""
+
+    async def script(wire: Wire, _: Received) -> None:
+        for at in range(len(data)):
+            await wire.send(data[at : at + 1])
+            await asyncio.sleep(0)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        replies(answer(BODY)),
+        replies(CHUNKED + chunk(BODY[:10]) + chunk(BODY[10:]) + STREAM_END),
+        replies(CHUNKED + chunk(BODY) + b"0\r\nx-trailer: 1\r\n\r\n"),
+        replies(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + answer(BODY)),
+        byte_by_byte(answer(BODY)),
+        byte_by_byte(CHUNKED + chunk(BODY) + STREAM_END),
+        sends_then_aborts(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + BODY),  # until close
+        sends_then_aborts(b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n" + BODY),
+    ],
+)
+async def test_every_way_to_frame_a_body_gives_the_same_body(world: World, script: Script) -> None:
+    """Lengths, chunks, trailers, interim answers, connections that close: the client gets the same bytes."""
+    await world.upstream(script)
+    world.apply(route={"attempts_max": 1})
+    response = await world.chat()
+    assert (200, BODY) == (response.status_code, response.content)
+
+
+async def test_a_stream_byte_by_byte_is_the_same_stream(world: World) -> None:
+    """The network's cuts are not visible to the client."""
+    await world.upstream(replies(whole_stream("Hel", "lo")), byte_by_byte(whole_stream("Hel", "lo")))
+    world.apply()
+    assert (await world.chat(stream=True)).content == (await world.chat(stream=True)).content
+
+
+async def test_connections_are_kept_and_reused(world: World) -> None:
+    """Ten calls, streams among them, over one connection."""
+    stream = STREAM_HEAD + chunk(event("a") + usage_event() + DONE)
+
+    async def late_end(wire: Wire, _: Received) -> None:
+        await wire.send(stream)
+        await asyncio.sleep(0)
+        await wire.send(STREAM_END)
+
+    upstream = await world.upstream(*[replies(answer(BODY)), late_end] * 5)
+    world.apply()
+    for number in range(10):
+        response = await world.chat(stream=bool(number % 2))
+        assert 200 == response.status_code
+        await until(lambda: all(pool.idle_count == pool.open_count for pool in world.worker.http.pools()))
+    assert (10, 1) == (len(upstream.received), upstream.connections)
+
+
+async def test_a_connection_that_says_close_is_not_used_again(world: World) -> None:
+    """`connection: close` is believed."""
+    upstream = await world.upstream(replies(answer(BODY, 200, "connection: close")))
+    world.apply()
+    assert [200, 200] == [(await world.chat()).status_code for _ in range(2)]
+    assert 2 == upstream.connections
+
+
+async def test_a_kept_connection_that_was_closed_costs_no_failure(world: World) -> None:
+    """The race between our reuse and the upstream's close: one safe retry over a fresh connection, and one attempt."""
+
+    async def closes_on_second(wire: Wire, _: Received) -> None:
+        if len(upstream.received) == 2:
+            wire.abort()
+        else:
+            await wire.send(answer(BODY))
+
+    upstream = await world.upstream(closes_on_second)
+    world.apply(route={"attempts_max": 1})
+    assert [200, 200] == [(await world.chat()).status_code for _ in range(2)]
+    assert 3 == len(upstream.received)
+    assert [1, 1] == [len(record.attempts) for record in world.records()]
+
+
+@pytest.mark.parametrize(
+    ("error", "data"),
+    [
+        (AttemptError.MALFORMED, b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 70_000 + b"\r\n\r\n"),
+        (AttemptError.MALFORMED, b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"),
+        (AttemptError.MALFORMED, CHUNKED + b"ZZ\r\n"),
+        (AttemptError.MALFORMED, b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
+        (AttemptError.MALFORMED, b"HTTP/1.1 100 Continue\r\nx: " + b"y" * 40_000 + b"\r\n\r\n" + b"HTTP/1.1 100 Continue\r\nx: " + b"y" * 40_000 + b"\r\n\r\n"),
+        (AttemptError.MALFORMED, STREAM_HEAD + chunk(b"data: " + b"x" * 2_000)),
+        (AttemptError.MALFORMED, answer(b"[" * 100_000)),
+        (AttemptError.MALFORMED, b"HTTP/1.1 200 OK\r\ncontent-length: 200001\r\n\r\n" + b" " * 200_001),
+        (AttemptError.TRUNCATED, CHUNKED + chunk(BODY)),
+    ],
+)  # fmt: skip
+async def test_hostile_answers_are_failed_attempts(
+    tmp_path_factory: pytest.TempPathFactory, error: AttemptError, data: bytes
+) -> None:
+    """Too large, not HTTP, cut short: the try fails, the connection goes, the worker lives."""
+    world = await World(tmp_path_factory.mktemp("hostile")).start(reply_bytes_max=200_000, stream_event_bytes_max=1_000)
+    try:
+        await world.upstream(sends_then_aborts(data))
+        world.apply(route={"attempts_max": 1})
+        assert 502 == (await world.chat(stream=data.startswith(STREAM_HEAD))).status_code
+        assert error == world.records()[0].attempts[0].error
+        assert 0 == sum(pool.open_count for pool in world.worker.http.pools())
+    finally:
+        await world.stop()
+
+
+async def test_a_slow_client_holds_the_upstream_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """While the client does not read, the proxy does not either: memory stays bounded and the upstream cannot finish."""
+    world = await World(tmp_path_factory.mktemp("slow")).start(stream_buffer_bytes=16_384)
+    big = event("x" * 1_000)
+    sent = 0
+
+    async def endless(wire: Wire, _: Received) -> None:
+        nonlocal sent
+        await wire.send(STREAM_HEAD)
+        while sent < 60_000_000:
+            await wire.send(chunk(big))
+            sent += len(big)
+        await wire.send(chunk(DONE) + STREAM_END)
+
+    try:
+        await world.upstream(endless)
+        world.apply()
+        request = {"model": "gpt", "messages": [], "stream": True}
+        async with world.client.stream("POST", "/v1/chat/completions", json=request) as response:
+            assert 200 == response.status_code
+            before = -1
+            while before != sent:  # until nothing moves any more
+                before = sent
+                for _ in range(300):
+                    await asyncio.sleep(0)
+            assert sent < 50_000_000
+    finally:
+        await world.stop()
+
+
+async def test_the_bound_on_connections_is_kept_and_waited_for(world: World) -> None:
+    """Ten calls over two connections: all are answered, and never more than two are open."""
+    upstream = await world.upstream(replies(answer(BODY)))
+    world.apply(upstream={"connections_max": 2})
+    responses = await asyncio.gather(*[world.chat(user=str(number)) for number in range(10)])
+    assert {200} == {response.status_code for response in responses}
+    assert upstream.connections <= 2
+
+
+async def test_a_pool_that_stays_busy_is_a_failure_to_connect(world: World) -> None:
+    """Who waits longer than the connect timeout hears of it, and it is counted."""
+
+    async def hangs(wire: Wire, _: Received) -> None:
+        await wire.hang()
+
+    upstream = await world.upstream(hangs)
+    world.apply(upstream={"connections_max": 1, "connect_timeout_s": 0.05}, route={"attempts_max": 1})
+    first = asyncio.create_task(world.chat())
+    await until(lambda: upstream.received)
+    assert 502 == (await world.chat()).status_code
+    assert AttemptError.CONNECT == world.records()[0].attempts[0].error
+    assert 'bound="upstream_connections_max"' in (await world.client.get("/metrics")).text
+    first.cancel()
