@@ -101,6 +101,7 @@ class Runs:
             )
 
     def _refresh(self) -> None:
+        head = self._journal.position()  # before reading: what comes later is read the next time
         while True:
             page = self._journal.read(self._position, _PAGE, types=RUN_TYPES)
             for event in page:
@@ -108,6 +109,7 @@ class Runs:
                 self._apply(event)
             if len(page) < _PAGE:
                 break
+        self._position = max(self._position, head)
         ended = [run.id for run in self._summaries.values() if run.ended_us]
         for run_id in ended[: max(0, len(ended) - KEPT_MAX)]:
             del self._summaries[run_id]

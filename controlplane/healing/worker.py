@@ -14,35 +14,28 @@ from prometheus_client import CollectorRegistry
 
 from controlplane.alerts.alert import AlertRouter
 from controlplane.clock import US_PER_S
-from controlplane.contract.ids import new_id
 from controlplane.errors import HephaestusError
 from controlplane.healing import actions, measure
 from controlplane.healing import events as e
 from controlplane.healing import run as r
-from controlplane.healing.announce import announce
 from controlplane.healing.commands import HappenedCodec
-from controlplane.healing.gates import Past, admit, matches, too_far
-from controlplane.healing.killswitch import Control, KillSwitch, Mode
+from controlplane.healing.gates import too_far
+from controlplane.healing.killswitch import Control, KillSwitch
 from controlplane.healing.lint import LoadedPlaybook
 from controlplane.healing.metrics import WorkerMetrics
+from controlplane.healing.opening import Opener, why_shadowed, why_stopped
 from controlplane.healing.playbook import Playbook, canonical, content_hash
 from controlplane.healing.runs import Runs
-from controlplane.healing.state import Happened, RunState, Status, StepState, evolve
-from controlplane.journal.events import (
-    Guard,
-    GuardRefused,
-    NewEvent,
-    NewOutbox,
-    NewTimer,
-    VersionConflict,
-)
-from controlplane.journal.fold import Changes, append_changes, fold
+from controlplane.healing.state import RunState, Status, StepState, evolve
+from controlplane.healing.writer import RunWriter, acting_tokens, due_us
+from controlplane.journal.events import Guard, GuardRefused, Timer, VersionConflict
+from controlplane.journal.fold import fold
 from controlplane.journal.journal import Journal
 from controlplane.metrics import HealingMetrics
-from controlplane.settings import Autonomy, HealingSettings
+from controlplane.settings import HealingSettings
 
 MOVES_MAX = 100  # of one run in one turn
-RETRY_S = 5.0  # between two tries to start a deferred run
+RETRY_S = 5.0  # between two tries to start a deferred run, or to go on after an unexpected error
 _FAR_US = 2**62
 _RUNS_PREFIX = "run-"
 
@@ -65,13 +58,22 @@ class Healing:
     ) -> None:
         self._journal = journal
         self._world = world
-        self._library = tuple(library)
         self._settings = settings
-        self._alerts = alerts
         self._metrics = metrics
         self._worker_metrics = WorkerMetrics(registry)
         self.runs = Runs(journal)
         self.kill_switch = KillSwitch(journal)
+        self._writer = RunWriter(journal, alerts=alerts, metrics=metrics, now_us=world.clock.now_us)
+        self._opener = Opener(
+            journal,
+            runs=self.runs,
+            kill_switch=self.kill_switch,
+            writer=self._writer,
+            library=library,
+            settings=settings,
+            metrics=metrics,
+            now_us=world.clock.now_us,
+        )
         self._codec = HappenedCodec()
         self._control = Control()
         self._up_since_us = world.clock.now_us()
@@ -81,14 +83,14 @@ class Healing:
 
     def use_library(self, library: Sequence[LoadedPlaybook]) -> None:
         """Take other playbooks for runs from now on; open runs keep theirs."""
-        self._library = tuple(library)
+        self._opener.library = tuple(library)
 
     async def consider(self, incident: e.IncidentView) -> str | None:
         """Open a run for an incident if a playbook answers it and guards allow; the run's id, new or already open.
 
         Call it as often as the incident is seen; a refusal is recorded once per incident and reason. Call it for firing incidents.
         """
-        return await asyncio.to_thread(self._consider, incident)
+        return await asyncio.to_thread(self._opener.consider, incident)
 
     async def run(self) -> None:
         """Turn for ever, until cancelled."""
@@ -112,10 +114,10 @@ class Healing:
                 self._journal.due_timers, _FAR_US, self._settings.runs_max * 4, stream_prefix=_RUNS_PREFIX
             )
             self._metrics.open.set(len(timers))
-            self._metrics.enabled.set(0 if self._stopped("", "") else 1)
+            self._metrics.enabled.set(0 if why_stopped(self._settings, control, "", "") else 1)
             self._forget({timer.stream_id for timer in timers})
             due = [timer for timer in timers if now_us >= self._not_before_us(timer.stream_id, timer.due_us)]
-            await asyncio.gather(*(self._advance(timer.stream_id) for timer in due))
+            await asyncio.gather(*(self._advance(timer) for timer in due))
 
     def _not_before_us(self, stream: str, due_us: int) -> int:
         if self._control.engaged or self._settings.shadow or not self._settings.enabled:
@@ -128,88 +130,21 @@ class Healing:
             for stream in [stream for stream in remembered if stream not in open_streams]:
                 remembered.pop(stream, None)
 
-    # Opening a run.
-
-    def _consider(self, incident: e.IncidentView) -> str | None:
-        past = self.runs.past()
-        for run in past:
-            if run.fingerprint == incident.fingerprint and not run.ended_us:
-                return run.run_id
-        for loaded in self._library:
-            if matches(loaded.playbook, incident):
-                return self._match(loaded, incident, past)
-        return None
-
-    def _match(self, loaded: LoadedPlaybook, incident: e.IncidentView, past: Sequence[Past]) -> str | None:
-        playbook, now_us = loaded.playbook, self._world.clock.now_us()
-        cap = min(
-            (self._settings.autonomy, self._settings.overrides.get(playbook.id, Autonomy.AUTO)),
-            key=list(Autonomy).index,
-        )
-        admission = admit(playbook, incident, past, cap=cap, now_us=now_us)
-        guard, reason = admission.refused_by, admission.reason
-        control = self.kill_switch.state()
-        if stopped := self._stopped(playbook.id, incident.deployment, control):
-            guard, reason = "kill_switch", stopped
-        elif not guard and sum(not run.ended_us for run in past) >= self._settings.runs_max:
-            guard, reason = "runs_max", f"{self._settings.runs_max} runs are open"
-        run_id = new_id("run")
-        matched = e.Matched(
-            incident=incident,
-            playbook_id=playbook.id,
-            playbook_hash=loaded.hash,
-            playbook=loaded.text,
-            level=admission.level,
-            why_level=admission.why_level,
-        )
-        if guard:
-            self._suppress(run_id, matched, guard, reason)
-            return None
-        token = Guard(
-            scope=f"healing/fingerprint/{incident.fingerprint}",
-            holder=run_id,
-            limit=playbook.spec.guards.max_concurrent_runs.per_fingerprint,
-            expires_us=now_us + _life_us(playbook),
-        )
-        try:
-            self._append(run_id, RunState(), playbook, (matched,), guards=(token,))
-        except GuardRefused:
-            return None  # another process was faster
-        return run_id
-
-    def _suppress(self, run_id: str, matched: e.Matched, guard: str, reason: str) -> None:
-        """Record a refusal, once per incident, playbook and guard."""
-        key = f"suppressed/{matched.incident.id}/{matched.playbook_id}/{guard}"
-        now_us = self._world.clock.now_us()
-        new = [NewEvent(event, actor="healing", occurred_us=now_us) for event in (matched, e.Suppressed(guard, reason))]
-        if not self._journal.append(e.stream_of(run_id), 0, new, dedup_key=key).duplicate:
-            self._metrics.refused.labels(reason=guard).inc()
-
-    def _stopped(self, playbook_id: str, deployment: str, control: Control | None = None) -> str:
-        if not self._settings.enabled:
-            return "healing is switched off in the settings"
-        switches = self._control if control is None else control
-        return switches.why(Mode.STOP, playbook_id=playbook_id, deployment=deployment)
-
-    def _shadowed(self, playbook_id: str, deployment: str) -> str:
-        if self._settings.shadow:
-            return "shadow mode is on in the settings"
-        return self._control.why(Mode.SHADOW, playbook_id=playbook_id, deployment=deployment)
-
     # Carrying a run out.
 
-    async def _advance(self, stream: str) -> None:
+    async def _advance(self, timer: Timer) -> None:
         """Move one run as far as it goes now; an unexpected error is counted, and the run is looked at again next turn."""
         try:
             for _ in range(MOVES_MAX):
-                if not await self._move(stream):
+                if not await self._move(timer.stream_id):
                     return
             self._worker_metrics.bounded.inc()
         except VersionConflict:
             return  # a person was faster: look again next turn
         except Exception as error:
             self._worker_metrics.errors.inc()
-            log.exception("a run failed to move on", run=e.run_of(stream), error=repr(error))
+            self._waiting[timer.stream_id] = (timer.due_us, self._now_us() + round(RETRY_S * US_PER_S))
+            log.exception("a run failed to move on", run=e.run_of(timer.stream_id), error=repr(error))
 
     async def _move(self, stream: str) -> bool:
         """One load, one decision, and what it wants; whether there may be more to do at once."""
@@ -250,15 +185,15 @@ class Healing:
         incident_id = "" if state.incident is None else state.incident.id
         return r.Inputs(
             now_us=self._world.clock.now_us(),
-            stop=self._stopped(state.playbook_id, state.target),
-            shadow=self._shadowed(state.playbook_id, state.target),
+            stop=why_stopped(self._settings, self._control, state.playbook_id, state.target),
+            shadow=why_shadowed(self._settings, self._control, state.playbook_id, state.target),
             incident_open=self._world.incidents.state(incident_id) != "resolved",
             probed_us=self._probed_us.get(stream, 0),
             up_since_us=self._up_since_us,
         )
 
     def _look_again(self, stream: str, state: RunState, playbook: Playbook, until_us: int) -> None:
-        self._waiting[stream] = (_due_us(state, playbook), until_us)
+        self._waiting[stream] = (due_us(state, playbook), until_us)
 
     async def _carry_out(self, stream: str, state: RunState, playbook: Playbook, task: r.Task) -> Sequence[e.RunEvent]:
         """Do what a task says; the events of how it went, none if it must be asked again."""
@@ -315,7 +250,7 @@ class Healing:
             verdict = await measure.preconditions(self._world, state, playbook, predicted)
             guard, reason = "precondition", "" if verdict.good else verdict.which
         if not reason:
-            tokens = _tokens(run_id, state, playbook, self._now_us())
+            tokens = acting_tokens(run_id, state, playbook, self._now_us())
             started = e.Started(scopes=tuple(token.scope for token in tokens))
             try:
                 await self._append_soon(run_id, state, playbook, (started,), guards=tokens)
@@ -407,71 +342,11 @@ class Healing:
         *,
         guards: Sequence[Guard] = (),
     ) -> RunState:
-        """`_append`, in a thread."""
-        return await asyncio.to_thread(self._append, run_id, state, playbook, events, guards=guards)
-
-    def _append(
-        self,
-        run_id: str,
-        state: RunState,
-        playbook: Playbook,
-        events: Sequence[e.RunEvent],
-        *,
-        guards: Sequence[Guard] = (),
-    ) -> RunState:
-        """Append events with all they cause: the run's timer, its guard tokens and what people are told; the run after them."""
-        now_us = self._world.clock.now_us()
-        stream, before = e.stream_of(run_id), state
-        outbox: list[NewOutbox] = []
-        for event in events:
-            state = evolve(state, Happened(event, now_us))
-            said = announce(run_id, state, event, at_us=now_us)
-            outbox += self._alerts.entries(said) if said is not None else []
-        changes = Changes(
-            events=[NewEvent(event, actor="healing", occurred_us=now_us) for event in events],
-            outbox=outbox,
-            timers=() if state.ended else (NewTimer(stream, _due_us(state, playbook), state.status),),
-            timers_done=(stream,) if state.ended else (),
-            guards=guards,
-            guards_released=(run_id,) if state.ended else (),
-        )
-        append_changes(self._journal, stream, before.version, changes)
-        if state.ended:
-            self._metrics.runs.labels(playbook=state.playbook_id, result=state.status).inc()
-        return state
+        """Append in a thread; the run after it."""
+        return await asyncio.to_thread(self._writer.append, run_id, state, playbook, events, guards=guards)
 
     def _count(self, action: str, result: str) -> None:
         self._metrics.steps.labels(action=action, result=result).inc()
 
     def _now_us(self) -> int:
         return self._world.clock.now_us()
-
-
-def _due_us(state: RunState, playbook: Playbook) -> int:
-    """When the run should be looked at again if nobody says otherwise: now, unless its next decision is to wait."""
-    task = r.decide(state, playbook, r.Inputs(now_us=state.since_us))
-    return task.until_us if isinstance(task, r.Wait) else state.since_us
-
-
-def _life_us(playbook: Playbook) -> int:
-    """Longer than any run of the playbook can last; its guard tokens free themselves after that, whatever happened."""
-    spec = playbook.spec
-    seconds = (
-        spec.approval.ttl
-        + spec.preconditions.wait
-        + spec.guards.max_runtime
-        + playbook.lease_ttl_max_s
-        + spec.probation.span
-        + 3600.0
-    )
-    return round(seconds * US_PER_S)
-
-
-def _tokens(run_id: str, state: RunState, playbook: Playbook, now_us: int) -> tuple[Guard, ...]:
-    """The guard tokens of a run that acts; two runs never override the same deployment."""
-    limits, expires_us = playbook.spec.guards.max_concurrent_runs, now_us + _life_us(playbook)
-    return (
-        Guard(f"healing/playbook/{playbook.id}", run_id, limits.per_playbook, expires_us),
-        Guard("healing/global", run_id, limits.globally, expires_us),
-        Guard(f"healing/deployment/{state.target}", run_id, 1, expires_us),
-    )

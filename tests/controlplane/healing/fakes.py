@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from controlplane.alerts.alert import AlertRouter, AlertSink
 from controlplane.clock import US_PER_S, ManualClock
 from controlplane.contract.snapshot import Lease, LeaseKind
-from controlplane.errors import NotFound
+from controlplane.errors import NotFound, StoreUnavailable
 from controlplane.healing.actions import (
     Confirmation,
     IncidentState,
@@ -123,6 +123,7 @@ class FakeWorld:
         self.deaf = False  # proxies take no news: neither new leases nor their end
         self.calls_per_s = 10.0
         self.telemetry_age_s = 1.0
+        self.telemetry_down = False
         self.incident: IncidentState = "firing"
         self.probes = 0
         self.seen: set[str] = set()
@@ -167,6 +168,8 @@ class FakeWorld:
 
     async def read(self, metric: str, target: Mapping[str, str], window_s: float) -> Measurement:
         """Telemetry: the route is well when nothing sick takes its calls."""
+        if self.telemetry_down:
+            raise StoreUnavailable("the store is away")
         samples = round(self.calls_per_s * min(window_s, 60.0))
         if metric.endswith("calls"):
             return Measurement(float(samples), samples, self.telemetry_age_s)

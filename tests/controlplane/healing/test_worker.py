@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from controlplane.alerts.alert import Notification
-from controlplane.contract.snapshot import LeaseKind
+from controlplane.contract.snapshot import Lease, LeaseKind
 from controlplane.errors import Conflict, NotFound
 from controlplane.healing.actions import RouteShare, RouteView
 from controlplane.healing.commands import Commands
@@ -23,7 +25,7 @@ from tests.controlplane.healing.fakes import INCIDENT, SICK, FakeWorld, make_hea
 
 
 async def live(
-    world: FakeWorld, healing: Healing, seconds: int, at: dict[int, Callable[[], object]] | None = None
+    world: FakeWorld, healing: Healing, seconds: int, at: Mapping[int, Callable[[], object]] | None = None
 ) -> None:
     """Let seconds pass, one turn each; `at`: what happens in which second."""
     for second in range(seconds):
@@ -250,6 +252,85 @@ async def test_a_resolved_incident_does_not_end_the_override_while_probes_fail(
     await begin(healing)
     await live(world, healing, 90, at={20: lambda: setattr(world, "incident", "resolved")})
     assert world.drained
+
+
+async def test_a_store_that_is_away_only_delays(world: FakeWorld, healing: Healing) -> None:
+    """While telemetry cannot be read the run neither succeeds nor fails; the override stays in force and the run goes on later."""
+    run_id = await begin(healing)
+    at = {3: lambda: setattr(world, "telemetry_down", True), 60: lambda: setattr(world, "telemetry_down", False)}
+    await live(world, healing, 60, at=at)
+    assert "validating" == healing.runs.show(run_id).run.status
+    assert world.drained
+    await live(world, healing, 10, at={0: lambda: setattr(world, "telemetry_down", False)})
+    assert "holding" == healing.runs.show(run_id).run.status
+
+
+async def test_a_grant_that_takes_too_long_is_looked_up_not_repeated(world: FakeWorld, journal: Journal) -> None:
+    """When time runs out while an override is granted, the run looks whether it is there and goes on with it."""
+    healing = make_healing(world, journal, library=quick_library(steps__drain__timeout="50ms"))
+    may_return, grant = threading.Event(), world.leases.grant
+
+    def slow_grant(kind: LeaseKind, deployment: str, *, ttl_s: float, run_id: str, reason: str, share: float) -> Lease:
+        lease = grant(kind, deployment, ttl_s=ttl_s, run_id=run_id, reason=reason, share=share)
+        may_return.wait(timeout=30)
+        return lease
+
+    world.leases.grant = slow_grant  # type: ignore[method-assign]  # the fake is ours to bend
+    run_id = await begin(healing)
+    await live(world, healing, 3)
+    may_return.set()
+    steps = [name for name in types(healing.runs.show(run_id)) if name.startswith(("step.", "run.lease"))]
+    assert ["step.outcome_unknown", "step.reconciled", "run.lease_granted", "step.confirmed"] == steps[3:7]
+    assert 1 == len(world.leases.grants)
+
+
+async def test_a_second_look_at_an_incident_opens_no_second_run(world: FakeWorld, journal: Journal) -> None:
+    """The same fingerprint has one run at a time, whoever asks; another fingerprint may have its own."""
+    first, second = make_healing(world, journal), make_healing(world, journal)
+    run_id = await begin(first)
+    assert [run_id, run_id] == [await first.consider(INCIDENT), await second.consider(INCIDENT)]
+    other = msgspec.structs.replace(INCIDENT, id="incident_2", fingerprint="other")
+    assert await second.consider(other) not in {None, run_id}
+
+
+async def test_two_runs_never_override_one_deployment(world: FakeWorld, healing: Healing) -> None:
+    """A run for the same deployment waits for the first one's token, and is blocked in the end."""
+    await begin(healing)
+    other = await healing.consider(msgspec.structs.replace(INCIDENT, id="incident_2", fingerprint="other"))
+    assert other is not None
+    await live(world, healing, 40)
+    statuses = sorted(str(run.status) for run in healing.runs.list())
+    assert ["blocked", "holding"] == statuses
+    assert 1 == len(world.leases.grants)
+
+
+async def test_an_incident_that_no_playbook_answers_opens_nothing(journal: Journal, healing: Healing) -> None:
+    """Another kind of incident leaves no trace."""
+    assert await healing.consider(msgspec.structs.replace(INCIDENT, kind="first_token_p95")) is None
+    assert 0 == journal.position()
+
+
+async def test_more_runs_than_the_settings_allow_are_suppressed(world: FakeWorld, journal: Journal) -> None:
+    """runs_max bounds how many runs are open at once."""
+    healing = make_healing(world, journal, settings=HealingSettings(runs_max=1))
+    await begin(healing)
+    assert await healing.consider(msgspec.structs.replace(INCIDENT, id="incident_2", fingerprint="other")) is None
+    assert ["suppressed", "matched"] == [run.status for run in healing.runs.list()]
+
+
+async def test_the_loop_turns_at_its_pace_until_it_is_cancelled(world: FakeWorld, healing: Healing) -> None:
+    """`run` looks every poll_every_s and ends when cancelled."""
+    run_id = await begin(healing)
+    loop = asyncio.create_task(healing.run())
+    for _ in range(400):
+        await asyncio.to_thread(lambda: None)
+        await world.clock.advance(0.1)
+        if "holding" == healing.runs.show(run_id).run.status:
+            break
+    assert "holding" == healing.runs.show(run_id).run.status
+    loop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loop
 
 
 # The kill switch and shadow mode.
