@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import msgspec
@@ -11,8 +12,8 @@ from litestar.datastructures import State
 from litestar.enums import MediaType
 from litestar.params import JSONBody, QueryParameter
 
-from controlplane.api.parts import PartsOf
-from controlplane.contract.snapshot import ProxyStatus, encode_snapshot
+from controlplane.api.parts import Parts, PartsOf
+from controlplane.contract.snapshot import ProxyStatus, Snapshot, encode_snapshot
 from controlplane.contract.wire import BATCH_PATH, SNAPSHOT_PATH, STATUS_PATH, TOKEN_HEADER
 from controlplane.errors import BadRequest, HephaestusError
 
@@ -31,10 +32,22 @@ async def snapshot(
     wait_s: Annotated[float, QueryParameter(ge=0)] = 0.0,
 ) -> Response[bytes]:
     """Answers with the snapshot as soon as it is newer than `have`; 304 when it stays so for `wait_s`."""
-    newer = await parts.publisher.wait_newer(have, min(wait_s, parts.settings.publish.wait_s_max))
+    newer = await _wait_newer(parts, have, min(wait_s, parts.settings.publish.wait_s_max))
     if newer is None:
         return Response(b"", status_code=304)
     return Response(encode_snapshot(newer), media_type=MediaType.JSON)
+
+
+async def _wait_newer(parts: Parts, have: int, timeout_s: float) -> Snapshot | None:
+    """A newer snapshot, or None when none came in time or the server begins to stop."""
+    waiting = asyncio.ensure_future(parts.publisher.wait_newer(have, timeout_s))
+    stopping = asyncio.ensure_future(parts.stopping.wait())
+    try:
+        await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return await waiting if waiting.done() else None
+    finally:
+        waiting.cancel()
+        stopping.cancel()
 
 
 @post(BATCH_PATH, status_code=200, summary="Hand over a batch of records")

@@ -5,6 +5,7 @@ The app joins real parts to these protocols; tests join small ones. Whatever may
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -187,7 +188,9 @@ ReadyCheck = Callable[[], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """All that the API is made of. ready: named checks that `/readyz` asks; metrics: their registry is what `/metrics` shows."""
+    """All that the API is made of. ready: named checks that `/readyz` asks; metrics: their registry is what `/metrics` shows.
+    stopping: set when the server begins to stop, so that long polls end at once and it need not wait for them.
+    """
 
     publisher: Publisher
     ingest: Ingest
@@ -203,6 +206,7 @@ class Parts:
     settings: Settings = field(default_factory=Settings)
     console: ConsoleSettings = field(default_factory=ConsoleSettings)
     ready: dict[str, ReadyCheck] = field(default_factory=dict)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 PartsOf = NamedDependency[SkipValidation[Parts]]

@@ -42,6 +42,18 @@ async def test_a_waiting_proxy_is_woken_by_a_new_snapshot(world: World, proxy: h
     assert 8 == decode_snapshot((await polling).content).version
 
 
+async def test_a_long_poll_ends_when_the_server_stops(world: World, proxy: httpx.AsyncClient) -> None:
+    """A waiting proxy is sent away at once, and one that comes later too, so that stopping waits for nobody."""
+    polling = asyncio.create_task(proxy.get(SNAPSHOT_PATH, params={"have": 7, "wait_s": 30}))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not polling.done()
+    world.parts.stopping.set()
+    assert 304 == (await polling).status_code
+    assert 304 == (await proxy.get(SNAPSHOT_PATH, params={"have": 7, "wait_s": 30})).status_code
+    assert 200 == (await proxy.get(SNAPSHOT_PATH, params={"have": 6, "wait_s": 30})).status_code
+
+
 @pytest.mark.parametrize(
     "query", [{"have": "-1"}, {"have": "x"}, {"wait_s": "-1"}, {"wait_s": "nan?"}, {"proxy": "p" * 129}]
 )
