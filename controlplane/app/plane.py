@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
+from typing import cast
 
 from litestar import Litestar
+from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry
 
 from controlplane.api.app import create_app
+from controlplane.api.clickhouse_door import ClickHouseDoor
 from controlplane.api.parts import Parts
 from controlplane.app.answers import StoredCalls, StoredCosts
+from controlplane.app.copies import EventCopies
 from controlplane.app.healing import (
     CatalogLeases,
     CatalogRoutes,
@@ -25,7 +29,7 @@ from controlplane.app.incidents import IncidentAnswers, IncidentNews
 from controlplane.app.intake import Intake
 from controlplane.app.loops import cancel_all, keep_turning, stay_up
 from controlplane.app.overview import OverviewReader
-from controlplane.app.probing import UpstreamProber
+from controlplane.app.probing import BookedProber
 from controlplane.app.telling import Telling
 from controlplane.app.watching import CatalogView, Witnesses
 from controlplane.catalog.file import ConfigFile
@@ -50,7 +54,7 @@ from controlplane.incidents.register import Incidents
 from controlplane.ingest import Ingest
 from controlplane.journal.journal import Journal
 from controlplane.metrics import Metrics
-from controlplane.secrets import ServerSecrets
+from controlplane.secrets import ServerSecrets, resolve
 from controlplane.store.client import Store
 from controlplane.store.migrate import apply_retention, migrate
 
@@ -101,16 +105,24 @@ class ControlPlane:
             sweep_metrics=SweepMetrics(metrics.registry),
             clock=clock,
         )
-        self._prober = UpstreamProber(lambda: publisher.current)
+        intake = Intake(_ingest(store, clock, metrics, loaded), freshness, clock)
+        self._prober = BookedProber(lambda: publisher.current, intake)
         self._probes = Probes(
-            prober=self._prober,
+            prober=self._prober.http,
             targets=self._witnesses.to_probe,
             settings=ProbeSettings(),
             metrics=ProbeMetrics(metrics.registry),
             clock=clock,
         )
         self._healing = self._make_healing()
-        self.app = self._make_app(secrets, Intake(_ingest(store, clock, metrics, loaded), freshness, clock))
+        self._copies = EventCopies(journal, store)
+        self._door = ClickHouseDoor(
+            store,
+            settings=settings.door,
+            metrics=metrics.door,
+            password=None if settings.door.password is None else resolve(settings.door.password),
+        )
+        self.app = self._make_app(secrets, intake)
 
     @classmethod
     async def open(cls, loaded: Loaded, secrets: ServerSecrets, *, clock: Clock) -> ControlPlane:
@@ -164,7 +176,10 @@ class ControlPlane:
         every_s = self.settings.publish.reload_every_s
         return [
             stay_up("reload", lambda: self.reloader.run(stop, every_s=every_s), clock=clock, metrics=loops),
-            stay_up("alerts", self._telling.run, clock=clock, metrics=loops),
+            keep_turning(
+                "alerts", self._telling.turn, every_s=self.settings.alerts.poll_every_s, clock=clock, metrics=loops
+            ),
+            keep_turning("copies", self._copies.turn, every_s=TICK_S, clock=clock, metrics=loops),
         ]
 
     def _watching(self) -> list[Coroutine[None, None, None]]:
@@ -185,11 +200,13 @@ class ControlPlane:
         """Gives everything back; safe to call twice."""
         await self._prober.aclose()
         await self._telling.aclose()
+        await asyncio.to_thread(self._door.close)
         await asyncio.to_thread(self._store.close)
         await asyncio.to_thread(self._journal.close)
 
     async def _probe(self) -> None:
         await self._witnesses.emit(await self._probes.turn())
+        await self._prober.book()
 
     async def _consider(self) -> None:
         """Shows each firing incident to healing, which opens a run at most once."""
@@ -257,7 +274,7 @@ class ControlPlane:
             console=settings.console,
             ready={"store": self._store_ready, "journal": self._journal_ready},
         )
-        return create_app(parts)
+        return create_app(parts, door=cast("ASGIApp", self._door))
 
     @property
     def _config(self) -> ConfigFile:

@@ -1,81 +1,59 @@
-"""Active probes: asks an upstream for its list of models, past the proxies and with the deployment's own credential.
-
-It costs nothing, so it stays outside the ledger. That inference itself works again is shown by the breakers' half-open probes and by a
-run's probation on real calls.
-"""
+"""Active probes joined to healing and to the books: what a probe costs becomes a row like any other call."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
-import httpx
+import structlog
 
-from controlplane.contract.snapshot import Snapshot, Upstream
-from controlplane.detection.probes import ProbeResult
-from controlplane.errors import SecretUnavailable
+from controlplane.app.intake import Intake
+from controlplane.contract.ids import new_id
+from controlplane.contract.records import CallRecord
+from controlplane.contract.snapshot import Snapshot
+from controlplane.contract.wire import encode_frame
+from controlplane.detection.http_probe import HttpProber
+from controlplane.errors import HephaestusError
 from controlplane.healing import actions
-from controlplane.secrets import resolve
 
-ANSWER_BYTES_MAX = 1024 * 1024
+TIMEOUT_S = 10.0
+UNWRITTEN_MAX = 10_000
+LEDGER = "control"  # the proxy column of rows that the control plane itself writes
 
 
-class UpstreamProber:
-    """Probes deployments of the current snapshot. deployments are told apart by their upstream alone."""
+class BookedProber:
+    """Probes for detection and for healing; `book` writes what they cost."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], *, timeout_s: float = 10.0) -> None:
-        self._snapshot = snapshot
-        self._client = httpx.AsyncClient(
-            timeout=timeout_s,
-            follow_redirects=False,
-            limits=httpx.Limits(max_connections=20, max_keepalive_connections=0),
-        )
-
-    async def probe(self, deployment: str) -> ProbeResult:
-        """As detection asks."""
-        ok, detail = await self._ask(deployment)
-        return ProbeResult(ok=ok, detail=detail)
+    def __init__(self, snapshot: Callable[[], Snapshot], intake: Intake) -> None:
+        self._intake = intake
+        self._unwritten: deque[CallRecord] = deque(maxlen=UNWRITTEN_MAX)
+        self.http = HttpProber(snapshot, record=self._unwritten.append)
 
     async def for_healing(self, deployment: str) -> actions.ProbeResult:
-        """As healing asks."""
-        ok, detail = await self._ask(deployment)
-        return actions.ProbeResult(ok=ok, detail=detail)
-
-    async def _ask(self, deployment: str) -> tuple[bool, str]:
-        """Whether the deployment's upstream answers, and what it said if it does not. Never raises for what an upstream does."""
-        upstream = self._upstream(deployment)
-        if upstream is None:
-            return False, f"there is no deployment {deployment} in the configuration"
+        """One probe, as healing asks: never raises for what an upstream does."""
         try:
-            headers = await asyncio.to_thread(_authorization, upstream)
-            async with self._client.stream("GET", f"{upstream.base_url.rstrip('/')}/models", headers=headers) as answer:
-                size = 0
-                async for piece in answer.aiter_bytes():
-                    size += len(piece)
-                    if size > ANSWER_BYTES_MAX:
-                        break
-        except SecretUnavailable as error:
-            return False, error.message
-        except httpx.TimeoutException:
-            return False, f"{upstream.id} did not answer in time"
-        except httpx.HTTPError as error:
-            return False, f"{upstream.id} cannot be reached: {type(error).__name__}"
-        if answer.status_code >= httpx.codes.BAD_REQUEST:
-            return False, f"{upstream.id} answered {answer.status_code}"
-        return True, f"{upstream.id} answered {answer.status_code}"
+            async with asyncio.timeout(TIMEOUT_S):
+                result = await self.http.probe(deployment)
+        except TimeoutError:
+            return actions.ProbeResult(ok=False, detail=f"no answer within {TIMEOUT_S:g} s")
+        except OSError as error:
+            return actions.ProbeResult(ok=False, detail=f"cannot be reached: {error}")
+        return actions.ProbeResult(ok=result.ok, detail=result.detail)
 
-    def _upstream(self, deployment: str) -> Upstream | None:
-        snapshot = self._snapshot()
-        name = next((d.upstream for route in snapshot.routes for d in route.deployments if d.id == deployment), None)
-        return next((one for one in snapshot.upstreams if one.id == name), None)
+    async def book(self) -> None:
+        """Writes the records of probes since the last time; what cannot be written now is kept for the next time."""
+        records = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
+        if not records:
+            return
+        body = b"".join(encode_frame(record) for record in records)
+        try:
+            await self._intake.accept(f"{LEDGER}/{new_id('batch')}", body)
+        except HephaestusError as error:
+            self._unwritten.extendleft(reversed(records))
+            structlog.get_logger("probes").warning("what probes cost is not written yet", code=error.code)
 
     async def aclose(self) -> None:
-        """Gives up its connections."""
-        await self._client.aclose()
-
-
-def _authorization(upstream: Upstream) -> dict[str, str]:
-    """The credential header; reads a file where the reference names one."""
-    if upstream.credential is None:
-        return {}
-    return {"authorization": f"Bearer {resolve(upstream.credential).reveal()}"}
+        """Writes what is left and gives up the connections."""
+        await self.book()
+        await self.http.aclose()

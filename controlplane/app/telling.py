@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from controlplane.alerts.alert import AlertRouter, AlertSink, Notification
+from controlplane.alerts.dispatch import Dispatcher, make_sinks
 from controlplane.catalog.file import AlertEntry, ConfigFile
 from controlplane.clock import Clock
 from controlplane.journal.events import NewOutbox
@@ -30,23 +29,43 @@ class CurrentRouter(AlertRouter):
 
 
 class Telling:
-    """Whom to tell, and the loop that tells them."""
+    """Whom to tell, and the turns that tell them."""
 
     def __init__(self, journal: Journal, settings: AlertSettings, *, clock: Clock, metrics: AlertMetrics) -> None:
         self.router = CurrentRouter()
         self._journal, self._settings, self._clock, self._metrics = journal, settings, clock, metrics
+        self._dispatcher = self._made(())
+        self._wanted: tuple[AlertSink, ...] | None = None
 
     def use(self, config: ConfigFile) -> None:
-        """Takes the sinks of a configuration that came into force."""
-        self.router.use(tuple(_sink(entry) for entry in config.alerts))
+        """Takes the sinks of a configuration that came into force; the next turn speaks to them."""
+        self._wanted = tuple(_sink(entry) for entry in config.alerts)
+        self.router.use(self._wanted)
 
-    async def run(self) -> None:
-        """Delivers what is due, for ever."""
-        await asyncio.Event().wait()
+    async def turn(self) -> None:
+        """Delivers what is due."""
+        if self._wanted is not None:
+            wanted, self._wanted = self._wanted, None
+            await self._dispatcher.aclose()
+            self._dispatcher = self._made(wanted)
+        await self._dispatcher.turn()
 
     async def aclose(self) -> None:
-        """Gives up its connections."""
+        """Gives up the connections."""
+        await self._dispatcher.aclose()
+
+    def _made(self, sinks: tuple[AlertSink, ...]) -> Dispatcher:
+        made = make_sinks(sinks, self._settings, self._clock)
+        return Dispatcher(self._journal, made, self._settings, clock=self._clock, metrics=self._metrics)
 
 
 def _sink(entry: AlertEntry) -> AlertSink:
-    return AlertSink(name=entry.name, url=entry.url, kind=entry.kind.value, secret=entry.secret, events=entry.events)
+    return AlertSink(
+        name=entry.name,
+        url=entry.url,
+        kind=entry.kind.value,
+        secret=entry.secret,
+        events=entry.events,
+        allow_private=entry.allow_private,
+        per_minute=entry.per_minute,
+    )

@@ -150,6 +150,11 @@ class AlertEntry(msgspec.Struct, frozen=True):
     events: Annotated[
         tuple[str, ...] | None, Meta(description="Event types it wants, `*` at the end allowed; all unless set.")
     ] = None
+    allow_private: Annotated[
+        tuple[str, ...],
+        Meta(description="Private addresses or networks it may be at, such as `10.0.0.0/8`; none unless set."),
+    ] = ()
+    per_minute: Annotated[int, Meta(ge=1, le=10_000, description="Messages it gets in a minute at most.")] = 60
 
 
 class ConfigFile(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
+from controlplane.api.incidents import IncidentList
 from controlplane.api.views import IncidentSummary
 from controlplane.catalog.keys import Keys
 from controlplane.cli.children import Child, Children, python_module
@@ -246,7 +247,7 @@ async def _incidents(client: httpx.AsyncClient, ports: Ports) -> list[IncidentSu
     """The newest incidents; none while the control plane does not answer."""
     try:
         answer = await client.get(f"http://127.0.0.1:{ports.control_plane}/api/v1/incidents", params={"limit": 3})
-        return msgspec.json.decode(answer.content, type=list[IncidentSummary]) if answer.is_success else []
+        return list(msgspec.json.decode(answer.content, type=IncidentList).incidents) if answer.is_success else []
     except (httpx.HTTPError, msgspec.DecodeError):
         return []
 

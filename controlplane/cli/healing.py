@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from controlplane.api.views import IncidentDetail, IncidentSummary, KillSwitch, RunDetail, RunSummary
+from controlplane.api.incidents import IncidentList
+from controlplane.api.runs import RunList
+from controlplane.api.views import IncidentDetail, KillSwitch, RunDetail
 from controlplane.cli.installation import config_option, data_option, open_installation
 from controlplane.cli.output import json_option, moment, print_json, print_table, speaks_plainly
 from controlplane.errors import ConfigError, Problem
@@ -30,7 +32,7 @@ def list_incidents(config: Path, data: Path | None, state: str | None, limit: in
     """Lists incidents, newest first."""
     remote = open_installation(config, data=data).remote
     wanted: dict[str, str | int] = {"limit": limit} if state is None else {"limit": limit, "state": state}
-    found = remote.get("/incidents", list[IncidentSummary], **wanted)
+    found = remote.get("/incidents", IncidentList, **wanted).incidents
     if as_json:
         print_json(found)
         return
@@ -110,7 +112,7 @@ def lint_playbooks(files: tuple[Path, ...]) -> None:
 @speaks_plainly
 def runs(config: Path, data: Path | None, limit: int, as_json: bool) -> None:
     """Lists runs, newest first."""
-    found = open_installation(config, data=data).remote.get("/runs", list[RunSummary], limit=limit)
+    found = open_installation(config, data=data).remote.get("/runs", RunList, limit=limit).runs
     if as_json:
         print_json(found)
         return

@@ -43,6 +43,7 @@ server:
         guards.flap.max_runs: "20"
         validate.bake: 8s
         validate.every: 2s
+        validate.min_samples: "5"
         recovery.probe_every: 3s
         probation.for: 10s
 upstreams:

@@ -1,16 +1,20 @@
 """The prober of the running control plane: one token of chat from the deployment itself, past the proxies.
 
-A probe costs what one token costs. It is sent only to deployments that are sick or drained, every few seconds, and is not in the ledger of any
-tenant. A deployment that does not chat is asked for an embedding.
+A probe costs what one token costs. It is sent only to deployments that are sick or drained, every few seconds; its record, operation `probe`
+and no tenant, goes where all records go, so that no spending escapes the books. A deployment that does not chat is asked for an embedding.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import httpx
 import msgspec
 
+from controlplane.contract.ids import new_id
+from controlplane.contract.pricing import Tokens, cost_nanousd
+from controlplane.contract.records import CallRecord, CostState, Outcome
 from controlplane.contract.snapshot import Deployment, Snapshot, Upstream
 from controlplane.detection.probes import ProbeResult
 from controlplane.errors import SecretUnavailable
@@ -20,11 +24,19 @@ ANSWER_BYTES_MAX = 256 * 1024
 _NOT_FOR_THIS = frozenset({400, 404, 405, 422})  # the endpoint is there, but this model or operation is not for chat
 
 
+class _Usage(msgspec.Struct, frozen=True):
+    """What the answer says it took."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class _Answer(msgspec.Struct, frozen=True):
-    """The part of an answer that shows it is one: `choices` of a chat, `data` of an embedding."""
+    """The part of an answer that shows it is one: `choices` of a chat, `data` of an embedding; and what it took."""
 
     choices: tuple[object, ...] = ()
     data: tuple[object, ...] = ()
+    usage: _Usage | None = None
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -33,12 +45,22 @@ _decode = msgspec.json.Decoder(_Answer).decode
 class HttpProber:
     """Asks deployments of the current snapshot over HTTP; a `Prober`. Bounded by its caller's timeout and by ANSWER_BYTES_MAX.
 
-    snapshot: the current one. environ: where `env:` credentials are looked up; the process's own if None.
+    snapshot: the current one. environ: where `env:` credentials are looked up; the process's own if None. record: gets what each probe
+    that was answered cost.
     """
 
-    def __init__(self, snapshot: Callable[[], Snapshot], *, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        *,
+        environ: Mapping[str, str] | None = None,
+        record: Callable[[CallRecord], None] = lambda _record: None,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1_000,
+    ) -> None:
         self._snapshot = snapshot
         self._environ = environ
+        self._record = record
+        self._now_us = now_us
         self._client = httpx.AsyncClient(timeout=None, trust_env=False, follow_redirects=False)  # noqa: S113 - the caller's
 
     async def probe(self, deployment: str) -> ProbeResult:
@@ -51,12 +73,14 @@ class HttpProber:
             headers = self._headers(upstream)
         except SecretUnavailable as error:
             return ProbeResult(ok=False, detail=f"its credential cannot be read here: {error}")
+        started_us = self._now_us()
         chat = {"model": target.model, "max_tokens": 1, "messages": [{"role": "user", "content": "ping"}]}
         status, answer = await self._ask(f"{upstream.base_url}/chat/completions", headers, chat)
         if status in _NOT_FOR_THIS:
             status, answer = await self._ask(
                 f"{upstream.base_url}/embeddings", headers, {"model": target.model, "input": "ping"}
             )
+        self._record(_bill(target, status, answer, started_us=started_us, ended_us=self._now_us()))
         if status == httpx.codes.OK:
             complete = bool(answer.choices or answer.data)
             return ProbeResult(ok=complete, detail="it answers" if complete else "its answer is not whole")
@@ -102,3 +126,28 @@ class HttpProber:
             return status, _decode(bytes(body))
         except msgspec.MsgspecError:
             return status, _Answer()
+
+
+def _bill(target: Deployment, status: int, answer: _Answer, *, started_us: int, ended_us: int) -> CallRecord:
+    """What a probe cost, as a record without a tenant and without attempts, so that it counts as spending and never as traffic."""
+    used = answer.usage
+    tokens = (
+        Tokens() if used is None else Tokens(input=max(0, used.prompt_tokens), output=max(0, used.completion_tokens))
+    )
+    priced = target.price is not None
+    answered = status == httpx.codes.OK
+    return CallRecord(
+        call_id=new_id("probe"),
+        started_us=started_us,
+        latency_us=max(0, ended_us - started_us),
+        operation="probe",
+        outcome=Outcome.OK if answered else Outcome.UPSTREAM_REFUSED,
+        status=status,
+        agent="hephaestus",
+        model=target.model,
+        deployment=target.id,
+        tokens=tokens,
+        cost_nanousd=cost_nanousd(tokens, target.price) if target.price is not None else 0,
+        cost_state=(CostState.FINAL if used or not answered else CostState.ESTIMATED) if priced else CostState.UNPRICED,
+        price_version=target.price.version if target.price is not None else "",
+    )
