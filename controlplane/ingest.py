@@ -2,13 +2,14 @@
 
 A batch goes to its tables one after the other, each insert under a token made of the batch's; at the end the batch is marked as stored.
 A batch that is marked is left out. One that was cut short anywhere is simply sent again: the tables that have it drop the repetition
-and the rest is filled in, roll-ups included.
+and the rest is filled in, roll-ups included. The first batch of each proxy after a start or an error is counted as well, see `store.repair`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
+import threading
 import zlib
 from collections import OrderedDict
 
@@ -24,6 +25,7 @@ from controlplane.metrics import IngestMetrics
 from controlplane.settings import IngestSettings
 from controlplane.store import schema
 from controlplane.store.client import Store, UnfitValue
+from controlplane.store.repair import Repaired, make_whole
 from controlplane.store.rows import Batch, Columns, batch_rows, breaker_columns, proxy_status_columns
 
 TOKEN_CHARACTERS_MAX = 200
@@ -59,8 +61,10 @@ class Ingest:
         self._metrics = metrics
         self._limits = limits or IngestSettings()
         self._turn = asyncio.Lock()
+        self._storing = threading.Lock()  # a cancelled request gives its turn up while its thread is still at work
         self._waiting = 0
         self._told: OrderedDict[str, _Told] = OrderedDict()
+        self._trusted: OrderedDict[str, None] = OrderedDict()  # proxies whose last batch went in without trouble
 
     async def accept(self, token: str, body: bytes) -> IngestResult:
         """Stores a batch; when this returns it is stored completely, now or before.
@@ -76,7 +80,7 @@ class Ingest:
         try:
             self._check(token, body)
             async with self._turn:
-                result = await self._store.run(self._store_batch, token, body)
+                result = await self._store.run(self._store_alone, token, body)
         except (PoisonBatch, TooLarge):
             self._metrics.batches.labels("refused").inc()
             raise
@@ -97,6 +101,10 @@ class Ingest:
         if len(body) > self._limits.batch_bytes_max:
             raise TooLarge(f"batch {token} has {len(body)} bytes; at most {self._limits.batch_bytes_max} are taken")
 
+    def _store_alone(self, token: str, body: bytes) -> IngestResult:
+        with self._storing:
+            return self._store_batch(token, body)
+
     def _store_batch(self, token: str, body: bytes) -> IngestResult:
         """Blocking. Each step may be repeated; the last one says that all are done."""
         stored = self._store.columns(
@@ -105,12 +113,23 @@ class Ingest:
         if stored:
             return IngestResult(token, int(str(stored[0][0])), duplicate=True)
         records, torn_bytes = read_batch(token, body)
+        proxy = token.rpartition("/")[0]
+        trusted = proxy in self._trusted
+        self._trusted.pop(proxy, None)  # until this batch is in as well
         try:
             batch = batch_rows(records, token=token, body_bytes=len(body))
-            for table, columns in steps(batch):
+            plan = steps(batch)
+            for table, columns in plan:
                 self._store.insert(table, columns, token=f"{token}:{table.name}")
         except UnfitValue as error:
             raise PoisonBatch(f"batch {token} cannot be stored: {error.message}") from error
+        if not trusted:
+            repaired = make_whole(self._store, plan, token=token)
+            if repaired != Repaired():
+                _log().warning("batch_repaired", batch=token, rows=repaired.rows, minutes=repaired.minutes)
+        self._trusted[proxy] = None
+        while len(self._trusted) > PROXIES_MAX:
+            self._trusted.popitem(last=False)
         return IngestResult(token, batch.records, torn_bytes=torn_bytes)
 
     def _count(self, result: IngestResult, body_bytes: int) -> None:
@@ -120,7 +139,7 @@ class Ingest:
             return
         self._metrics.records.inc(result.records)
         if result.torn_bytes:
-            structlog.get_logger("ingest").warning("batch_torn", batch=result.token, torn_bytes=result.torn_bytes)
+            _log().warning("batch_torn", batch=result.token, torn_bytes=result.torn_bytes)
 
     async def status(self, status: ProxyStatus) -> int:
         """Stores what is new in a proxy's status, and all of it once in a while; returns the rows written."""
@@ -159,6 +178,11 @@ class _Told:
         self.due = float("-inf")
         self.states: dict[str, str] = {}
         self.itself: tuple[int, tuple[str, ...]] = (-1, ())
+
+
+def _log() -> structlog.stdlib.BoundLogger:
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger("ingest")
+    return logger
 
 
 def steps(batch: Batch) -> list[tuple[schema.Table, Columns]]:
