@@ -61,13 +61,18 @@ class Dispatcher:
         chance: random.Random | None = None,
     ) -> None:
         self._journal = journal
-        self._sinks = {sink.name: sink for sink in sinks}
+        self._sinks: dict[str, Sink] = {}
+        self._buckets: dict[str, _Bucket] = {}
+        self._wanted: tuple[Sink, ...] | None = tuple(sinks)
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
         self._chance = random.Random() if chance is None else chance
-        self._buckets = {name: _Bucket(sink.per_minute, clock) for name, sink in self._sinks.items()}
         self._codec: Codec[SinkDisabled] = Codec(SinkDisabled)
+
+    def use(self, sinks: Iterable[Sink]) -> None:
+        """Deliver to other sinks from the next turn on, which also closes the ones before."""
+        self._wanted = tuple(sinks)
 
     async def run(self) -> None:
         """Turn for ever, until cancelled."""
@@ -75,11 +80,12 @@ class Dispatcher:
             try:
                 await self.turn()
             except HephaestusError as error:  # the journal is away: all messages are still in it
-                log.exception("alerts turn failed", error=str(error))
+                log.warning("alerts must wait", reason=error.message)
             await self._clock.sleep(self._settings.poll_every_s)
 
     async def turn(self) -> int:
         """Try everything that is due; how many tries there were."""
+        await self._take_wanted()
         now_us = self._clock.now_us()
         self._metrics.waiting.set(await asyncio.to_thread(self._journal.outbox_waiting, ALERTS_PREFIX))
         due = await asyncio.to_thread(self._journal.due_outbox, now_us, 1, sink_prefix=ALERTS_PREFIX)
@@ -90,8 +96,23 @@ class Dispatcher:
         await self._give_up_unknown(now_us)
         return sum(tried)
 
+    async def _take_wanted(self) -> None:
+        """Change to the sinks that `use` was given; a sink that keeps its rate keeps its bucket."""
+        if self._wanted is None:
+            return
+        before, self._sinks, self._wanted = self._sinks, {sink.name: sink for sink in self._wanted}, None
+        self._buckets = {
+            name: self._buckets[name]
+            if name in before and before[name].per_minute == sink.per_minute
+            else _Bucket(sink.per_minute, self._clock)
+            for name, sink in self._sinks.items()
+        }
+        for sink in before.values():
+            await sink.aclose()
+
     async def aclose(self) -> None:
         """Close all sinks."""
+        await self._take_wanted()
         for sink in self._sinks.values():
             await sink.aclose()
 

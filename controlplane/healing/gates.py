@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -267,9 +268,9 @@ def _holds(
 
 
 def _usable(reading: Reading, max_age_s: float) -> list[Measurement]:
-    """Measurements with enough samples that are fresh enough: stale telemetry is no telemetry."""
+    """Measurements that are numbers, with enough samples, and fresh enough: stale telemetry is no telemetry."""
     least = max(reading.condition.min_samples, 1)
-    return [m for m in reading.measurements if m.samples >= least and m.age_s <= max_age_s]
+    return [m for m in reading.measurements if m.samples >= least and m.age_s <= max_age_s and math.isfinite(m.value)]
 
 
 def _worst(reading: Reading, known: Mapping[str, float], max_age_s: float, *, harms: bool) -> float | None:

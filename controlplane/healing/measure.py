@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -115,7 +116,7 @@ async def baseline(world: World, playbook: Playbook, scope: Scope) -> dict[str, 
     ]
     found = {}
     for reading in await read(world, wanted, scope, window_s=BASELINE_WINDOW_S):
-        values = [measured.value for measured in reading.measurements if measured.samples > 0]
+        values = [m.value for m in reading.measurements if m.samples > 0 and math.isfinite(m.value)]
         if values:
             found[baseline_key(reading.condition)] = max(values)
     return found

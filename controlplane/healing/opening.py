@@ -17,6 +17,8 @@ from controlplane.journal.journal import Journal
 from controlplane.metrics import HealingMetrics
 from controlplane.settings import Autonomy, HealingSettings
 
+REMEMBERED_MAX = 10_000
+
 
 class Opener:
     """Matches incidents with playbooks and asks the guards. Blocking."""
@@ -41,6 +43,7 @@ class Opener:
         self._settings = settings
         self._metrics = metrics
         self._now_us = now_us
+        self._suppressed: set[str] = set()  # keys of refusals that are known to be recorded
 
     def consider(self, incident: e.IncidentView) -> str | None:
         """The run for an incident: the one that is open, or a new one; None when no playbook answers or a guard refuses."""
@@ -87,10 +90,15 @@ class Opener:
     def _suppress(self, run_id: str, matched: e.Matched, guard: str, reason: str) -> None:
         """Record a refusal, once per incident, playbook and guard."""
         key = f"suppressed/{matched.incident.id}/{matched.playbook_id}/{guard}"
+        if key in self._suppressed:
+            return
         now_us = self._now_us()
         new = [NewEvent(event, actor="healing", occurred_us=now_us) for event in (matched, e.Suppressed(guard, reason))]
         if not self._journal.append(e.stream_of(run_id), 0, new, dedup_key=key).duplicate:
             self._metrics.refused.labels(reason=guard).inc()
+        if len(self._suppressed) >= REMEMBERED_MAX:
+            self._suppressed.clear()  # it only saves looking into the journal
+        self._suppressed.add(key)
 
 
 def why_stopped(settings: HealingSettings, control: Control, playbook_id: str, deployment: str) -> str:

@@ -99,7 +99,7 @@ class Healing:
                 await self.turn()
             except HephaestusError as error:  # the journal is away: nothing is lost, look again later
                 self._worker_metrics.errors.inc()
-                log.exception("healing turn failed", error=str(error))
+                log.warning("healing must wait", reason=error.message)
             await self._world.clock.sleep(self._settings.poll_every_s)
 
     async def turn(self) -> None:
@@ -141,10 +141,16 @@ class Healing:
             self._worker_metrics.bounded.inc()
         except VersionConflict:
             return  # a person was faster: look again next turn
-        except Exception as error:
-            self._worker_metrics.errors.inc()
-            self._waiting[timer.stream_id] = (timer.due_us, self._now_us() + round(RETRY_S * US_PER_S))
-            log.exception("a run failed to move on", run=e.run_of(timer.stream_id), error=repr(error))
+        except HephaestusError as error:  # something that it needs is away; it has a name, so no stack is needed
+            log.warning("a run must wait", run=e.run_of(timer.stream_id), reason=error.message)
+            self._rest(timer)
+        except Exception:  # one run must not stop the others; it is logged, counted and tried again
+            log.exception("a run failed to move on", run=e.run_of(timer.stream_id))
+            self._rest(timer)
+
+    def _rest(self, timer: Timer) -> None:
+        self._worker_metrics.errors.inc()
+        self._waiting[timer.stream_id] = (timer.due_us, self._now_us() + round(RETRY_S * US_PER_S))
 
     async def _move(self, stream: str) -> bool:
         """One load, one decision, and what it wants; whether there may be more to do at once."""

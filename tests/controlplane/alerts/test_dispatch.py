@@ -133,6 +133,7 @@ async def test_a_crash_between_sending_and_marking_sends_again_with_the_same_id(
     dying = Dying.open(f"sqlite:///{tmp_path}/journal.db", now_us=clock.now_us)
     first = Sending(dying, clock, ops(receiver))
     first.say()
+    await first.dispatcher._take_wanted()
     with pytest.raises(KeyboardInterrupt):
         await first.dispatcher._serve(first.dispatcher._sinks["ops"], clock.now_us(), set())
     dying.close()
@@ -236,3 +237,18 @@ def test_a_bad_configuration_is_refused(clock: ManualClock, configs: list[AlertS
     """Kinds that do not exist and names that are there twice are errors."""
     with pytest.raises(ConfigError, match=message):
         make_sinks(configs, AlertSettings(), clock)
+
+
+async def test_sinks_change_while_it_runs(journal: Journal, clock: ManualClock, receiver: Receiver) -> None:
+    """After a reload what waits goes to the new address of its sink, without a restart and at the rate that was left."""
+    nowhere = ops(receiver, url="http://127.0.0.1:1/", per_minute=2)
+    sending = Sending(journal, clock, nowhere)
+    sending.say(1)
+    await sending.dispatcher.turn()
+    clock.move(7)
+    sending.dispatcher.use(make_sinks([ops(receiver, per_minute=2)], AlertSettings(), clock))
+    assert 1 == await sending.dispatcher.turn()
+    assert 1 == len(receiver.got)
+    sending.say(2)
+    assert 0 == await sending.dispatcher.turn()
+    await sending.dispatcher.aclose()

@@ -225,7 +225,14 @@ def test_every_route_must_be_good_but_one_harmed_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    "measurements", [(), (measured(0.99, samples=0),), (measured(0.99, age_s=61.0),), (measured(0.99, samples=9),)]
+    "measurements",
+    [
+        (),
+        (measured(float("nan")),),
+        (measured(0.99, samples=0),),
+        (measured(0.99, age_s=61.0),),
+        (measured(0.99, samples=9),),
+    ],
 )
 @pytest.mark.parametrize(("on_missing", "good"), [(None, None), (Missing.TRUE, True), (Missing.FALSE, False)])
 def test_no_few_or_stale_data_is_no_answer(
