@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from controlplane import __version__
-from controlplane.cli import demo, healing, keys, serve
+from controlplane.cli import boards, demo, doctor, healing, keys, report, serve
 
-GROUPS = (serve, demo, keys, healing)
+GROUPS = (serve, demo, keys, report, healing, doctor, boards)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -33,9 +33,13 @@ class Remote:
         """The answer of one GET, decoded. Raises NotRunning, NotFound or UpstreamFailed."""
         return msgspec.json.decode(self._send("GET", path, parameters=parameters).content, type=shape)
 
-    def text(self, path: str, **parameters: str | int) -> str:
-        """The answer of one GET as text."""
-        return self._send("GET", path, parameters=parameters).text
+    def ready(self) -> tuple[bool, str]:
+        """Whether the control plane is ready, and what it says. Raises NotRunning."""
+        try:
+            answer = httpx.get(f"{self._url}/readyz", timeout=TIMEOUT_S, trust_env=False)
+        except httpx.TransportError as error:
+            raise self._not_running() from error
+        return answer.is_success, f"{self._url} answered {answer.text[:300]}"
 
     def send(self, method: str, path: str, body: object, shape: type[T]) -> T:
         """The answer to a body, decoded."""
@@ -47,17 +51,26 @@ class Remote:
         headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
         try:
             answer = httpx.request(
-                method, f"{self._url}/api/v1{path}", params=parameters, content=body, headers=headers, timeout=TIMEOUT_S
+                method,
+                f"{self._url}/api/v1{path}",
+                params=parameters,
+                content=body,
+                headers=headers,
+                timeout=TIMEOUT_S,
+                trust_env=False,
             )
         except httpx.TransportError as error:
-            raise NotRunning(
-                f"no control plane answers at {self._url}; start one with `hephaestus up` or `hephaestus controlplane`"
-            ) from error
+            raise self._not_running() from error
         if answer.status_code == httpx.codes.NOT_FOUND:
             raise NotFound(_detail(answer))
         if answer.is_error:
             raise UpstreamFailed(f"the control plane answered {answer.status_code}: {_detail(answer)}")
         return answer
+
+    def _not_running(self) -> NotRunning:
+        return NotRunning(
+            f"no control plane answers at {self._url}; start one with `hephaestus up` or `hephaestus controlplane`"
+        )
 
 
 def _detail(answer: httpx.Response) -> str:
