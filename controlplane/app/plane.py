@@ -176,9 +176,7 @@ class ControlPlane:
         every_s = self.settings.publish.reload_every_s
         return [
             stay_up("reload", lambda: self.reloader.run(stop, every_s=every_s), clock=clock, metrics=loops),
-            keep_turning(
-                "alerts", self._telling.turn, every_s=self.settings.alerts.poll_every_s, clock=clock, metrics=loops
-            ),
+            stay_up("alerts", self._telling.run, clock=clock, metrics=loops),
             keep_turning("copies", self._copies.turn, every_s=TICK_S, clock=clock, metrics=loops),
         ]
 

@@ -33,30 +33,22 @@ class Telling:
 
     def __init__(self, journal: Journal, settings: AlertSettings, *, clock: Clock, metrics: AlertMetrics) -> None:
         self.router = CurrentRouter()
-        self._journal, self._settings, self._clock, self._metrics = journal, settings, clock, metrics
-        self._dispatcher = self._made(())
-        self._wanted: tuple[AlertSink, ...] | None = None
+        self._settings, self._clock = settings, clock
+        self._dispatcher = Dispatcher(journal, (), settings, clock=clock, metrics=metrics)
 
     def use(self, config: ConfigFile) -> None:
         """Takes the sinks of a configuration that came into force; the next turn speaks to them."""
-        self._wanted = tuple(_sink(entry) for entry in config.alerts)
-        self.router.use(self._wanted)
+        sinks = tuple(_sink(entry) for entry in config.alerts)
+        self._dispatcher.use(make_sinks(sinks, self._settings, self._clock))
+        self.router.use(sinks)
 
-    async def turn(self) -> None:
-        """Delivers what is due."""
-        if self._wanted is not None:
-            wanted, self._wanted = self._wanted, None
-            await self._dispatcher.aclose()
-            self._dispatcher = self._made(wanted)
-        await self._dispatcher.turn()
+    async def run(self) -> None:
+        """Delivers what is due, for ever."""
+        await self._dispatcher.run()
 
     async def aclose(self) -> None:
         """Gives up the connections."""
         await self._dispatcher.aclose()
-
-    def _made(self, sinks: tuple[AlertSink, ...]) -> Dispatcher:
-        made = make_sinks(sinks, self._settings, self._clock)
-        return Dispatcher(self._journal, made, self._settings, clock=self._clock, metrics=self._metrics)
 
 
 def _sink(entry: AlertEntry) -> AlertSink:
