@@ -196,6 +196,7 @@ def _environment() -> Environment:
         event_tone=verdicts.event_tone,
         event_words=verdicts.event_words,
         condensed=verdicts.condensed,
+        highlights=verdicts.highlights,
         over=verdicts.OVER,
         newest_first=verdicts.newest_first,
     )

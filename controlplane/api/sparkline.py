@@ -9,31 +9,21 @@ HEIGHT = 120
 _TOP_GAP = 6
 
 
-def area(values: Sequence[float], *, top: float, css_class: str) -> str:
-    """A filled line through the values as SVG elements, oldest at the left; `top` is the value of the upper edge."""
-    if not values:
-        return ""
-    points = _points(values, top)
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    first_x, last_x = points[0][0], points[-1][0]
-    return (
-        f'<polygon class="{css_class}-area" points="{first_x:.1f},{HEIGHT} {line} {last_x:.1f},{HEIGHT}"/>'
-        f'<polyline class="{css_class}-line" points="{line}"/>'
-    )
-
-
 def traffic(calls: Sequence[int], errors: Sequence[int]) -> str:
-    """Calls and errors per minute over each other, on one scale; the caller says in words what is seen."""
-    top = float(max((*calls, 1)))
-    shapes = area([float(value) for value in calls], top=top, css_class="calls")
-    if any(errors):
-        shapes += area([float(value) for value in errors], top=top, css_class="errors")
+    """A bar for each minute, oldest at the left, its failed part at the foot; the caller says in words what is seen."""
+    top = max((*calls, 1))
+    step = WIDTH / max(1, len(calls))
+    width = max(step * 0.8, 0.5)
+    bars = "".join(
+        _bar("calls", index * step, width, value, top) + _bar("errors", index * step, width, min(failed, value), top)
+        for index, (value, failed) in enumerate(zip(calls, errors, strict=True))
+    )
     grid = "".join(
         f'<line class="grid" x1="0" x2="{WIDTH}" y1="{y}" y2="{y}"/>' for y in (HEIGHT // 3, HEIGHT * 2 // 3)
     )
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
-        f"{grid}{shapes}</svg>"
+        f'{grid}{bars}<line class="grid" x1="0" x2="{WIDTH}" y1="{HEIGHT}" y2="{HEIGHT}"/></svg>'
     )
 
 
@@ -46,8 +36,9 @@ def share(part: int, whole: int) -> str:
     )
 
 
-def _points(values: Sequence[float], top: float) -> list[tuple[float, float]]:
-    step = WIDTH / max(1, len(values) - 1)
-    scale = (HEIGHT - _TOP_GAP) / top if top > 0 else 0.0
-    points = [(index * step, HEIGHT - min(value, top) * scale) for index, value in enumerate(values)]
-    return points if len(points) > 1 else [points[0], (float(WIDTH), points[0][1])]
+def _bar(css_class: str, x: float, width: float, value: int, top: int) -> str:
+    """One bar from the baseline up; nothing at all for nothing, and never thinner than can be seen."""
+    if value <= 0:
+        return ""
+    height = max(1.5, (HEIGHT - _TOP_GAP) * min(value, top) / top)
+    return f'<rect class="{css_class}-bar" x="{x:.2f}" y="{HEIGHT - height:.2f}" width="{width:.2f}" height="{height:.2f}"/>'

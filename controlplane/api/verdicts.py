@@ -12,6 +12,9 @@ from controlplane.clock import US_PER_S
 OVER = frozenset({"resolved", "dismissed"})
 """States of an incident that is over."""
 
+HIGHLIGHTS_FIRST = 5
+HIGHLIGHTS_LAST = 9
+STORY_MAX = 1_000
 MINUTE_US = 60 * US_PER_S
 CHART_MINUTES_MIN = 30
 CHART_MINUTES_MAX = 24 * 60
@@ -115,14 +118,22 @@ def event_words(kind: str) -> str:
 
 
 def condensed(timeline: tuple[TimelineEntry, ...]) -> list[tuple[TimelineEntry, int]]:
-    """The story without repetition: of several events of one kind in a row the last, with their number."""
+    """The story without repetition, at most its last STORY_MAX events: of several of one kind in a row the last, with their number."""
     story: list[tuple[TimelineEntry, int]] = []
-    for entry in timeline:
+    for entry in timeline[-STORY_MAX:]:
         if story and story[-1][0].kind == entry.kind and entry.kind in _REPEATING:
             story[-1] = (entry, story[-1][1] + 1)
         else:
             story.append((entry, 1))
     return story
+
+
+def highlights(timeline: tuple[TimelineEntry, ...]) -> list[tuple[TimelineEntry, int]]:
+    """The turns of the story alone: how it began and what happened last, without what was only noted on the way."""
+    story = [(entry, times) for entry, times in condensed(timeline) if event_tone(entry.kind) != "idle"]
+    if len(story) <= HIGHLIGHTS_FIRST + HIGHLIGHTS_LAST:
+        return story
+    return story[:HIGHLIGHTS_FIRST] + story[-HIGHLIGHTS_LAST:]
 
 
 def every_minute(points: Sequence[TrafficPoint], at_us: int) -> list[TrafficPoint]:

@@ -138,3 +138,11 @@ def test_a_chart_is_bounded() -> None:
     assert 24 * 60 == len(verdicts.every_minute([TrafficPoint(0, 1, 0)], START_US))
     hour_ago = TrafficPoint(START_US - 59 * verdicts.MINUTE_US, 1, 0)
     assert 60 == len(verdicts.every_minute([hour_ago], START_US))
+
+
+def test_the_first_page_tells_the_turns_of_a_story() -> None:
+    """What was only noted is left out, and of a long story its beginning and its end are told."""
+    turns = tuple(TimelineEntry(at, "step.failed", "") for at in range(40))
+    noted = TimelineEntry(99, "validation.sample", "")
+    assert [*range(5), *range(31, 40)] == [entry.at_us for entry, _ in verdicts.highlights((*turns, noted))]
+    assert [0, 1] == [entry.at_us for entry, _ in verdicts.highlights((turns[0], noted, turns[1]))]
