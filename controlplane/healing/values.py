@@ -65,7 +65,7 @@ def parse_value(kind: type, written: object) -> object:
         return _threshold(written)
     if kind is Rate:
         return _rate(written)
-    raise NotImplementedError(f"no way to read a {kind.__name__}")
+    raise TypeError(f"no way to read a {kind.__name__}")
 
 
 def _duration(written: object) -> Duration:

@@ -13,6 +13,18 @@ BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Make the tables and, on SQLite, the triggers that keep events append-only."""
+    _make_events()
+    _make_outbox()
+    _make_small_tables()
+    if op.get_bind().dialect.name == "sqlite":
+        for verb in ("update", "delete"):
+            op.execute(
+                f"CREATE TRIGGER events_no_{verb} BEFORE {verb.upper()} ON events "
+                "BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
+            )
+
+
+def _make_events() -> None:
     op.create_table(
         "events",
         sa.Column("global_pos", BIG, primary_key=True, autoincrement=True),
@@ -32,15 +44,9 @@ def upgrade() -> None:
         sqlite_strict=True,
         sqlite_autoincrement=True,
     )
-    op.create_table(
-        "command_dedup",
-        sa.Column("key", sa.Text, primary_key=True),
-        sa.Column("stream_id", sa.Text, nullable=False),
-        sa.Column("version", sa.Integer, nullable=False),
-        sa.Column("global_pos", BIG, nullable=False),
-        sa.Column("created_us", BIG, nullable=False),
-        sqlite_strict=True,
-    )
+
+
+def _make_outbox() -> None:
     op.create_table(
         "outbox",
         sa.Column("row", BIG, primary_key=True, autoincrement=True),
@@ -58,6 +64,18 @@ def upgrade() -> None:
         sqlite_strict=True,
     )
     op.create_index("outbox_due", "outbox", ["done_us", "dead_us", "next_try_us"])
+
+
+def _make_small_tables() -> None:
+    op.create_table(
+        "command_dedup",
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("stream_id", sa.Text, nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("global_pos", BIG, nullable=False),
+        sa.Column("created_us", BIG, nullable=False),
+        sqlite_strict=True,
+    )
     op.create_table(
         "timers",
         sa.Column("id", sa.Text, primary_key=True),
@@ -81,9 +99,3 @@ def upgrade() -> None:
         sa.Column("expires_us", BIG, nullable=False),
         sqlite_strict=True,
     )
-    if op.get_bind().dialect.name == "sqlite":
-        for verb in ("update", "delete"):
-            op.execute(
-                f"CREATE TRIGGER events_no_{verb} BEFORE {verb.upper()} ON events "
-                "BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
-            )
