@@ -103,16 +103,22 @@ class Pipeline:
         try:
             await work
         except asyncio.CancelledError:
-            self._abandon(call)
+            if call.client_gone:
+                self._abandon(call)
+            else:  # the server's time to drain is over
+                await self._end(call, refuse(refusals.NOT_READY, "the proxy is shutting down; try again"), send)
         except Exception as error:  # noqa: BLE001 - the one place that catches
-            refusal = self._internal(call, "serving failed", error)
-            if not call.responding:
-                await self._send_complete(call, refusal, send)
-                return
-            call.outcome, call.error_code = Outcome.INTERNAL, refusals.INTERNAL.code
-            self._settle(call)
-            if call.reply is not None and call.reply.stream is not None:
-                await self._send_last(call, error_event(refusals.INTERNAL, f"the proxy failed at {call.call_id}"), send)
+            await self._end(call, self._internal(call, "serving failed", error), send)
+
+    async def _end(self, call: Call, refusal: Reply, send: Send) -> None:
+        """Ends a call that cannot go on: with the refusal, or inside a stream that has begun with an error event."""
+        if not call.responding:
+            await self._send_complete(call, refusal, send)
+            return
+        call.outcome, call.error_code = refusal.outcome, refusal.error_code
+        self._settle(call)
+        if call.reply is not None and call.reply.stream is not None and not call.answered:
+            await self._send_last(call, b"data: " + refusal.body + b"\n\n", send)
 
     async def _send_complete(self, call: Call, reply: Reply, send: Send) -> None:
         call.reply = reply

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -20,6 +20,7 @@ from proxy.dialects import openai
 from proxy.metrics import ProxyMetrics
 
 _BACKLOG = 4096
+_PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _CLOSE = (b"connection", b"close")
 _CHUNKED = (b"transfer-encoding", b"chunked")
 
@@ -95,6 +96,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _arrival: asyncio.TimerHandle | None = None
     _arriving = False
     _in_head = False
+    _exchanges: tuple[Exchange, ...] = ()  # under way, or waiting behind one that is; hardly ever more than one
     _head_bytes = 0  # of the head that has not ended yet
     _piece_bytes = 0  # of the data being read
 
@@ -112,10 +114,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
-        cycle = self.cycle
-        if isinstance(cycle, Exchange) and not cycle.response_complete and cycle.on_gone is not None:
-            on_gone, cycle.on_gone = cycle.on_gone, None
-            on_gone()
+        for exchange in self._exchanges:
+            if not exchange.response_complete:
+                exchange.disconnected = True
+                exchange.message_event.set()
+                if exchange.on_gone is not None:
+                    exchange.on_gone()
+        self._exchanges = ()
 
     def data_received(self, data: bytes) -> None:
         """Watches the clock and the head's size while a request is incomplete."""
@@ -147,8 +152,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         super().on_headers_complete()
-        self.cycle.__class__ = Exchange  # before its task has run: uvicorn has no other place to say so
-        self.scope["exchange"] = self.cycle  # type: ignore[typeddict-unknown-key]
+        if self.pipeline and len(self.pipeline) <= _PIPELINED_MAX:
+            self.flow.resume_reading()  # uvicorn stops reading here, and would not notice that the client leaves
+        exchange = cast("Exchange", self.cycle)
+        exchange.__class__ = Exchange  # before its task has run: uvicorn has no other place to say so
+        self.scope["exchange"] = exchange  # type: ignore[typeddict-unknown-key]
+        self._exchanges = (*(item for item in self._exchanges if not item.response_complete), exchange)
 
     def on_message_complete(self) -> None:
         """The request is whole."""

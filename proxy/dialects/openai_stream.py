@@ -16,6 +16,7 @@ _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b'""', b"[]", b"{}"))
 _NULL_USAGE = b',"usage":null'
 DONE = b"data: [DONE]\n\n"
 _LINE_FEED = 10
+_HALVE_BYTES = 1024
 
 
 class _Delta(msgspec.Struct):
@@ -125,19 +126,30 @@ class StreamScanner:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _examine(self, block: bytes) -> bytes:
-        """One or more whole events: cheap tests first."""
-        if self.content_seen:
-            kept = block.replace(_NULL_USAGE, b"") if self._hide_usage else block
-            if not self._is_special(kept):
-                self.events += block.count(b"\n\n")
-                return kept
-        return b"".join([self._examine_one(event) for event in block.split(b"\n\n") if event.strip(b"\n")])
+        """One or more whole events: cheap tests first; a block that is special is halved until the special event is alone."""
+        shown = b""
+        while block:
+            if self.content_seen:
+                kept = block.replace(_NULL_USAGE, b"") if self._hide_usage else block
+                if not self._is_special(kept):
+                    self.events += block.count(b"\n\n")
+                    return shown + kept
+            begin = len(block) // 2 if self.content_seen and len(block) > _HALVE_BYTES else 0
+            cut = block.find(b"\n\n", begin) + 2
+            if begin and cut < len(block):
+                shown += self._examine(block[:cut])
+            else:
+                cut = block.find(b"\n\n") + 2
+                event = block[:cut].strip(b"\n")
+                if event:
+                    shown += self._examine_one(event)
+            block = block[cut:]
+        return shown
 
     def _examine_one(self, event: bytes) -> bytes:
         """One event, without the blank line that ends it; returned with it, or b"" if the client must not see it."""
         if self.done or self.error_event:
             return b""
-        event = event.strip(b"\n")
         self.events += 1
         if self.content_seen:
             kept = event.replace(_NULL_USAGE, b"") if self._hide_usage else event

@@ -144,7 +144,9 @@ class Failover:
             attempt.finish(AttemptError.CANCELLED)
             raise
         except BaseException:
-            attempt.finish(AttemptError.MALFORMED)  # a bug of ours: counted, recorded, and left to rise
+            attempt.finish(
+                AttemptError.CANCELLED
+            )  # a bug of ours, no fault of the deployment: recorded, and left to rise
             raise
         tries.count += 1
         return reply, False

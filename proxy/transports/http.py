@@ -174,6 +174,7 @@ class HttpTransport:
                 header_bytes_max=self._settings.header_bytes_max,
                 high_water_bytes=self._settings.stream_buffer_bytes,
             )
+        pool.connections_max = upstream.connections_max  # a newer snapshot may say otherwise
         return pool
 
 

@@ -39,7 +39,7 @@ class Pool:
         self._host = host
         self._port = port
         self._tls = tls
-        self._connections_max = connections_max
+        self.connections_max = connections_max
         self._make = partial(
             Connection,
             loop,
@@ -82,7 +82,7 @@ class Pool:
         if connection is not None:
             return connection
         expires = time.monotonic() + timeout_s
-        while self.open_count >= self._connections_max:
+        while self.open_count >= self.connections_max:
             stale = self.take_idle()
             if stale is not None:  # only when a fresh one is wanted: make room for it
                 stale.abort()
@@ -146,8 +146,8 @@ class Pool:
 
     async def _wait(self, timeout_s: float) -> Connection | None:
         """A connection handed over, or None when there is room for a new one. Raises PoolExhausted."""
-        if len(self._waiters) >= self._connections_max or timeout_s <= 0:
-            raise PoolExhausted(f"all {self._connections_max} connections to {self._host}:{self._port} are busy")
+        if len(self._waiters) >= self.connections_max or timeout_s <= 0:
+            raise PoolExhausted(f"all {self.connections_max} connections to {self._host}:{self._port} are busy")
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         self._waiters.append(waiter)
         try:
@@ -164,7 +164,7 @@ class Pool:
                 self._waiters.remove(waiter)
             if isinstance(error, TimeoutError):
                 raise PoolExhausted(
-                    f"all {self._connections_max} connections to {self._host}:{self._port} stayed busy"
+                    f"all {self.connections_max} connections to {self._host}:{self._port} stayed busy"
                 ) from error
             raise
 

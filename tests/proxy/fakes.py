@@ -332,11 +332,19 @@ class World:
         """Waits until no call is being served."""
         await until(lambda: not self.worker.app.inflight)
 
-    async def stop(self) -> None:
-        """Closes the client, the worker and the upstreams."""
-        await self.client.aclose()
+    def kept_records(self) -> list[CallRecord]:
+        """Every record on disk, also after the worker has stopped."""
+        return list(self._records())
+
+    async def shut(self) -> None:
+        """Stops the worker as SIGTERM does."""
         if self._stop is not None and self._serving is not None:
             self._stop()
             await self._serving
+
+    async def stop(self) -> None:
+        """Closes the client, the worker and the upstreams."""
+        await self.client.aclose()
+        await self.shut()
         for upstream in self.upstreams:
             await upstream.stop()

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import time
+
+import httpx
+import pytest
 
 from controlplane.contract.records import AttemptError, CacheState, CostState, Outcome
-from controlplane.contract.snapshot import CachePolicy, PayloadPolicy, TenantPolicy
+from controlplane.contract.snapshot import CachePolicy, Lease, LeaseKind, PayloadPolicy, TenantPolicy
 from tests.proxy.fakes import (
     DONE,
+    KEY,
     STREAM_HEAD,
     Received,
     Wire,
@@ -288,3 +294,77 @@ async def test_usage_that_makes_no_sense_is_estimated(world: World) -> None:
     world.apply()
     response = await world.chat()
     assert "estimated" == response.headers["x-heph-cost-state"]
+
+
+async def test_a_client_that_leaves_with_a_second_request_waiting_is_noticed(world: World) -> None:
+    """Pipelined requests: the call under way is cancelled although a newer request has been read."""
+    upstream = await world.upstream(sends_then_hangs(b""))
+    world.apply()
+    body = b'{"model":"gpt","messages":[]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+    url = httpx.URL(world.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write((head.encode() + body) * 2)
+    await until(lambda: upstream.received)
+    writer.close()
+    async with asyncio.timeout(5.0):
+        await upstream.client_left.wait()
+    await world.until_idle()
+    assert [Outcome.CLIENT_CLOSED] == [record.outcome for record in world.records()]
+
+
+async def test_a_drain_moves_calls_away_until_its_lease_ends(world: World) -> None:
+    """With the lease the second deployment serves; once it has expired the first one does again, with no new snapshot."""
+    await world.upstream(replies(answer(completion("first"))))
+    await world.upstream(replies(answer(completion("second"))))
+    hour_us = 3_600_000_000
+    now_us = time.time_ns() // 1000
+
+    def drain(expires_us: int) -> Lease:
+        return Lease(id="l", kind=LeaseKind.DRAIN, deployment="u0/m", expires_us=expires_us)
+
+    world.apply(leases=(drain(now_us + hour_us),))
+    assert "u1/m" == (await world.chat()).headers["x-heph-deployment"]
+    assert ("l",) == world.worker.status().lease_ids
+    world.apply(leases=(drain(now_us - 1),))
+    assert "u0/m" == (await world.chat()).headers["x-heph-deployment"]
+    assert () == world.worker.status().lease_ids
+
+
+async def test_a_bug_of_ours_is_a_500_with_a_record_and_nothing_leaks(world: World) -> None:
+    """A stage that raises: the client gets an id to quote, the slots come back, the record says internal."""
+    await world.upstream(replies(answer(completion())))
+    world.apply()
+    broken = world.worker.app.runtime
+    assert broken is not None
+    world.worker.app.runtime = dataclasses.replace(broken, routes=None)  # type: ignore[arg-type]
+    response = await world.chat()
+    assert (500, "internal", "gateway") == (
+        response.status_code,
+        response.json()["error"]["code"],
+        response.headers["x-heph-error-source"],
+    )
+    assert response.headers["x-heph-call-id"] in response.text
+    assert Outcome.INTERNAL == world.records()[0].outcome
+    world.worker.app.runtime = broken
+    assert 200 == (await world.chat()).status_code
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_that_outlast_the_drain_are_told_so(
+    tmp_path_factory: pytest.TempPathFactory, *, stream: bool
+) -> None:
+    """At shutdown a call in flight gets its time, then a refusal or an error event, and its record."""
+    world = await World(tmp_path_factory.mktemp("drain")).start(drain_s=1)
+    upstream = await world.upstream(sends_then_hangs(STREAM_HEAD + chunk(event("Hel")) if stream else b""))
+    world.apply()
+    calling = asyncio.create_task(world.chat(stream=stream))
+    await until(lambda: upstream.received)
+    if stream:
+        await until(lambda: world.worker.http.pools()[0].open_count == 1)
+    await world.shut()
+    response = await calling
+    assert '"code":"not_ready"' in response.text
+    assert (200 if stream else 503) == response.status_code
+    assert [Outcome.UNAVAILABLE] == [record.outcome for record in world.kept_records()]
+    await world.stop()
