@@ -1,0 +1,88 @@
+"""Money and estimates of a call: sums over attempts, and what is assumed where nothing was said."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.contract.pricing import Tokens
+from controlplane.contract.records import AttemptRecord, CostState
+from controlplane.contract.snapshot import Deployment, Snapshot
+from proxy import meter
+from proxy.call import Call
+from proxy.runtime import compile_runtime
+from proxy.view import RequestView
+from tests.proxy.fakes import PRICE
+
+DEPLOYMENT = Deployment(id="d", upstream="u", model="m", price=PRICE, max_output_tokens=100)
+ATTEMPTS = st.builds(
+    AttemptRecord,
+    deployment=st.just("d"),
+    upstream=st.just("u"),
+    model=st.just("m"),
+    started_us=st.just(0),
+    latency_us=st.just(1),
+    tokens=st.builds(Tokens, input=st.integers(0, 1000), output=st.integers(0, 1000), reasoning=st.integers(0, 9)),
+    cost_nanousd=st.integers(0, 10**12),
+    cost_state=st.sampled_from(CostState),
+)
+
+
+def call_of(body: bytes = b"", view: RequestView | None = None) -> Call:
+    """A call that has been decoded."""
+    call = Call(
+        compile_runtime(Snapshot(version=1, created_us=0), {}),
+        "chat",
+        "/",
+        {},
+        body,
+        call_id="c",
+        started_us=0,
+        started_ns=0,
+    )
+    call.view = view or RequestView(model="m")
+    return call
+
+
+@given(attempts=st.lists(ATTEMPTS, max_size=4))
+def test_a_call_amounts_to_the_sum_of_its_attempts(attempts: list[AttemptRecord]) -> None:
+    """Tokens and nano-USD add up exactly, and the worst known state is the call's."""
+    call = call_of()
+    call.attempts = attempts
+    meter.sum_up(call)
+    assert sum(attempt.cost_nanousd for attempt in attempts) == call.cost_nanousd
+    assert sum(attempt.tokens.total for attempt in attempts) == call.tokens.total
+    if any(attempt.cost_state is CostState.UNPRICED and attempt.tokens.total for attempt in attempts):
+        assert CostState.UNPRICED == call.cost_state
+
+
+@given(
+    events=st.integers(0, 500),
+    elapsed_s=st.floats(0, 1e4),
+    ceiling=st.none() | st.integers(1, 300),
+    n=st.integers(1, 5),
+    size=st.integers(0, 10_000),
+)
+def test_an_estimate_never_exceeds_what_was_reserved(
+    events: int, elapsed_s: float, ceiling: int | None, n: int, size: int
+) -> None:
+    """Output at most the ceiling times the answers asked for, input less than the body's bytes."""
+    call = call_of(b"x" * size, RequestView(model="m", max_output_tokens=ceiling, n=n))
+    tokens = meter.estimated_tokens(call, DEPLOYMENT, events=events, elapsed_s=elapsed_s, tokens_per_s=100.0)
+    assert 0 <= tokens.output <= (100 if ceiling is None else ceiling) * n
+    assert 0 <= tokens.input <= size
+
+
+def test_a_stream_is_estimated_by_its_events_and_silence_by_its_time() -> None:
+    """Seen events are tokens; without any, time at the assumed speed."""
+    call = call_of(b"x" * 400)
+    seen = meter.estimated_tokens(call, DEPLOYMENT, events=7, elapsed_s=0.5, tokens_per_s=100.0)
+    unseen = meter.estimated_tokens(call, DEPLOYMENT, events=0, elapsed_s=0.5, tokens_per_s=100.0)
+    assert [(100, 7), (100, 50)] == [(tokens.input, tokens.output) for tokens in (seen, unseen)]
+
+
+def test_tokens_of_a_kind_without_price_are_unpriced_and_never_free() -> None:
+    """One kind without a price makes the whole try unpriced, and the version of the price is kept."""
+    assert (15_000, CostState.FINAL, "p1") == meter.priced(Tokens(input=9, output=3), DEPLOYMENT)
+    assert (0, CostState.UNPRICED, "p1") == meter.priced(Tokens(input=9, audio_input=3), DEPLOYMENT)
+    assert (0, CostState.UNPRICED, "") == meter.priced(Tokens(input=9), Deployment(id="d", upstream="u", model="m"))
