@@ -55,7 +55,8 @@ async def test_a_long_poll_ends_when_the_server_stops(world: World, proxy: httpx
 
 
 @pytest.mark.parametrize(
-    "query", [{"have": "-1"}, {"have": "x"}, {"wait_s": "-1"}, {"wait_s": "nan?"}, {"proxy": "p" * 129}]
+    "query",
+    [{"have": "-1"}, {"have": "x"}, {"wait_s": "-1"}, {"wait_s": "nan"}, {"wait_s": "nan?"}, {"proxy": "p" * 129}],
 )
 async def test_a_senseless_poll_is_refused(proxy: httpx.AsyncClient, query: dict[str, str]) -> None:
     """Parameters out of their range are a bad request."""
