@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, MutableMapping
-from typing import Any, cast
+from typing import Any
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -125,7 +127,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Watches the clock and the head's size while a request is incomplete."""
         self._piece_bytes = len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:  # counted, not logged: whoever sends it could fill the log
+            self.metrics.bound_hit("not_http")
+            self.send_400_response("this is not a valid HTTP request")
+            return
+        except httptools.HttpParserUpgrade:  # an offer that a server may ignore; the request is served as it is
+            pass
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self.settings.header_bytes_max:
@@ -139,7 +149,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins to arrive."""
         self._arriving = self._in_head = True
-        super().on_message_begin()
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        self.scope = {"type": "http", "http_version": "1.1", "headers": self.headers}  # type: ignore[typeddict-item]
 
     def on_headers_complete(self) -> None:
         """The head is whole; one that came in few large pieces may still be too large."""
@@ -151,13 +164,35 @@ class BoundedProtocol(HttpToolsProtocol):
                 raise ValueError("head too large")  # stops the parser; the answer is on its way
         self._in_head = False
         self._head_bytes = 0
-        super().on_headers_complete()
-        if self.pipeline and len(self.pipeline) <= _PIPELINED_MAX:
-            self.flow.resume_reading()  # uvicorn stops reading here, and would not notice that the client leaves
-        exchange = cast("Exchange", self.cycle)
-        exchange.__class__ = Exchange  # before its task has run: uvicorn has no other place to say so
+        version = self.parser.get_http_version()
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        path, _, query = self.url.partition(b"?")
+        text = path.decode("latin-1")
+        self.scope["path"] = unquote(text) if "%" in text else text
+        self.scope["raw_path"] = path
+        self.scope["query_string"] = query
+        exchange = Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
         self.scope["exchange"] = exchange  # type: ignore[typeddict-unknown-key]
+        before, self.cycle = self.cycle, exchange
         self._exchanges = (*(item for item in self._exchanges if not item.response_complete), exchange)
+        if before is None or before.response_complete:
+            self._start_asgi_task(exchange, self.app)
+        else:
+            self.pipeline.appendleft((exchange, self.app))
+            if len(self.pipeline) > _PIPELINED_MAX:
+                self.flow.pause_reading()  # from here on we would not notice that the client leaves
 
     def on_message_complete(self) -> None:
         """The request is whole."""
