@@ -122,6 +122,7 @@ class ControlPlane:
             metrics=metrics.door,
             password=None if settings.door.password is None else resolve(settings.door.password),
         )
+        self.stopping = asyncio.Event()
         self.app = self._make_app(secrets, intake)
 
     @classmethod
@@ -271,6 +272,7 @@ class ControlPlane:
             settings=settings,
             console=settings.console,
             ready={"store": self._store_ready, "journal": self._journal_ready},
+            stopping=self.stopping,
         )
         return create_app(parts, door=cast("ASGIApp", self._door))
 

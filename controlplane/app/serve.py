@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import structlog
 import uvicorn
@@ -21,12 +22,25 @@ def serve(loaded: Loaded, secrets: ServerSecrets) -> None:
     uvloop.run(_serve(loaded, secrets))
 
 
+class StoppingServer(uvicorn.Server):
+    """A server that says when it begins to stop, so that nobody's long poll holds it up."""
+
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the long polls, then waits for the rest as uvicorn does."""
+        self._stopping.set()
+        await super().shutdown(sockets)
+
+
 async def _serve(loaded: Loaded, secrets: ServerSecrets) -> None:
     plane = await ControlPlane.open(loaded, secrets, clock=SystemClock())
     stop = asyncio.Event()
     turning = asyncio.create_task(plane.run(stop))
     settings = plane.settings
-    server = uvicorn.Server(
+    server = StoppingServer(
         uvicorn.Config(
             plane.app,
             host=settings.host,
@@ -37,7 +51,8 @@ async def _serve(loaded: Loaded, secrets: ServerSecrets) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=max(1, round(settings.api.shutdown_s)),
-        )
+        ),
+        plane.stopping,
     )
     structlog.get_logger("controlplane").info("serving", address=settings.control_plane_url)
     try:
