@@ -124,21 +124,19 @@ class Call:
         self.identity: KeyIdentity | None = None
         self.agent = self.session = self.user = self.channel = self.priority = self.trace_id = ""
         self.tags: dict[str, str] = {}
-        # admit
+        # admit, reserve
         self.admitted = False
-        self.ratelimit_requests: RateLimit | None = None  # set by admit; becomes x-ratelimit-*-requests
-        self.ratelimit_tokens: RateLimit | None = None  # set by reserve; becomes x-ratelimit-*-tokens
-        # decode
+        self.ratelimit_requests: RateLimit | None = None
+        self.ratelimit_tokens: RateLimit | None = None
+        # decode, guard
         self.view: RequestView | None = None
-        # guard
         self.output_ceiling: int | None = None  # the tenant's, where the request names none: written into the body
         # route
         self.route: RouteEntry | None = None
         self.candidates: tuple[Candidate, ...] = ()
         self.deadline = 0.0  # monotonic seconds
-        # reserve
+        # reserve, cache
         self.reservation: object | None = None  # owned by stages/reserve.py
-        # cache
         self.cache = CacheState.BYPASS
         self.cache_key: bytes = b""
         self.cache_ttl_s = 0
@@ -146,25 +144,20 @@ class Call:
         # upstream
         self.attempts: list[AttemptRecord] = []
         self.waited_ns = 0  # spent waiting for upstreams or the client, not our overhead
-        # pipeline
+        # pipeline, settlement
         self.entered = 0  # stages entered and not left
         self.responding = False  # status and headers were handed to the server
         self.answered = False  # the last bytes were handed to the server
-        # settlement
-        self.settled = False
         self.reply: Reply | None = None
-        self.client_gone = False
+        self.settled = self.client_gone = False
         self.aborted = False  # nobody wants the answer any more: upstream work is being cancelled
         self.outcome = Outcome.INTERNAL
-        self.status = 0
         self.error_code = ""
-        self.first_token_us = 0
-        self.response_bytes = 0
+        self.status = self.first_token_us = self.response_bytes = 0
         self.response_kept = bytearray()  # a stream's bytes, kept only where the tenant's policy stores payloads
         self.tokens: Tokens = NO_TOKENS
-        self.cost_nanousd = 0
+        self.cost_nanousd = self.saved_nanousd = 0
         self.cost_state = CostState.FINAL
-        self.saved_nanousd = 0
         self.price_version = ""
 
 
