@@ -33,11 +33,12 @@ for number, victim in enumerate(("calls", "attempts", "payloads", "calls_minute"
     token = f"p/{number:012d}"
     day = START_US + number * 86_400_000_000
     calls = [a_call(number * 10 + n, at_us=day + n * MINUTE_US, cost_nanousd=7, payload=Payload(b"q", b"a", 7)) for n in range(4)]
+    store.command("SYSTEM STOP MERGES")  # a merged part would take earlier batches with it; until the store is closed
     for table, columns in steps(batch_rows(calls, token=token, body_bytes=1)):
         store.insert(table, columns, token=f"{token}:{table.name}")
         if table.name == victim.removesuffix("_minute"):
             break  # killed here
-    parts = "SELECT path FROM system.parts WHERE active AND table = {t:String} ORDER BY modification_time DESC, name DESC LIMIT 1"
+    parts = "SELECT path FROM system.parts WHERE active AND table = {t:String} ORDER BY max_block_number DESC LIMIT 1"
     path = str(store.rows(parts, {"t": victim})[0][0])
     store.close()
     shutil.rmtree(path)
