@@ -315,7 +315,7 @@ PROXY_SENTENCES = {
     "connections_max": "Client connections that one worker holds at once.",
     "keep_alive_s": "How long an idle client connection is kept.",
     "timeout_s_max": "Longest deadline that a route or a client may ask for.",
-    "retry_ratio": "Retries may be at most this share of the calls of the last ten seconds.",
+    "retry_ratio": "Asking an upstream again may be at most this share of the calls of the last ten seconds.",
     "retry_min_per_s": "Retries that are always allowed, so that a quiet proxy can retry at all.",
     "retry_after_s_max": "Longest `retry-after` of an upstream that is waited for.",
     "image_tokens_max": "Tokens reserved for each image of a request.",

@@ -2,6 +2,9 @@
 
 The commit point is the first content byte: the transports below hold a stream back until then, so everything that fails here can
 be tried again without the client seeing it twice.
+
+The budget is there so that retries do not bury an upstream that is in trouble. A move to an upstream that this call has not tried yet adds
+nothing to that trouble and is free of it: an outage of one upstream costs calls only where there is no other.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ _WINDOW_S = 10
 
 
 class RetryBudget:
-    """How many retries all calls together may make: a share of the calls of the last ten seconds, and at least a few."""
+    """How often all calls together may ask an upstream again: a share of the calls of the last ten seconds, and at least a few."""
 
     def __init__(self, *, ratio: float, min_per_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._ratio = ratio
@@ -72,13 +75,14 @@ class RetryBudget:
 class _Tries:
     """What the tries of one call have come to so far."""
 
-    __slots__ = ("blocked", "count", "failures", "open_retry_after_s")
+    __slots__ = ("blocked", "count", "failures", "open_retry_after_s", "upstreams")
 
     def __init__(self) -> None:
         self.count = 0
         self.failures: list[AttemptFailed] = []
         self.blocked = 0  # breakers that were open
         self.open_retry_after_s = 0.0
+        self.upstreams: list[str] = []  # of the failures
 
 
 class Failover:
@@ -107,7 +111,7 @@ class Failover:
         while candidates:
             again: list[Candidate] = []
             for candidate in candidates:
-                if not self._may_try(call, tries):
+                if not self._may_try(call, tries, candidate):
                     return self._give_up(call, tries)
                 reply, worth_again = await self._try(call, candidate, tries)
                 if reply is not None:
@@ -137,6 +141,7 @@ class Failover:
             attempt.finish(failure.error)
             tries.count += 1
             tries.failures.append(failure)
+            tries.upstreams.append(candidate.deployment.upstream)
             if failure.error is AttemptError.REJECTED and failure.reply is not None:
                 return _passed_through(failure.reply, Outcome.UPSTREAM_REFUSED), False
             return None, failure.error in _TRANSIENT
@@ -151,15 +156,15 @@ class Failover:
         tries.count += 1
         return reply, False
 
-    def _may_try(self, call: Call, tries: _Tries) -> bool:
-        """Before each try: the first is free, the others are retries."""
+    def _may_try(self, call: Call, tries: _Tries, candidate: Candidate) -> bool:
+        """Before each try: the first on each upstream is free, the others are taken from the budget."""
         if tries.count == 0:
             return True
         if call.route is not None and tries.count >= call.route.route.attempts_max:
             return False
         if self._monotonic() >= call.deadline:
             return False
-        if self._budget.take():
+        if candidate.deployment.upstream not in tries.upstreams or self._budget.take():
             return True
         self._metrics.bound_hit("retry_ratio")
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from controlplane.contract.records import AttemptError, Outcome
@@ -198,3 +200,18 @@ def test_the_retry_budget_is_a_share_of_calls_with_a_floor() -> None:
     assert 19 == sum(budget.take() for _ in range(50))
     clock.now += 11
     assert [True, False] == [budget.take(), budget.take()]
+
+
+async def test_a_move_to_another_upstream_needs_no_retry_budget(tmp_path: Path) -> None:
+    """With no budget at all an outage of the first upstream costs no call, but nobody asks an upstream twice."""
+    world = await World(tmp_path).start(retry_ratio=0.0, retry_min_per_s=0.0)
+    try:
+        await world.upstream(fails(503))
+        await world.upstream(GOOD)
+        world.apply(breaker=BreakerPolicy(requests_min=1_000))
+        assert [200] * 30 == [(await world.chat()).status_code for _ in range(30)]
+        world.upstreams[1].scripts = [fails(503)]
+        assert 502 == (await world.chat()).status_code
+        assert [31, 31] == [len(upstream.received) for upstream in world.upstreams]
+    finally:
+        await world.stop()
