@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from dataclasses import dataclass, field
 
 import httpx
 
+REFUSED_PAUSE_S = 0.02  # a client that finds nobody listening does not spin
+
 
 @dataclass
 class Seen:
-    """What a client saw of one call: a complete answer, a refusal, or nothing."""
+    """What a client saw of one call: a complete answer, a refusal, or nothing. at_s: when it began, by the monotonic clock."""
 
     status: int
+    at_s: float = 0.0
+    stream: bool = False
     call_id: str = ""
     deployment: str = ""
     cache: str = ""
@@ -32,6 +37,7 @@ class Load:
     workers: int = 8
     stream_every: int = 4  # each so many-th call is a stream; 0: none
     max_tokens: int = 16
+    pause_s: float = 0.0  # of each worker between two calls
     seen: list[Seen] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,18 +52,16 @@ class Load:
         }
         if stream:
             body["stream"] = True
-        seen = Seen(0)
+        seen = Seen(0, at_s=time.monotonic(), stream=stream)
         try:
             async with client.stream(
                 "POST", f"{self.base_url}/chat/completions", json=body, headers={"authorization": f"Bearer {self.key}"}
             ) as answer:
-                seen = Seen(
-                    answer.status_code,
-                    call_id=answer.headers.get("x-heph-call-id", ""),
-                    deployment=answer.headers.get("x-heph-deployment", ""),
-                    cache=answer.headers.get("x-heph-cache", ""),
-                    cost_usd=answer.headers.get("x-heph-cost-usd", ""),
-                )
+                seen.status = answer.status_code
+                seen.call_id = answer.headers.get("x-heph-call-id", "")
+                seen.deployment = answer.headers.get("x-heph-deployment", "")
+                seen.cache = answer.headers.get("x-heph-cache", "")
+                seen.cost_usd = answer.headers.get("x-heph-cost-usd", "")
                 seen.body = (await answer.aread()).decode(errors="replace")
                 seen.complete = seen.status == 200 and ("data: [DONE]" in seen.body if stream else bool(seen.body))
         except httpx.HTTPError:
@@ -68,8 +72,8 @@ class Load:
     async def _worker(self, client: httpx.AsyncClient) -> None:
         while not self._stop.is_set():
             number = len(self.seen)
-            await self.one(client, stream=bool(self.stream_every) and number % self.stream_every == 0)
-            await asyncio.sleep(0)
+            seen = await self.one(client, stream=bool(self.stream_every) and number % self.stream_every == 0)
+            await asyncio.sleep(self.pause_s if seen.status else max(self.pause_s, REFUSED_PAUSE_S))
 
     async def run(self) -> None:
         """Calls until stopped."""
@@ -91,3 +95,8 @@ class Load:
 def complete(seen: list[Seen]) -> list[Seen]:
     """Those that a client saw to their end."""
     return [one for one in seen if one.complete]
+
+
+def failed_share(seen: list[Seen]) -> float:
+    """The part of the calls that a client did not see to their end, 0..1; 0 of none."""
+    return 1 - len(complete(seen)) / len(seen) if seen else 0.0
