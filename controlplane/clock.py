@@ -92,7 +92,7 @@ class ManualClock:
             self._elapsed_us = max(self._elapsed_us, self._sleepers[0][0])
             self._wake_first()
             await self._let_tasks_run()
-        self._elapsed_us = target_us
+        self._elapsed_us = max(self._elapsed_us, target_us)  # who was woken may have moved time further
         await self._let_tasks_run()
 
     def _wake_first(self) -> None:

@@ -25,6 +25,19 @@ async def test_advance_wakes_sleepers_in_order_of_their_time() -> None:
     assert [("fast", 1.0), ("fast", 2.0), ("slow", 3.0), ("fast", 3.0), ("fast", 4.0)] == seen
 
 
+async def test_time_never_goes_back_when_a_sleeper_moves_it() -> None:
+    """Who is woken may move time on; the advance that woke it does not undo that."""
+    clock = ManualClock()
+
+    async def work() -> None:
+        await clock.sleep(1.0)
+        clock.move(12.0)
+
+    task = asyncio.create_task(work())
+    await clock.advance(1.0)
+    assert (True, 13.0) == (task.done(), clock.monotonic())
+
+
 async def test_sleepers_wait_until_their_time() -> None:
     """A sleeper is not woken a microsecond early."""
     clock = ManualClock()
