@@ -41,7 +41,7 @@ _EVENT_TONES = MappingProxyType(
             "bad": """incident.opened incident.fired incident.reopened incident.signal_raised step.failed validation.failed
                 run.escalated rollback.failed probation.regressed approval.rejected approval.expired""",
             "warn": """rollback.started run.blocked run.deferred run.suppressed step.outcome_unknown run.cancel_requested
-                run.cancelled approval.requested run.lease_expired""",
+                run.cancelled approval.requested run.lease_expired validation.inconclusive""",
             "good": """incident.resolved incident.signal_cleared validation.passed run.succeeded run.closed approval.granted
                 rollback.completed""",
             "act": """run.matched run.planned run.started step.dispatched run.lease_granted step.confirmed step.succeeded

@@ -53,6 +53,9 @@ def _said(state: RunState, event: e.RunEvent) -> tuple[Kind, Severity, str, str]
     if isinstance(event, e.Succeeded):
         summary = "Measured success is back; the override is held until the deployment answers probes again."
         return Kind.UPDATED, Severity.INFO, f"{target} is worked around", summary
+    if isinstance(event, e.ValidationInconclusive):
+        summary = f"It cannot be measured whether that helps: {event.which}. The override is held until the deployment answers probes again."
+        return Kind.UPDATED, Severity.WARNING, f"{target} is worked around", summary
     if isinstance(event, e.Regressed):
         return Kind.UPDATED, Severity.HIGH, f"{target} went bad again", f"After the override was lifted: {event.which}."
     if isinstance(event, e.RollbackStarted) and not event.escalate:

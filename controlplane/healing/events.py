@@ -212,6 +212,14 @@ class ValidationFailed(msgspec.Struct, frozen=True, tag="validation.failed"):
     samples: int
 
 
+class ValidationInconclusive(msgspec.Struct, frozen=True, tag="validation.inconclusive"):
+    """Too little was measured to say whether the fix helped; the leases are held until the deployment's own probes say that it is well."""
+
+    which: str
+    values: dict[str, float]
+    samples: int
+
+
 class Succeeded(msgspec.Struct, frozen=True, tag="run.succeeded"):
     """The incident is mitigated; the leases are held until the deployment is well."""
 
@@ -319,6 +327,7 @@ RunEvent = (
     | ValidationSampled
     | ValidationPassed
     | ValidationFailed
+    | ValidationInconclusive
     | Succeeded
     | ProbesCounted
     | ReleaseStarted

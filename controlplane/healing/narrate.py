@@ -81,6 +81,8 @@ def _measure(event: e.RunEvent) -> str:
             return (
                 f"{'harm' if event.harm else 'no help'}: {event.which} ({_values(event.values)}, {event.samples} calls)"
             )
+        case e.ValidationInconclusive():
+            return f"cannot be validated: {event.which} ({event.samples} calls); held until probes succeed"
         case e.ProbesCounted():
             return f"{event.streak} good probes in a row" + (f"; {event.detail}" if event.detail else "")
         case e.Regressed():

@@ -333,8 +333,14 @@ class Verdict(msgspec.Struct, frozen=True):
     samples: int = 0
 
 
-def after_measuring(state: RunState, playbook: Playbook, verdict: Verdict, now_us: int) -> Sequence[e.RunEvent]:
-    """The events of one measurement of success, during validation or probation. Pure."""
+def after_measuring(
+    state: RunState, playbook: Playbook, verdict: Verdict, now_us: int, *, incident_open: bool = True
+) -> Sequence[e.RunEvent]:
+    """The events of one measurement of success, during validation or probation. Pure.
+
+    Too few calls, or none that are fresh, are no verdict: the probes that saw the fault decide when to let go, since to put calls back on a
+    deployment that fails its probes helps nobody. That is settled at the timeout, or as soon as the incident looks resolved.
+    """
     enough = verdict.samples >= playbook.validation.min_samples
     sampled = e.ValidationSampled(values=verdict.values, samples=verdict.samples)
     if state.status is Status.PROBATION:
@@ -353,9 +359,12 @@ def after_measuring(state: RunState, playbook: Playbook, verdict: Verdict, now_u
     if enough and verdict.good:
         return (e.ValidationPassed(values=verdict.values, samples=verdict.samples), e.Succeeded())
     undecided = verdict.good is None or not enough
-    if undecided and waited_us < _us(playbook.validation_timeout_s):
-        return (sampled,)
-    which = verdict.which if verdict.good is False or enough else f"only {verdict.samples} samples"
+    if undecided:
+        if incident_open and waited_us < _us(playbook.validation_timeout_s):
+            return (sampled,)
+        which = verdict.which if enough else f"only {verdict.samples} of {playbook.validation.min_samples} samples"
+        return (e.ValidationInconclusive(which=which, values=verdict.values, samples=verdict.samples),)
+    which = verdict.which
     return (
         e.ValidationFailed(which=which, harm=False, values=verdict.values, samples=verdict.samples),
         e.RollbackStarted(cause=f"it did not help: {which}", escalate=True),

@@ -204,7 +204,7 @@ def _sampled(state: RunState, _event: e.ValidationSampled, at_us: int) -> RunSta
     return msgspec.structs.replace(state, measured_us=at_us)
 
 
-def _succeeded(state: RunState, _event: e.Succeeded, at_us: int) -> RunState:
+def _holding(state: RunState, _event: e.Succeeded | e.ValidationInconclusive, at_us: int) -> RunState:
     return _to(state, Status.HOLDING, at_us, streak=0)
 
 
@@ -241,7 +241,8 @@ _HANDLERS: Mapping[type, Callable[[RunState, Any, int], RunState]] = {  # Any: e
     e.Started: _started,
     e.ValidationStarted: _validating,
     e.ValidationSampled: _sampled,
-    e.Succeeded: _succeeded,
+    e.Succeeded: _holding,
+    e.ValidationInconclusive: _holding,
     e.ProbesCounted: _probed,
     e.ReleaseStarted: _releasing,
     e.ProbationStarted: _probation,

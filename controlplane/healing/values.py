@@ -46,10 +46,12 @@ class Threshold:
         self.number, self.of_baseline, self.factor, self.offset = number, of_baseline, factor, offset
 
     def value(self, baseline: float | None) -> float | None:
-        """The number to compare with; None when a baseline is needed and there is none."""
+        """The number to compare with; None when a baseline is needed and there is none, or it was 0 and only multiplied: any multiple of nothing is nothing."""
         if not self.of_baseline:
             return self.number
-        return None if baseline is None else baseline * self.factor + self.offset
+        if baseline is None or (baseline == 0 and self.offset == 0):
+            return None
+        return baseline * self.factor + self.offset
 
 
 def parse_value(kind: type, written: object) -> object:

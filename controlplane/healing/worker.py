@@ -219,7 +219,8 @@ class Healing:
         if isinstance(task, r.Measure):
             window_s = max(1.0, (self._now_us() - state.since_us) / US_PER_S)
             verdict = await measure.success(self._world, state, playbook, window_s=window_s)
-            return r.after_measuring(state, playbook, verdict, self._now_us())
+            inputs = self._inputs(stream, state)
+            return r.after_measuring(state, playbook, verdict, inputs.now_us, incident_open=inputs.incident_open)
         if isinstance(task, r.Renew):
             return await self._renew(task)
         if isinstance(task, r.Revoke):

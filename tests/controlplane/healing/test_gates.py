@@ -257,6 +257,40 @@ def test_a_threshold_may_stand_on_the_baseline(value: float, *, good: bool) -> N
     assert judge(asked, baseline={}, known={}, max_age_s=60).good is None
 
 
+@pytest.mark.parametrize(
+    ("baseline", "threshold", "value", "harm"),
+    [
+        (1.0, Threshold(of_baseline=True, factor=10.0), 10.5, True),
+        (1.0, Threshold(of_baseline=True, factor=10.0), 9.5, False),
+        (0.0, Threshold(of_baseline=True, factor=10.0), 10.5, False),
+        (None, Threshold(of_baseline=True, factor=10.0), 10.5, False),
+        (0.0, Threshold(of_baseline=True), 0.1, False),
+        (0.0, Threshold(of_baseline=True, offset=0.5), 0.6, True),
+        (0.0, Threshold(of_baseline=True, offset=0.5), 0.4, False),
+        (None, Threshold(of_baseline=True, offset=0.5), 0.6, False),
+    ],
+)
+@pytest.mark.parametrize("on_missing", [None, Missing.FALSE])
+def test_a_multiple_of_nothing_is_no_threshold(
+    baseline: float | None, threshold: Threshold, value: float, on_missing: Missing | None, *, harm: bool
+) -> None:
+    """A baseline of 0 or none cannot be multiplied, so `cost > baseline * 10` harms nothing after an outage that cost nothing."""
+    known = {} if baseline is None else {f"route.success_ratio@{Of.ROUTES}": baseline}
+    asked = [Reading(condition(">", threshold, on_missing=on_missing), (measured(value),))]
+    verdict = judge(asked, baseline=known, known={}, max_age_s=60, on_missing=Missing.FALSE, harms=True)
+    assert harm is bool(verdict.harm)
+
+
+@pytest.mark.parametrize(("on_missing", "good"), [(None, None), (Missing.TRUE, True), (Missing.FALSE, False)])
+def test_a_success_that_compares_with_nothing_follows_on_missing(
+    on_missing: Missing | None, *, good: bool | None
+) -> None:
+    """With a baseline of 0 the condition's own word for missing data counts."""
+    asked = [Reading(condition(">=", Threshold(of_baseline=True, factor=0.9), on_missing=on_missing), (measured(1.0),))]
+    key = f"route.success_ratio@{Of.ROUTES}"
+    assert good is judge(asked, baseline={key: 0.0}, known={}, max_age_s=60).good
+
+
 def test_the_metric_with_fewest_samples_counts() -> None:
     """Samples are summed over targets, and the least of all conditions is what there is."""
     readings = [

@@ -62,6 +62,7 @@ any_event = st.one_of(
     st.builds(e.LeaseExpired, step_ids, st.just("lease_1")),
     st.builds(e.ProbesCounted, st.integers(0, 5)),
     st.builds(e.ReleaseStarted, st.just("r")),
+    st.builds(e.ValidationInconclusive, st.just("w"), st.just({}), st.just(3)),
     st.builds(e.LeaseRevoked, step_ids, st.just("lease_1")),
     st.builds(e.RevertConfirmed, step_ids, st.just("lease_1")),
     st.builds(e.RollbackStarted, st.just("c"), st.booleans()),

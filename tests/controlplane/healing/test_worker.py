@@ -217,13 +217,54 @@ async def test_telemetry_that_comes_late_only_defers(world: FakeWorld, healing: 
     assert "holding" == healing.runs.show(run_id).run.status
 
 
-async def test_too_few_samples_never_count_as_success(world: FakeWorld, healing: Healing) -> None:
-    """Without traffic a validation cannot pass; it fails at its timeout and the run is rolled back."""
+def hush(world: FakeWorld) -> Callable[[], None]:
+    """Hardly anybody calls the route any more."""
+    return lambda: setattr(world, "calls_per_s", 0.2)
+
+
+async def test_too_few_samples_say_nothing_and_the_override_is_held(
+    world: FakeWorld, journal: Journal, healing: Healing
+) -> None:
+    """A quiet route passes no validation; calls stay away from a deployment that fails its probes, and people hear that it is unproven."""
     run_id = await begin(healing)
-    await live(world, healing, 60, at={1: lambda: setattr(world, "calls_per_s", 0.2)})
-    run = healing.runs.show(run_id).run
-    assert "escalated" == run.status
-    assert "samples" in run.cause
+    await live(world, healing, 90, at={1: hush(world)})
+    detail = healing.runs.show(run_id)
+    assert "holding" == detail.run.status
+    assert "validation.inconclusive" in types(detail)
+    assert not {"validation.passed", "validation.failed"} & set(types(detail))
+    assert world.drained
+    assert ["validation.inconclusive"] == told(journal)
+
+
+async def test_an_unproven_fix_is_closed_when_probes_succeed(world: FakeWorld, healing: Healing) -> None:
+    """Once the deployment answers again, the run of a quiet route ends like any other."""
+    run_id = await begin(healing)
+    await live(world, healing, 100, at={1: hush(world), 60: recover(world)})
+    assert "closed" == healing.runs.show(run_id).run.status
+    assert not world.leases.active()
+
+
+async def test_a_quiet_validation_ends_with_its_incident(world: FakeWorld, healing: Healing) -> None:
+    """When the incident looks over after the bake, nobody waits for calls that may never come; the probes decide at once."""
+    run_id = await begin(healing)
+    over: dict[int, Callable[[], None]] = {
+        1: hush(world),
+        14: recover(world),
+        15: lambda: setattr(world, "incident", "resolved"),
+    }
+    await live(world, healing, 26, at=over)
+    assert healing.runs.show(run_id).run.status in {"releasing", "probation"}
+    assert not world.drained
+
+
+async def test_a_quiet_route_whose_failover_breaks_is_still_harm(world: FakeWorld, journal: Journal) -> None:
+    """What is measured as harm ends an unproven fix, however few calls validation has."""
+    library = quick_library(validate__min_samples=10_000)
+    healing = make_healing(world, journal, library=library)
+    run_id = await begin(healing)
+    await live(world, healing, 60, at={45: lambda: setattr(world, "failover_breaks", True)})
+    assert "validation.inconclusive" in types(healing.runs.show(run_id))
+    assert "escalated" == healing.runs.show(run_id).run.status
 
 
 async def test_a_lease_that_somebody_revoked_is_granted_again(world: FakeWorld, healing: Healing) -> None:
