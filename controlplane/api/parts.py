@@ -15,7 +15,6 @@ from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
 from controlplane.api.views import (
-    CostReport,
     IncidentDetail,
     IncidentSummary,
     KillSwitch,
@@ -28,6 +27,8 @@ from controlplane.catalog.state import KeyRecord
 from controlplane.clock import Clock
 from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import ProxyStatus, Snapshot
+from controlplane.costs.report import CostReport, Reconciliation
+from controlplane.costs.savings import Savings
 from controlplane.metrics import Metrics
 from controlplane.secrets import ServerSecrets
 from controlplane.settings import ConsoleSettings, Settings
@@ -145,8 +146,16 @@ class Calls(Protocol):
 class Costs(Protocol):
     """Where money went."""
 
-    async def report(self, *, dimensions: tuple[str, ...], from_us: int, to_us: int) -> CostReport:
+    async def report(self, *, dimensions: tuple[str, ...], from_us: int, to_us: int, tenant: str) -> CostReport:
         """Cost by dimensions; raises BadRequest for an unknown dimension."""
+        ...
+
+    async def savings(self, *, from_us: int, to_us: int, tenant: str) -> Savings:
+        """What was saved."""
+        ...
+
+    async def reconcile(self, statuses: Sequence[ProxyStatus]) -> Reconciliation:
+        """The proxies' rows beside their ledgers."""
         ...
 
 

@@ -223,26 +223,3 @@ class Overview(msgspec.Struct, frozen=True):
     proxies: tuple[ProxyView, ...] = ()
     incidents: tuple[IncidentDetail, ...] = ()
     troubles: tuple[str, ...] = ()  # parts of this page that could not be read just now
-
-
-class CostLine(msgspec.Struct, frozen=True):
-    """One row of a cost report. by: the values of the dimensions asked for, in their order."""
-
-    by: tuple[str, ...]
-    calls: int
-    nanousd: int
-    saved_nanousd: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    estimated_calls: int = 0
-    unpriced_calls: int = 0
-
-
-class CostReport(msgspec.Struct, frozen=True):
-    """Cost by dimensions over [from_us, to_us); total_nanousd is the sum of the rows, to the nano-USD."""
-
-    dimensions: tuple[str, ...]
-    from_us: int
-    to_us: int
-    total_nanousd: int
-    rows: tuple[CostLine, ...]

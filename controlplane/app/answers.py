@@ -7,10 +7,15 @@ from collections.abc import Sequence
 import msgspec
 
 from controlplane.api.parts import CallFilter
-from controlplane.api.views import CostLine, CostReport
+from controlplane.clock import Clock
+from controlplane.contract.pricing import NO_TOKENS
 from controlplane.contract.records import CallRecord
+from controlplane.contract.snapshot import ProxyStatus
+from controlplane.costs.report import CostReport, Reconciliation, cost_report, reconcile
+from controlplane.costs.savings import Savings, savings
 from controlplane.store.client import Store
-from controlplane.store.queries import calls, costs
+from controlplane.store.queries import calls, health
+from controlplane.store.queries.costs import CostRow
 
 
 class StoredCalls:
@@ -30,35 +35,45 @@ class StoredCalls:
 
 
 class StoredCosts:
-    """Costs from the store. rows_max: a report with more is refused, never cut."""
+    """Costs from the store. rows_max: a report with more is refused, never cut; price_book: version of the one in use."""
 
-    def __init__(self, store: Store, *, rows_max: int) -> None:
+    def __init__(self, store: Store, clock: Clock, *, rows_max: int, price_book: str) -> None:
         self._store = store
+        self._clock = clock
         self._rows_max = rows_max
+        self._price_book = price_book
 
-    async def report(self, *, dimensions: tuple[str, ...], from_us: int, to_us: int) -> CostReport:
+    async def report(self, *, dimensions: tuple[str, ...], from_us: int, to_us: int, tenant: str) -> CostReport:
         """Cost by dimensions; raises BadRequest for an unknown one."""
-        rows = await self._store.run(
-            costs.costs_by, self._store, dimensions, from_us=from_us, to_us=to_us, rows_max=self._rows_max
-        )
-        lines = tuple(_line(row) for row in rows)
-        return CostReport(
-            dimensions=dimensions,
+        return await self._store.run(
+            cost_report,
+            self._store,
+            dimensions,
             from_us=from_us,
             to_us=to_us,
-            total_nanousd=sum(line.nanousd for line in lines),
-            rows=lines,
+            generated_us=self._clock.now_us(),
+            price_book=self._price_book,
+            tenant=tenant,
+            rows_max=self._rows_max,
         )
 
+    async def savings(self, *, from_us: int, to_us: int, tenant: str) -> Savings:
+        """What was saved."""
+        return await self._store.run(savings, self._store, from_us=from_us, to_us=to_us, tenant=tenant)
 
-def _line(row: costs.CostRow) -> CostLine:
-    return CostLine(
-        by=row.by,
-        calls=row.calls,
-        nanousd=row.cost_nanousd,
-        saved_nanousd=row.saved_nanousd,
-        tokens_in=row.tokens.total_input,
-        tokens_out=row.tokens.total_output,
-        estimated_calls=row.calls_estimated,
-        unpriced_calls=row.calls_unpriced,
-    )
+    async def reconcile(self, statuses: Sequence[ProxyStatus]) -> Reconciliation:
+        """Rows and ledgers of the live proxies; what the control plane itself spends on probes is in no ledger and in no side of this."""
+        rows = await self._store.run(health.stored_ledgers, self._store)
+        live = {status.proxy_id for status in statuses}
+        known = [row for row in rows if row.proxy in live]
+        total = CostRow(
+            by=(),
+            calls=sum(row.calls for row in known),
+            tokens=NO_TOKENS,
+            cost_nanousd=sum(row.cost_nanousd for row in known),
+            saved_nanousd=0,
+            calls_final=0,
+            calls_estimated=0,
+            calls_unpriced=0,
+        )
+        return reconcile(total, statuses)

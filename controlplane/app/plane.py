@@ -74,6 +74,7 @@ class ControlPlane:
         store: Store,
         journal: Journal,
         reloader: Reloader,
+        prices: PriceBook,
         telling: Telling,
     ) -> None:
         """Use `open`."""
@@ -81,7 +82,7 @@ class ControlPlane:
         self.settings, self.metrics, self.reloader = settings, metrics, reloader
         self._clock, self._store, self._journal, self._telling = clock, store, journal, telling
         publisher = reloader.publisher
-        self._publisher = publisher
+        self._publisher, self._prices = publisher, prices
         freshness = Freshness(expiry_s=settings.publish.proxy_expiry_s)
         self._view = CatalogView(publisher, settings.detection)
         self._incidents = Incidents(
@@ -142,10 +143,11 @@ class ControlPlane:
         journal = await asyncio.to_thread(Journal.open, settings.journal)
         telling = Telling(journal, settings.alerts, clock=clock, metrics=metrics.alerts)
         telling.use(loaded.config)
+        prices = await asyncio.to_thread(PriceBook.packaged)
         reloader = await Reloader.open(
             loaded,
             journal=journal,
-            prices=PriceBook.packaged(),
+            prices=prices,
             clock=clock,
             metrics=metrics.catalog,
             applied=telling.use,
@@ -158,6 +160,7 @@ class ControlPlane:
             store=store,
             journal=journal,
             reloader=reloader,
+            prices=prices,
             telling=telling,
         )
         await asyncio.to_thread(plane._incidents.load)
@@ -257,7 +260,9 @@ class ControlPlane:
             incidents=incidents,
             runs=runs,
             calls=StoredCalls(self._store),
-            costs=StoredCosts(self._store, rows_max=settings.api.report_rows_max),
+            costs=StoredCosts(
+                self._store, clock, rows_max=settings.api.report_rows_max, price_book=self._prices.version
+            ),
             keys=Keys(
                 self._journal,
                 pepper=secrets.key_pepper_bytes,

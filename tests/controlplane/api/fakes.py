@@ -11,8 +11,6 @@ from prometheus_client import CollectorRegistry
 from controlplane.api.parts import CallFilter, Parts
 from controlplane.api.views import (
     CacheSavings,
-    CostLine,
-    CostReport,
     DeploymentView,
     IncidentDetail,
     IncidentSummary,
@@ -31,12 +29,16 @@ from controlplane.api.views import (
 from controlplane.catalog.keys import IssuedKey
 from controlplane.catalog.state import KeyRecord
 from controlplane.clock import US_PER_S, ManualClock
-from controlplane.contract.records import CallRecord, Outcome
+from controlplane.contract.pricing import NO_TOKENS
+from controlplane.contract.records import CacheState, CallRecord, Outcome
 from controlplane.contract.snapshot import ProxyStatus, Route, Snapshot, TenantPolicy
+from controlplane.costs.report import CostReport, Reconciliation, build, reconcile
+from controlplane.costs.savings import Confidence, Savings, SavingsLine
 from controlplane.errors import BadRequest, Conflict, HephaestusError, NotFound, TooLarge
 from controlplane.metrics import Metrics
 from controlplane.secrets import Secret, ServerSecrets
 from controlplane.settings import ConsoleSettings, Settings
+from controlplane.store.queries.costs import CostRow
 
 OPERATOR = "operator-token-of-the-tests"
 INTERNAL = "internal-token-of-the-tests"
@@ -212,15 +214,28 @@ class MemoryCalls:
 class MemoryCosts:
     """A report of two rows."""
 
-    async def report(self, *, dimensions: tuple[str, ...], from_us: int, to_us: int) -> CostReport:
+    async def report(self, *, dimensions: tuple[str, ...], from_us: int, to_us: int, tenant: str) -> CostReport:
         """Always the same money."""
         if unknown := set(dimensions) - {"tenant", "agent", "model", "day", "session"}:
             raise BadRequest(f"unknown dimension {min(unknown)}")
-        rows = (
-            CostLine(by=("=1+1",) * len(dimensions), calls=2, nanousd=1_500_000_000, saved_nanousd=1),
-            CostLine(by=("acme",) * len(dimensions), calls=1, nanousd=7),
-        )
-        return CostReport(dimensions, from_us, to_us, sum(row.nanousd for row in rows), rows)
+        rows = [
+            _cost_row(("=1+1",) * len(dimensions), calls=2, nanousd=1_500_000_000, saved=1),
+            _cost_row((tenant or "acme",) * len(dimensions), calls=1, nanousd=7),
+        ]
+        return build(dimensions, rows, from_us=from_us, to_us=to_us, generated_us=to_us, price_book="test")
+
+    async def savings(self, *, from_us: int, to_us: int, tenant: str) -> Savings:
+        """One hit."""
+        line = SavingsLine(tenant or "acme", CacheState.HIT, Confidence.EXACT, 1, 5)
+        return Savings(from_us, to_us, (line,), 5, 7)
+
+    async def reconcile(self, statuses: Sequence[ProxyStatus]) -> Reconciliation:
+        """The rows know one call more than no proxy at all."""
+        return reconcile(_cost_row((), calls=1, nanousd=7), statuses)
+
+
+def _cost_row(by: tuple[str, ...], *, calls: int, nanousd: int, saved: int = 0) -> CostRow:
+    return CostRow(by, calls, NO_TOKENS, nanousd, saved, calls, 0, 0)
 
 
 class MemoryKeys:
