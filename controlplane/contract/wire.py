@@ -55,7 +55,7 @@ def frames(data: bytes) -> Iterator[tuple[int, CallRecord]]:
             raise TornFrame(at)
         try:
             record = _decoder.decode(body)
-        except msgspec.ValidationError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise TornFrame(at) from error
         at += _HEADER.size + length
         yield at, record

@@ -102,6 +102,29 @@ def test_any_bytes_are_read_without_an_exception(data: bytes) -> None:
     decode_batch(data)
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        b"\x91",
+        b"\xde\x00",
+        b"\xa2\xff\xfe",
+        b"\x81\xa7call_id\xa2\xff\xfe",
+        b"\x91" * 100_000,
+        b"\x80" + b"trailing",
+    ],
+)
+def test_a_frame_whose_checksum_holds_over_garbage_is_damaged(payload: bytes) -> None:
+    """What no proxy of ours has written ends the good bytes like any damage, and raises nothing else."""
+    good = encode_frame(_record("call_1"))
+    data = good + struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+    assert [_record("call_1")] == decode_batch(data)
+    with pytest.raises(TornFrame) as caught:
+        list(frames(data))
+    assert len(good) == caught.value.good_bytes
+
+
 def test_a_newer_proxy_can_be_read() -> None:
     """A field that this version does not know is skipped."""
     payload = msgspec.msgpack.encode({**msgspec.to_builtins(_record("call_1")), "invented_later": [1, 2]})
