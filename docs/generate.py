@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import msgspec
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 
 from controlplane.__main__ import main as command_line
+from controlplane.catalog import file
+from controlplane.contract import snapshot
+from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError, CacheState, CostState, Outcome
 from controlplane.metrics import Metrics
 from controlplane.settings import described
 from controlplane.store import schema
-from proxy.metrics import ProxyMetrics
 from proxy.refusals import TABLE
+from proxy.settings import ProxySecrets, Secret
+from proxy.worker import Worker
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n"
@@ -90,16 +96,27 @@ def refusals_page() -> str:
 def metrics_page() -> str:
     """Every Prometheus metric of both planes."""
     text = f"# Metrics\n\n{NOTE}\nPrometheus metrics in base units. Each proxy worker serves its own at `/metrics` on the proxy's port and says so in the label `worker`.\n"
-    for title, registry in (
-        ("Proxy", ProxyMetrics("0").registry),
-        ("Control plane", Metrics(CollectorRegistry()).registry),
+    for title, families in (
+        ("Proxy", _proxy_metrics()),
+        ("Control plane", list(Metrics(CollectorRegistry()).registry.collect())),
     ):
         rows = sorted(
             (f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation)
-            for family in registry.collect()
+            for family in families
         )
         text += f"\n## {title}\n\n" + _table(("metric", "type", "meaning"), rows)
     return text
+
+
+def _proxy_metrics() -> list[Metric]:
+    """What one worker shows, what it watches of its spool, cache and shipper included."""
+    with tempfile.TemporaryDirectory() as folder:
+        secrets = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("none"))
+        worker = Worker(ProxySettings(data_dir=folder), secrets)
+        try:
+            return list(worker.metrics.collect())
+        finally:
+            worker.spool.close()
 
 
 def data_model_page() -> str:
@@ -147,8 +164,6 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
 
 def configuration_page() -> str:
     """The sections of the configuration file that are hot-reloaded."""
-    from controlplane.catalog import file  # noqa: PLC0415 - one page's own source
-
     text = (
         f"# Configuration file\n\n{NOTE}\nOne YAML file; unknown keys are errors with file, line and the nearest valid key. Secrets are references: `env:NAME` or `file:/path`.\n"
         "`server:` is described in [Settings](settings.md). Everything below is hot-reloaded: checked as a whole, applied at once or refused while the last good one stays.\n"
@@ -156,25 +171,55 @@ def configuration_page() -> str:
     sections = (
         ("upstreams[]", file.UpstreamEntry), ("models[]", file.ModelEntry), ("models[].deployments[]", file.DeploymentEntry),
         ("prices.{model}", file.PriceEntry), ("tenants[]", file.TenantEntry), ("tenants[].limits", file.Limits),
-        ("tenants[].budgets[]", file.BudgetEntry), ("alerts[]", file.AlertEntry),
+        ("tenants[].budgets[]", file.BudgetEntry), ("cache", snapshot.CachePolicy), ("payloads", snapshot.PayloadPolicy),
+        ("breaker", snapshot.BreakerPolicy), ("alerts[]", file.AlertEntry),
     )  # fmt: skip
     for title, struct in sections:
         rows = []
         for field in msgspec.structs.fields(struct):
-            meta = next((one for one in getattr(field.type, "__metadata__", ()) if isinstance(one, msgspec.Meta)), None)
             required = field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
-            default = (
-                "required"
-                if required
-                else f"`{msgspec.json.encode(field.default).decode()}`"
-                if field.default is not msgspec.NODEFAULT
-                else "`{}`"
-            )
-            rows.append((f"`{field.encode_name}`", default, (meta.description if meta else None) or ""))
+            default = "required" if required else _default(field)
+            rows.append((f"`{field.encode_name}`", default, _meaning(field, title)))
         text += f"\n## `{title}`\n\n{(struct.__doc__ or '').splitlines()[0]}\n\n" + _table(
             ("key", "default", "meaning"), rows
         )
     return text
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    value = {} if field.default is msgspec.NODEFAULT else field.default
+    return "see below" if isinstance(value, msgspec.Struct) else f"`{msgspec.json.encode(value).decode()}`"
+
+
+def _meaning(field: msgspec.structs.FieldInfo, section: str) -> str:
+    """The field's own sentence: the last description in its type, that of the struct in it, or one from CONTRACT."""
+    if f"{section}.{field.name}" in CONTRACT:
+        return CONTRACT[f"{section}.{field.name}"]
+    metas = [
+        one for one in getattr(field.type, "__metadata__", ()) if isinstance(one, msgspec.Meta) and one.description
+    ]
+    if metas:
+        return str(metas[-1].description)
+    for kind in (field.type, *typing.get_args(field.type)):
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return (kind.__doc__ or "").splitlines()[0]
+    return ""
+
+
+CONTRACT = {
+    "cache.enabled": "Whether answers are kept and given again.",
+    "cache.ttl_s": "How long an answer is kept.",
+    "payloads.store": "Whether request and response bodies are kept.",
+    "payloads.retention_days": "For how long.",
+    "breaker.window_s": "Length of the sliding window over which calls are counted.",
+    "breaker.requests_min": "Fewer calls than this in the window never open a breaker.",
+    "breaker.error_ratio": "Share of failed calls that opens it.",
+    "breaker.slow_s": "A call that takes longer than this is slow.",
+    "breaker.slow_ratio": "Share of slow calls that opens it.",
+    "breaker.open_s": "How long it stays open before probes are let through.",
+    "breaker.probes": "Probes that must succeed before it closes.",
+}
+"""Sentences for what the contract of the two planes defines and the configuration file may set."""
 
 
 PAGES = {
