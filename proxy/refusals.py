@@ -31,6 +31,7 @@ OVER_BUDGET = Refusal("over_budget", 429, Outcome.OVER_BUDGET, "budget_exceeded"
 TOO_LARGE = Refusal("too_large", 413, Outcome.TOO_LARGE, "invalid_request_error", "client", should_retry=False)
 MALFORMED = Refusal("malformed", 400, Outcome.MALFORMED, "invalid_request_error", "client", should_retry=False)
 FORBIDDEN = Refusal("forbidden", 403, Outcome.FORBIDDEN, "permission_error", "client", should_retry=False)
+UNPRICED = Refusal("unpriced", 403, Outcome.FORBIDDEN, "permission_error", "client", should_retry=False)
 NO_ROUTE = Refusal("no_route", 404, Outcome.NO_ROUTE, "invalid_request_error", "client", should_retry=False)
 NOT_FOUND = Refusal("not_found", 404, Outcome.NO_ROUTE, "invalid_request_error", "client", should_retry=False)
 METHOD_NOT_ALLOWED = Refusal(
@@ -46,7 +47,7 @@ BROKEN_STREAM = Refusal("broken_stream", 502, Outcome.BROKEN_STREAM, "upstream_e
 INTERNAL = Refusal("internal", 500, Outcome.INTERNAL, "gateway_error", "gateway", should_retry=False)
 
 TABLE: tuple[Refusal, ...] = (
-    DENIED, RATE_LIMITED, OVER_BUDGET, TOO_LARGE, MALFORMED, FORBIDDEN, NO_ROUTE, NOT_FOUND, METHOD_NOT_ALLOWED, NOT_CACHED,
+    DENIED, RATE_LIMITED, OVER_BUDGET, TOO_LARGE, MALFORMED, UNPRICED, FORBIDDEN, NO_ROUTE, NOT_FOUND, METHOD_NOT_ALLOWED, NOT_CACHED,
     EXHAUSTED, TIMED_OUT, UNAVAILABLE, NOT_READY, MISCONFIGURED, BROKEN_STREAM, INTERNAL,
 )  # fmt: skip
 
@@ -57,7 +58,8 @@ _JSON = (b"content-type", b"application/json")
 def refuse(refusal: Refusal, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> Reply:
     """A complete reply that says no.
 
-    message: what happened, to what, and what to do; shown to the client, so it never holds a secret.
+    message: what happened, to what, and what to do; shown to the client, so it holds no secret, no upstream's address and no
+    other tenant's name; what the operator must know besides goes to the log.
     retry_after_s: rounded up to whole seconds, at least one.
     """
     headers: Headers = [_JSON, _RETRY[refusal.should_retry]]

@@ -25,7 +25,7 @@ from controlplane.contract.pricing import worst_case_nanousd
 from controlplane.contract.snapshot import TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.ledger import NEVER_US, TOKENS_PER_MINUTE, Ledger, Refused, Reservation
-from proxy.refusals import FORBIDDEN, OVER_BUDGET, RATE_LIMITED, refuse
+from proxy.refusals import OVER_BUDGET, RATE_LIMITED, UNPRICED, refuse
 from proxy.view import RequestView
 
 
@@ -94,9 +94,9 @@ def worst_case(call: Call, view: RequestView, *, image_tokens_max: int) -> tuple
 
 def _refuse_unpriced(policy: TenantPolicy, view: RequestView) -> Reply:
     return refuse(
-        FORBIDDEN,
+        UNPRICED,
         f"model `{view.model}` has no price and tenant `{policy.id}` allows only priced models; "
-        "add a price to its deployment or set the tenant's `unpriced: allow`",
+        "use another model, or have its operator add a price to its deployment or set the tenant's `unpriced: allow`",
         param="model",
     )
 

@@ -29,13 +29,23 @@ _UNBILLED = frozenset(
 
 
 class AttemptFailed(Exception):
-    """A try that brought no usable reply; carries the reason, and the upstream's own error reply if it sent one."""
+    """A try that brought no usable reply; carries the reason, and the upstream's own error reply if it sent one.
+
+    Its text may be shown to the client, so it names no host, credential or anything else of ours; detail is for the operator.
+    """
 
     def __init__(
-        self, error: AttemptError, message: str, *, reply: Reply | None = None, retry_after_s: float = 0.0
+        self,
+        error: AttemptError,
+        message: str,
+        *,
+        detail: str = "",
+        reply: Reply | None = None,
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.error = error
+        self.detail = detail or message
         self.reply = reply
         self.retry_after_s = retry_after_s
 

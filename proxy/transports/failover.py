@@ -14,6 +14,8 @@ import random
 import time
 from collections.abc import Callable
 
+import structlog
+
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError, Outcome
 from proxy import refusals
@@ -38,6 +40,9 @@ _TRANSIENT = frozenset(
     )
 )
 _WINDOW_S = 10
+_LOG_EVERY_S = 1.0  # an outage fails thousands of calls; their attempts are all recorded, one line a second tells why
+
+log = structlog.get_logger("proxy.failover")
 
 
 class RetryBudget:
@@ -102,6 +107,7 @@ class Failover:
         self._metrics = metrics
         self._budget = budget or RetryBudget(ratio=settings.retry_ratio, min_per_s=settings.retry_min_per_s)
         self._monotonic = monotonic
+        self._logged_at = -_LOG_EVERY_S
 
     async def send(self, call: Call) -> Reply:
         """The first good reply, an upstream's final refusal of the request, or our refusal when nothing is left to try."""
@@ -194,6 +200,7 @@ class Failover:
         if not tries.failures:
             message = f"no healthy deployment for model `{alias}`: every breaker is open; try again later"
             return refuse(refusals.UNAVAILABLE, message, retry_after_s=max(1.0, tries.open_retry_after_s))
+        self._log(call, alias, tries)
         last = tries.failures[-1]
         errors = {failure.error for failure in tries.failures}
         if errors == {AttemptError.STATUS_429} and last.reply is not None:
@@ -203,9 +210,20 @@ class Failover:
         if errors <= {AttemptError.FIRST_BYTE_TIMEOUT, AttemptError.IDLE_TIMEOUT}:
             return refuse(refusals.TIMED_OUT, f"no deployment of model `{alias}` answered in time: {last}")
         if errors == {AttemptError.AUTH} and last.reply is None:
-            return refuse(refusals.MISCONFIGURED, f"model `{alias}` cannot be served: {last}")
+            message = f"model `{alias}` is not set up completely; its operator finds the reason under {call.call_id}"
+            return refuse(refusals.MISCONFIGURED, message)
         message = f"all deployments of model `{alias}` failed after {tries.count} tries; the last: {last}"
         return refuse(refusals.EXHAUSTED, message)
+
+    def _log(self, call: Call, alias: str, tries: _Tries) -> None:
+        """Tells the operator what the client must not know: hosts, credentials, what upstreams say about our account."""
+        now = self._monotonic()
+        if now - self._logged_at < _LOG_EVERY_S:
+            self._metrics.bound_hit("log_every_s")
+            return
+        self._logged_at = now
+        reasons = [failure.detail for failure in tries.failures]
+        log.warning("a call could not be served", call_id=call.call_id, model=alias, reasons=reasons)
 
 
 def _passed_through(reply: Reply, outcome: Outcome) -> Reply:

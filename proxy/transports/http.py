@@ -33,6 +33,9 @@ _FORWARDED = (
 _RETURNED = frozenset((b"content-type", b"x-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry"))
 _RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-")
 _RETRY_AFTER_S_MAX = 86_400.0
+_SAID_CHARS_MAX = 500  # of an upstream's own error message, where we quote it
+# About our account there, so none of the client's business: such a message often quotes the credential.
+_OURS = frozenset((AttemptError.AUTH, AttemptError.QUOTA))
 
 
 class HttpTransport:
@@ -50,7 +53,9 @@ class HttpTransport:
         endpoint = candidate.endpoint
         if endpoint is None or endpoint.missing:
             reason = "no endpoint" if endpoint is None else endpoint.missing
-            raise AttemptFailed(AttemptError.AUTH, f"upstream {candidate.upstream.id} has no credential: {reason}")
+            name = candidate.upstream.id
+            detail = f"upstream {name} has no credential: {reason}"
+            raise AttemptFailed(AttemptError.AUTH, f"upstream {name} is not configured", detail=detail)
         head, body = _request_of(attempt.call, candidate, endpoint)
         pool = self._pool(endpoint, candidate.upstream)
         began_ns = time.monotonic_ns()
@@ -90,12 +95,14 @@ class HttpTransport:
             return await pool.acquire(timeout_s=min(upstream.connect_timeout_s, left_s), fresh=fresh)
         except PoolExhausted as error:
             self._metrics.bound_hit("upstream_connections_max")
-            raise AttemptFailed(AttemptError.CONNECT, str(error)) from error
+            message = f"every connection to upstream {upstream.id} is busy"
+            raise AttemptFailed(AttemptError.CONNECT, message, detail=str(error)) from error
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             expired = isinstance(error, TimeoutError) and left_s < upstream.connect_timeout_s
             kind = AttemptError.DEADLINE if expired else AttemptError.CONNECT
             reason = "timed out" if isinstance(error, TimeoutError) else str(error)
-            raise AttemptFailed(kind, f"cannot connect to upstream {upstream.id}: {reason}") from error
+            detail = f"cannot connect to upstream {upstream.id}: {reason}"
+            raise AttemptFailed(kind, f"upstream {upstream.id} cannot be reached", detail=detail) from error
 
     async def _answer(self, attempt: Attempt, pool: Pool, connection: Connection, head: bytes, body: bytes) -> Reply:
         """One exchange; the connection goes back to its pool, to the stream, or is closed. Raises ConnectionFailed."""
@@ -143,10 +150,14 @@ class HttpTransport:
         reply.deployment = attempt.candidate.deployment.id
         reply.model = attempt.candidate.deployment.model
         if not 200 <= status < 300:
-            code, message = openai.read_error(body)
+            code, said = openai.read_error(body)
+            error = error_of(status, code)
+            message = f"upstream {attempt.candidate.upstream.id} answered with status {status}"
+            said = said[:_SAID_CHARS_MAX]
             raise AttemptFailed(
-                error_of(status, code),
-                message or f"upstream {attempt.candidate.upstream.id} answered with status {status}",
+                error,
+                said if said and error not in _OURS else message,
+                detail=f"{message}: {said}",
                 reply=reply,
                 retry_after_s=_retry_after_s(headers),
             )

@@ -225,13 +225,14 @@ def test_an_unpriced_model_is_served_where_allowed_and_counts_its_tokens() -> No
 
 
 def test_an_unpriced_model_is_refused_where_it_is_not_allowed() -> None:
-    """Refuse: the client is told which model has no price."""
+    """Refuse: 403 `unpriced`, which model has no price, and what to do."""
     reply = _stage(Ledger()).enter(
         make_call(tenant=TenantPolicy("acme", unpriced=Unpriced.REFUSE), deployments=(UNPRICED,))
     )
     assert reply is not None
-    assert 403 == reply.status
+    assert (403, "unpriced", Outcome.FORBIDDEN) == (reply.status, reply.error_code, reply.outcome)
     assert "`small` has no price" in _message(reply)
+    assert "add a price" in _message(reply)
 
 
 def test_unpriced_candidates_are_taken_out_where_they_are_not_allowed() -> None:

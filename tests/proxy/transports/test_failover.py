@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+import structlog
 
 from controlplane.contract.records import AttemptError, Outcome
 from controlplane.contract.snapshot import BreakerPolicy
@@ -166,12 +168,53 @@ async def test_nobody_listening_is_a_failure_to_connect(world: World) -> None:
 
 
 async def test_a_missing_credential_is_our_trouble_and_no_401(world: World) -> None:
-    """The client hears 503, and the variable to set."""
+    """The client hears 503 and a call id; the variable to set is the operator's business, and in the log."""
     await world.upstream(GOOD)
     world.apply(upstream={"credential": "env:NOT_THERE"})
-    response = await world.chat()
+    with structlog.testing.capture_logs() as lines:
+        response = await world.chat()
     assert (503, "misconfigured") == (response.status_code, response.json()["error"]["code"])
-    assert "NOT_THERE" in response.json()["error"]["message"]
+    assert "NOT_THERE" not in response.text
+    assert response.headers["x-heph-call-id"] in response.json()["error"]["message"]
+    (line,) = lines
+    assert response.headers["x-heph-call-id"] == line["call_id"]
+    assert "NOT_THERE" in line["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        sends_then_aborts(b""),
+        sends_then_aborts(b"nonsense"),
+        replies(
+            answer(b'{"error":{"message":"bad key sk-upstream-secret at 127.0.0.1","code":"invalid_api_key"}}', 401)
+        ),
+        replies(
+            answer(b'{"error":{"message":"account sk-upstream-secret of 127.0.0.1","code":"insufficient_quota"}}', 429)
+        ),
+        None,
+    ],
+)
+async def test_a_tenant_sees_no_address_and_no_credential(world: World, script: Script | None) -> None:
+    """Whatever goes wrong at an upstream, hosts, ports, credentials and what it says about our account stay here."""
+    upstream = await world.upstream(script or GOOD)
+    if script is None:
+        await upstream.stop()
+    world.apply(route={"attempts_max": 1})
+    response = await world.chat()
+    assert response.status_code >= 429
+    for secret in ("127.0.0.1", str(upstream.port), "sk-upstream-secret", "UP_KEY"):
+        assert secret not in response.text + str(response.headers)
+
+
+async def test_an_outage_does_not_fill_the_log(world: World) -> None:
+    """Of many calls that fail within a second one is told; the others are counted."""
+    await world.upstream(fails(500))
+    world.apply(route={"attempts_max": 1}, breaker=BreakerPolicy(requests_min=1000))
+    with structlog.testing.capture_logs() as lines:
+        await asyncio.gather(*(world.chat() for _ in range(20)))
+    assert len(lines) <= 3
+    assert 'bound="log_every_s"' in (await world.client.get("/metrics")).text
 
 
 async def test_when_every_breaker_is_open_the_client_is_told_when_to_come_back(world: World) -> None:
