@@ -12,11 +12,11 @@ import msgspec
 from prometheus_client import CollectorRegistry, Metric
 
 from controlplane.__main__ import main as command_line
+from controlplane.app.measures import all_metrics
 from controlplane.catalog import file
 from controlplane.contract import snapshot
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError, CacheState, CostState, Outcome
-from controlplane.metrics import Metrics
 from controlplane.settings import described
 from controlplane.store import schema
 from proxy.refusals import TABLE
@@ -98,7 +98,7 @@ def metrics_page() -> str:
     text = f"# Metrics\n\n{NOTE}\nPrometheus metrics in base units. Each proxy worker serves its own at `/metrics` on the proxy's port and says so in the label `worker`.\n"
     for title, families in (
         ("Proxy", _proxy_metrics()),
-        ("Control plane", list(Metrics(CollectorRegistry()).registry.collect())),
+        ("Control plane", list(all_metrics(CollectorRegistry()).collect())),
     ):
         rows = sorted(
             (f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation)
@@ -195,11 +195,10 @@ def _meaning(field: msgspec.structs.FieldInfo, section: str) -> str:
     """The field's own sentence: the last description in its type, that of the struct in it, or one from CONTRACT."""
     if f"{section}.{field.name}" in CONTRACT:
         return CONTRACT[f"{section}.{field.name}"]
-    metas = [
-        one for one in getattr(field.type, "__metadata__", ()) if isinstance(one, msgspec.Meta) and one.description
-    ]
-    if metas:
-        return str(metas[-1].description)
+    metas = [one for one in getattr(field.type, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
+    said = [one.description for one in metas if one.description] or [one.title for one in metas if one.title]
+    if said:
+        return str(said[-1])
     for kind in (field.type, *typing.get_args(field.type)):
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             return (kind.__doc__ or "").splitlines()[0]
