@@ -16,7 +16,7 @@ from collections import OrderedDict
 import msgspec
 import structlog
 
-from controlplane.clock import Clock
+from controlplane.clock import US_PER_S, Clock
 from controlplane.contract import wire
 from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import BreakerStatus, ProxyStatus
@@ -29,8 +29,6 @@ from controlplane.store.repair import Repaired, make_whole
 from controlplane.store.rows import Batch, Columns, batch_rows, breaker_columns, proxy_status_columns
 
 TOKEN_CHARACTERS_MAX = 200
-STATUS_EVERY_S = 10.0  # an unchanged status is stored once in this time
-PROXIES_MAX = 1_000  # proxies whose last status is remembered; the one that was silent longest is forgotten
 _FRAME_HEADER = struct.Struct("<II")
 
 
@@ -42,12 +40,13 @@ class PoisonBatch(HephaestusError):
 
 
 class IngestResult(msgspec.Struct, frozen=True):
-    """What became of a batch. duplicate: it was stored before. torn_bytes: cut off at its end, never settled by its proxy."""
+    """What became of a batch. duplicate: it was stored before. torn_bytes: cut off at its end, never settled by its proxy. repaired: it was there in part."""
 
     token: str
     records: int
     duplicate: bool = False
     torn_bytes: int = 0
+    repaired: bool = False
 
 
 class Ingest:
@@ -123,14 +122,16 @@ class Ingest:
                 self._store.insert(table, columns, token=f"{token}:{table.name}")
         except UnfitValue as error:
             raise PoisonBatch(f"batch {token} cannot be stored: {error.message}") from error
-        if not trusted:
-            repaired = make_whole(self._store, plan, token=token)
-            if repaired != Repaired():
-                _log().warning("batch_repaired", batch=token, rows=repaired.rows, minutes=repaired.minutes)
+        repaired = Repaired() if trusted else make_whole(self._store, plan, token=token)
+        if repaired != Repaired():
+            _log().warning("batch_repaired", batch=token, rows=repaired.rows, minutes=repaired.minutes)
         self._trusted[proxy] = None
-        while len(self._trusted) > PROXIES_MAX:
+        while len(self._trusted) > self._limits.proxies_max:
             self._trusted.popitem(last=False)
-        return IngestResult(token, batch.records, torn_bytes=torn_bytes)
+        if records:
+            ended_us = min(record.started_us + record.latency_us for record in records)
+            self._metrics.lag_s.set(max(0.0, (self._clock.now_us() - ended_us) / US_PER_S))
+        return IngestResult(token, batch.records, torn_bytes=torn_bytes, repaired=repaired != Repaired())
 
     def _count(self, result: IngestResult, body_bytes: int) -> None:
         self._metrics.batches.labels("repeated" if result.duplicate else "stored").inc()
@@ -138,6 +139,8 @@ class Ingest:
         if result.duplicate:
             return
         self._metrics.records.inc(result.records)
+        self._metrics.torn_bytes.inc(result.torn_bytes)
+        self._metrics.repaired.inc(result.repaired)
         if result.torn_bytes:
             _log().warning("batch_torn", batch=result.token, torn_bytes=result.torn_bytes)
 
@@ -145,8 +148,9 @@ class Ingest:
         """Stores what is new in a proxy's status, and all of it once in a while; returns the rows written."""
         told = self._told.setdefault(status.proxy_id, _Told())
         self._told.move_to_end(status.proxy_id)
-        while len(self._told) > PROXIES_MAX:
+        while len(self._told) > self._limits.proxies_max:
             self._told.popitem(last=False)
+            self._metrics.statuses_forgotten.inc()
         now = self._clock.monotonic()
         due = now >= told.due
         changed = [b for b in status.breakers if due or told.states.get(b.deployment) != b.state]
@@ -158,7 +162,7 @@ class Ingest:
         told.states = {b.deployment: b.state for b in status.breakers}
         told.itself = itself
         if due:
-            told.due = now + STATUS_EVERY_S
+            told.due = now + self._limits.status_every_s
         return len(changed) + says
 
     def _store_status(self, status: ProxyStatus, changed: list[BreakerStatus], itself: bool) -> None:  # noqa: FBT001

@@ -41,6 +41,24 @@ class IngestMetrics:
         )
         self.records = Counter("heph_ingest_records", "Call records stored.", registry=registry)
         self.bytes = Counter("heph_ingest_bytes", "Bytes of batches received.", registry=registry)
+        self.torn_bytes = Counter(
+            "heph_ingest_torn_bytes",
+            "Bytes cut off at the end of batches: records that no proxy had settled.",
+            registry=registry,
+        )
+        self.repaired = Counter(
+            "heph_ingest_repaired",
+            "Batches that were in the store with something missing, and were made whole.",
+            registry=registry,
+        )
+        self.lag_s = Gauge(
+            "heph_ingest_lag_seconds", "Age of the oldest call of the last batch when it was stored.", registry=registry
+        )
+        self.statuses_forgotten = Counter(
+            "heph_ingest_statuses_forgotten",
+            "Proxies whose last word was forgotten because too many are known; the next one is stored whole.",
+            registry=registry,
+        )
         self.waiting = Gauge("heph_ingest_waiting", "Batches that wait for the store.", registry=registry)
         self.seconds = Histogram(
             "heph_ingest_seconds",
@@ -103,7 +121,7 @@ class DetectionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.sweeps = Counter(
-            "heph_detection_sweeps", "Sweeps, by result (ok, failed, timed_out).", ["result"], registry=registry
+            "heph_detection_sweeps", "Sweeps, by result (ok, failed, timed_out, stale).", ["result"], registry=registry
         )
         self.sweep_seconds = Histogram(
             "heph_detection_sweep_seconds", "Time of one sweep.", buckets=_FAST_S, registry=registry

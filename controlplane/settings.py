@@ -71,6 +71,12 @@ class IngestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting_max: Annotated[
         int, Meta(ge=1, description="Batches that may wait for the store; more are told to come again later.")
     ] = 64
+    status_every_s: Annotated[
+        float, Meta(gt=0, description="How often a proxy's status is stored when nothing in it changed.")
+    ] = 10.0
+    proxies_max: Annotated[
+        int, Meta(ge=1, description="Proxy workers whose last word is remembered; the one silent longest is forgotten.")
+    ] = 1_000
 
 
 class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,6 +115,31 @@ class DoorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     concurrency: Annotated[int, Meta(ge=1, description="Queries that may run at once.")] = 4
     waiting_max: Annotated[int, Meta(ge=0, description="Queries that may wait for their turn; more are refused.")] = 64
+    query_bytes_max: Annotated[
+        int, Meta(ge=1024, le=1024 * 1024, description="Bytes that the text of one query may have.")
+    ] = 256 * 1024
+    body_timeout_s: Annotated[float, Meta(gt=0, description="How long a query's body may take to arrive.")] = 30.0
+
+
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the telemetry store as the control plane uses it."""
+
+    readers: Annotated[int, Meta(ge=1, le=64, description="Queries of its own that may run at once.")] = 2
+    waiting_max: Annotated[int, Meta(ge=1, description="Queries that may wait for one of those; more are refused.")] = (
+        64
+    )
+    wait_s_max: Annotated[float, Meta(gt=0, description="How long a query may wait for its turn.")] = 30.0
+    query_s_max: Annotated[float, Meta(gt=0, description="How long one query may run.")] = 30.0
+    insert_s_max: Annotated[float, Meta(gt=0, description="How long one insert may run.")] = 60.0
+    query_memory_bytes_max: Annotated[int, Meta(ge=16 * 1024 * 1024, description="Memory that one query may use.")] = (
+        1024 * 1024 * 1024
+    )
+    memory_bytes_max: Annotated[
+        int, Meta(ge=256 * 1024 * 1024, description="Memory that the embedded engine may use in all.")
+    ] = 4 * 1024 * 1024 * 1024
+    mark_cache_bytes: Annotated[
+        int, Meta(ge=1024 * 1024, description="Memory that the embedded engine keeps for the marks of its files.")
+    ] = 64 * 1024 * 1024
 
 
 class DetectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +156,16 @@ class DetectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     probe_every_s: Annotated[
         float, Meta(gt=0, description="How often deployments that are sick or drained are probed.")
     ] = 5.0
+    probe_timeout_s: Annotated[float, Meta(gt=0, description="How long one probe may take before it failed.")] = 10.0
+    probe_targets_max: Annotated[
+        int, Meta(ge=1, description="Deployments that are probed at once; more are counted and left out.")
+    ] = 20
+    probe_ok_needed: Annotated[
+        int, Meta(ge=1, description="Good probes in a row before a deployment counts as well.")
+    ] = 3
+    probe_failed_needed: Annotated[
+        int, Meta(ge=1, description="Bad probes in a row before a deployment counts as sick.")
+    ] = 2
 
 
 class IncidentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -225,13 +266,27 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     journal: Annotated[str, Meta(min_length=1, description="Journal: `sqlite:///path` or `postgresql://...`.")] = (
         f"sqlite:///{DATA_DIR_VARIABLE}/journal.db"
     )
+    journal_wait_s_max: Annotated[
+        float, Meta(gt=0, description="How long an append may wait for another process that writes to the journal.")
+    ] = 30.0
+    journal_commands_days: Annotated[
+        int, Meta(ge=1, description="Days in which a command that is sent twice is recognised as the same.")
+    ] = 30
     redis: Annotated[
         str | None, Meta(description="Redis for state that several proxies share: `redis://...`; null: none.")
+    ] = None
+    telemetry_password: Annotated[
+        str | None,
+        Meta(
+            description="Reference to the password of the ClickHouse server's user; null: it needs none.",
+            extra={"reference": True},
+        ),
     ] = None
     log: LogSettings = LogSettings()
     retention: RetentionSettings = RetentionSettings()
     ingest: IngestSettings = IngestSettings()
     publish: PublishSettings = PublishSettings()
+    store: StoreSettings = StoreSettings()
     door: DoorSettings = DoorSettings()
     detection: DetectionSettings = DetectionSettings()
     incidents: IncidentSettings = IncidentSettings()

@@ -25,7 +25,7 @@ from controlplane.secrets import Secret
 from controlplane.settings import DoorSettings
 from controlplane.store.client import QueryFailed, Store
 from controlplane.store.embedded import DATABASE
-from controlplane.store.guard import QUERY_BYTES_MAX, Checked, Refused
+from controlplane.store.guard import Checked, Refused
 from controlplane.store.native import CUSTOM_SERIALIZATION_VERSION, UnknownLayout, with_block_headers
 from controlplane.store.readonly import ReadLimits, ReadOnlyHandles
 
@@ -35,7 +35,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 PARAMETERS_MAX = 200
-BODY_TIMEOUT_S = 30.0
 COMPRESS_FROM_BYTES = 1024
 _CHUNK_BYTES = 256 * 1024
 
@@ -107,6 +106,7 @@ class ClickHouseDoor:
                     result_bytes_max=settings.max_result_bytes,
                     memory_bytes_max=settings.max_memory_bytes,
                     handles=settings.concurrency,
+                    query_bytes_max=settings.query_bytes_max,
                 ),
             )
         self._executor = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="door")
@@ -139,8 +139,9 @@ class ClickHouseDoor:
         """One query, or the reason why not."""
         try:
             self._let_in(scope, headers)
-            body = await asyncio.wait_for(_read_body(receive), BODY_TIMEOUT_S)
-            request = read_request(scope["query_string"], headers, body)
+            bytes_max = self._settings.query_bytes_max
+            body = await asyncio.wait_for(_read_body(receive, bytes_max), self._settings.body_timeout_s)
+            request = read_request(scope["query_string"], headers, body, bytes_max=bytes_max)
             await self._serve(request, send)
         except Denied as denied:
             self._metrics.queries.labels("denied").inc()
@@ -231,7 +232,7 @@ class ClickHouseDoor:
         await _answer(send, status or _STATUS.get(number, 500), f"{text}{version}\n".encode(), headers)
 
 
-def read_request(query_string: bytes, headers: Mapping[str, str], body: bytes) -> Request:
+def read_request(query_string: bytes, headers: Mapping[str, str], body: bytes, *, bytes_max: int) -> Request:
     """The query and all that belongs to it. Raises Refused for what is not understood or not allowed."""
     pairs = _pairs(query_string)
     values = {name[6:]: value for name, value in pairs.items() if name.startswith("param_")}
@@ -245,7 +246,7 @@ def read_request(query_string: bytes, headers: Mapping[str, str], body: bytes) -
     if database not in (DATABASE, "default"):
         raise Refused(f"Database {database[:64]} does not exist; there is only {DATABASE}", number=UNKNOWN_DATABASE)
     try:
-        text = _inflated(body, headers.get("content-encoding", "")).decode()
+        text = _inflated(body, headers.get("content-encoding", ""), bytes_max).decode()
     except UnicodeDecodeError:
         raise Refused("Syntax error: a query is UTF-8 text", number=62) from None
     version = pairs.get("client_protocol_version", "")
@@ -298,7 +299,7 @@ def _credentials(query_string: bytes, headers: Mapping[str, str]) -> tuple[str, 
     return pairs.get("user", ""), pairs.get("password", "")
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive, bytes_max: int) -> bytes:
     """The body of the request. Raises Refused when it is longer than a query may be."""
     parts: list[bytes] = []
     size = 0
@@ -308,14 +309,14 @@ async def _read_body(receive: Receive) -> bytes:
             raise TooMany("the client left before its query was read")
         part: bytes = message.get("body", b"")
         size += len(part)
-        if size > QUERY_BYTES_MAX:
-            raise Refused(f"Syntax error: a query has at most {QUERY_BYTES_MAX} bytes", number=62)
+        if size > bytes_max:
+            raise Refused(f"Syntax error: a query has at most {bytes_max} bytes", number=62)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-def _inflated(body: bytes, encoding: str) -> bytes:
+def _inflated(body: bytes, encoding: str, bytes_max: int) -> bytes:
     """The body without its HTTP compression, no longer than a query may be."""
     if encoding in ("", "identity"):
         return body
@@ -323,11 +324,11 @@ def _inflated(body: bytes, encoding: str) -> bytes:
         raise Refused(f"Content-Encoding {encoding[:32]} is not supported here; use gzip", number=NOT_IMPLEMENTED)
     inflate = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
     try:
-        text = inflate.decompress(body, QUERY_BYTES_MAX + 1)
+        text = inflate.decompress(body, bytes_max + 1)
     except zlib.error as error:
         raise Refused(f"the compressed body cannot be read: {error}", number=62) from None
-    if len(text) > QUERY_BYTES_MAX or not inflate.eof:
-        raise Refused(f"Syntax error: a query has at most {QUERY_BYTES_MAX} bytes", number=62)
+    if len(text) > bytes_max or not inflate.eof:
+        raise Refused(f"Syntax error: a query has at most {bytes_max} bytes", number=62)
     return text
 
 

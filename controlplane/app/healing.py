@@ -81,9 +81,9 @@ def _value(found: Measured, name: str, window_s: float) -> float:
         case "success_ratio":
             return found.good / found.calls if found.calls else float("nan")
         case "latency_p95_s":
-            return found.latency_s_p95
+            return found.latency_s_p95 or float("nan")  # 0: there was none to measure
         case "ttft_p95_s":
-            return found.first_token_s_p95
+            return found.first_token_s_p95 or float("nan")
         case "cost_usd_per_h":
             return found.cost_usd * 3_600 / window_s
     raise BadRequest(f"there is no metric {name!r}")

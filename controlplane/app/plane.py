@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import cast
 
@@ -37,7 +38,7 @@ from controlplane.catalog.keys import Keys
 from controlplane.catalog.leases import Leases
 from controlplane.catalog.load import Loaded
 from controlplane.catalog.reload import Reloader
-from controlplane.clock import Clock
+from controlplane.clock import US_PER_S, Clock
 from controlplane.costs.prices import PriceBook
 from controlplane.detection.freshness import Freshness
 from controlplane.detection.metrics import ProbeMetrics, SweepMetrics
@@ -55,10 +56,13 @@ from controlplane.ingest import Ingest
 from controlplane.journal.journal import Journal
 from controlplane.metrics import Metrics
 from controlplane.secrets import ServerSecrets, resolve
-from controlplane.store.client import Store
+from controlplane.settings import Settings
+from controlplane.store.client import Store, StoreLimits
 from controlplane.store.migrate import apply_retention, migrate
 
 TICK_S = 1.0
+DAY_S = 86_400
+TIDY_EVERY_S = 6 * 3_600.0
 
 
 class ControlPlane:
@@ -97,22 +101,17 @@ class ControlPlane:
         self._witnesses = Witnesses(
             self._incidents, self._view, statuses=publisher.statuses, clock=clock, changed=self._consider
         )
-        self._sweep = Sweep(
-            source=StoreSeries(store),
-            watches=self._view.watches,
-            telemetry=freshness,
-            settings=settings.detection,
-            metrics=metrics.detection,
-            sweep_metrics=SweepMetrics(metrics.registry),
-            clock=clock,
-        )
+        self._sweep = self._make_sweep(freshness)
         intake = Intake(_ingest(store, clock, metrics, loaded), freshness, clock)
-        self._prober = BookedProber(lambda: publisher.current, intake)
+        probe_metrics = ProbeMetrics(metrics.registry)
+        self._prober = BookedProber(
+            lambda: publisher.current, intake, timeout_s=settings.detection.probe_timeout_s, metrics=probe_metrics
+        )
         self._probes = Probes(
             prober=self._prober.http,
             targets=self._witnesses.to_probe,
-            settings=ProbeSettings(),
-            metrics=ProbeMetrics(metrics.registry),
+            settings=ProbeSettings.of(settings.detection),
+            metrics=probe_metrics,
             clock=clock,
         )
         self._healing = self._make_healing()
@@ -135,13 +134,28 @@ class ControlPlane:
         settings = loaded.settings
         settings.data_path.mkdir(parents=True, exist_ok=True)
         metrics = Metrics(CollectorRegistry())
-        store = await asyncio.to_thread(
-            Store.open, settings.telemetry, data_dir=settings.data_path, metrics=metrics.store
-        )
-        await asyncio.to_thread(migrate, store)
-        await asyncio.to_thread(apply_retention, store, settings.retention)
-        journal = await asyncio.to_thread(Journal.open, settings.journal)
-        telling = Telling(journal, settings.alerts, clock=clock, metrics=metrics.alerts)
+        async with AsyncExitStack() as opened:
+            store = await asyncio.to_thread(_open_store, settings, metrics)
+            opened.push_async_callback(asyncio.to_thread, store.close)
+            journal = await asyncio.to_thread(_open_journal, settings, clock, metrics)
+            opened.push_async_callback(asyncio.to_thread, journal.close)
+            plane = await cls._join(loaded, secrets, clock=clock, metrics=metrics, store=store, journal=journal)
+            opened.pop_all()  # from here on `close` gives them back
+        return plane
+
+    @classmethod
+    async def _join(
+        cls,
+        loaded: Loaded,
+        secrets: ServerSecrets,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        store: Store,
+        journal: Journal,
+    ) -> ControlPlane:
+        """A control plane on open stores, with what the journal holds."""
+        telling = Telling(journal, loaded.settings.alerts, clock=clock, metrics=metrics.alerts)
         telling.use(loaded.config)
         prices = await asyncio.to_thread(PriceBook.packaged)
         reloader = await Reloader.open(
@@ -182,6 +196,7 @@ class ControlPlane:
             stay_up("reload", lambda: self.reloader.run(stop, every_s=every_s), clock=clock, metrics=loops),
             stay_up("alerts", self._telling.run, clock=clock, metrics=loops),
             keep_turning("copies", self._copies.turn, every_s=TICK_S, clock=clock, metrics=loops),
+            keep_turning("tidy", self._tidy, every_s=TIDY_EVERY_S, clock=clock, metrics=loops),
         ]
 
     def _watching(self) -> list[Coroutine[None, None, None]]:
@@ -206,6 +221,11 @@ class ControlPlane:
         await asyncio.to_thread(self._store.close)
         await asyncio.to_thread(self._journal.close)
 
+    async def _tidy(self) -> None:
+        """What is done once in a while: forgets commands so old that nobody sends them again."""
+        before_us = self._clock.now_us() - self.settings.journal_commands_days * DAY_S * US_PER_S
+        await asyncio.to_thread(self._journal.forget_commands, before_us)
+
     async def _probe(self) -> None:
         await self._witnesses.emit(await self._probes.turn())
         await self._prober.book()
@@ -217,6 +237,17 @@ class ControlPlane:
             if incident.state == "firing":
                 for view in views_of(incident, topology):
                     await self._healing.consider(view)
+
+    def _make_sweep(self, freshness: Freshness) -> Sweep:
+        return Sweep(
+            source=StoreSeries(self._store),
+            watches=self._view.watches,
+            telemetry=freshness,
+            settings=self.settings.detection,
+            metrics=self.metrics.detection,
+            sweep_metrics=SweepMetrics(self.metrics.registry),
+            clock=self._clock,
+        )
 
     def _make_healing(self) -> Healing:
         settings, clock = self.settings, self._clock
@@ -292,6 +323,35 @@ class ControlPlane:
     async def _journal_ready(self) -> str:
         await asyncio.to_thread(self._journal.position)
         return ""
+
+
+def _open_store(settings: Settings, metrics: Metrics) -> Store:
+    """The telemetry store with its schema up to date; blocking."""
+    reference = settings.telemetry_password
+    store = Store.open(
+        settings.telemetry,
+        data_dir=settings.data_path,
+        limits=StoreLimits.of(settings.store),
+        metrics=metrics.store,
+        password="" if reference is None else resolve(reference).reveal(),
+    )
+    try:
+        migrate(store)
+        apply_retention(store, settings.retention)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _open_journal(settings: Settings, clock: Clock, metrics: Metrics) -> Journal:
+    """The journal with its tables up to date; blocking."""
+    return Journal.open(
+        settings.journal,
+        now_us=clock.now_us,
+        registry=metrics.registry,
+        busy_timeout_s=settings.journal_wait_s_max,
+    )
 
 
 def _ingest(store: Store, clock: Clock, metrics: Metrics, loaded: Loaded) -> Ingest:

@@ -238,6 +238,8 @@ def _secrets(bound: Bound[ConfigFile], environ: Mapping[str, str]) -> Iterator[F
     references += [(entry.secret, ("alerts", a, "secret")) for a, entry in enumerate(config.alerts) if entry.secret]
     if config.server.door.password:
         references.append((config.server.door.password, ("server", "door", "password")))
+    if config.server.telemetry_password:
+        references.append((config.server.telemetry_password, ("server", "telemetry_password")))
     for reference, place in references:
         try:
             resolve(reference, environ)

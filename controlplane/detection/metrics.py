@@ -37,6 +37,11 @@ class ProbeMetrics:
             ["result"],
             registry=registry,
         )
+        self.records_dropped = Counter(
+            "heph_detection_probe_records_dropped",
+            "Records of what probes cost that were given up because the store took none for too long.",
+            registry=registry,
+        )
         self.targets = Gauge("heph_detection_probe_targets", "Deployments that are being probed.", registry=registry)
         self.targets_dropped = Counter(
             "heph_detection_probe_targets_dropped",

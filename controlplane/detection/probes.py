@@ -11,6 +11,7 @@ import msgspec
 from controlplane.clock import Clock
 from controlplane.detection.metrics import ProbeMetrics
 from controlplane.detection.signals import PROBE_FAILED, PROBE_OK, Anomaly, Cleared, Signal, signal_id
+from controlplane.settings import DetectionSettings
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
@@ -35,6 +36,16 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     targets_max: int = 20  # deployments probed at once
     ok_needed: int = 3  # good probes in a row before a deployment counts as well
     failed_needed: int = 2  # bad probes in a row before it counts as sick
+
+    @classmethod
+    def of(cls, settings: DetectionSettings) -> ProbeSettings:
+        """The bounds that the settings give."""
+        return cls(
+            timeout_s=settings.probe_timeout_s,
+            targets_max=settings.probe_targets_max,
+            ok_needed=settings.probe_ok_needed,
+            failed_needed=settings.probe_failed_needed,
+        )
 
 
 class Streak(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from controlplane.errors import ConfigError, HephaestusError, StoreUnavailable, TooMany
 from controlplane.metrics import StoreMetrics
+from controlplane.settings import StoreSettings
 from controlplane.store.embedded import DATABASE, EngineLimits, write_config
 from controlplane.store.schema import Table
 
@@ -48,6 +49,19 @@ class StoreLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     insert_s_max: float = 60.0
     query_memory_bytes_max: int = 1024 * 1024 * 1024
     engine: EngineLimits = EngineLimits()
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> StoreLimits:
+        """The bounds that the settings give."""
+        return cls(
+            readers=settings.readers,
+            waiting_max=settings.waiting_max,
+            wait_s_max=settings.wait_s_max,
+            query_s_max=settings.query_s_max,
+            insert_s_max=settings.insert_s_max,
+            query_memory_bytes_max=settings.query_memory_bytes_max,
+            engine=EngineLimits(memory_bytes_max=settings.memory_bytes_max, mark_cache_bytes=settings.mark_cache_bytes),
+        )
 
 
 class QueryFailed(HephaestusError):

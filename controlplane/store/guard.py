@@ -17,8 +17,6 @@ import msgspec
 from controlplane.errors import Forbidden
 from controlplane.store.embedded import DATABASE
 
-QUERY_BYTES_MAX = 256 * 1024
-
 SYNTAX_ERROR, READONLY, ACCESS_DENIED, UNKNOWN_FORMAT = 62, 164, 497, 73
 
 STATEMENTS = frozenset({"SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "("})
@@ -146,14 +144,17 @@ def tokens_of(sql: str) -> list[Token]:
 class Guard:
     """Decides about queries. forbidden: names of functions that may not be used, table_functions: of all that there are; lower case."""
 
-    def __init__(self, *, forbidden: Iterable[str], table_functions: Iterable[str]) -> None:
+    def __init__(
+        self, *, forbidden: Iterable[str], table_functions: Iterable[str], query_bytes_max: int = 256 * 1024
+    ) -> None:
+        self._query_bytes_max = query_bytes_max
         self._forbidden = frozenset(name.lower() for name in forbidden)
         self._table_functions = frozenset(name.lower() for name in table_functions) - TABLE_FUNCTIONS
 
     def check(self, sql: str, *, default_format: str) -> Checked:
         """The query, with its format, if it may be run. Raises Refused with the reason."""
-        if len(sql) > QUERY_BYTES_MAX or "\0" in sql:
-            raise Refused(f"Syntax error: a query has at most {QUERY_BYTES_MAX} characters", number=SYNTAX_ERROR)
+        if len(sql.encode("utf-8", "replace")) > self._query_bytes_max or "\0" in sql:
+            raise Refused(f"Syntax error: a query has at most {self._query_bytes_max} bytes", number=SYNTAX_ERROR)
         tokens = tokens_of(sql)
         end = len(sql)
         while tokens and tokens[-1].text == ";" and tokens[-1].kind is Kind.OTHER:

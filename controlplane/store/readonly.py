@@ -28,6 +28,7 @@ class ReadLimits(msgspec.Struct, frozen=True):
     result_bytes_max: int = 256 * 1024 * 1024
     memory_bytes_max: int = 1024 * 1024 * 1024
     handles: int = 4
+    query_bytes_max: int = 256 * 1024
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -68,7 +69,7 @@ class ReadOnlyHandles:
         self._closed = False
         version, timezone, name = store.rows("SELECT version(), timezone(), displayName()")[0]
         self.version, self.timezone, self.display_name = str(version), str(timezone), str(name)
-        self.guard = read_guard(store)
+        self.guard = read_guard(store, query_bytes_max=self.limits.query_bytes_max)
 
     def run(self, checked: Checked, parameters: Mapping[str, str]) -> Answer:
         """Runs a query that the guard let through; blocking.
@@ -142,7 +143,7 @@ class ReadOnlyHandles:
                     client.close()
 
 
-def read_guard(store: Store) -> Guard:
+def read_guard(store: Store, *, query_bytes_max: int = 256 * 1024) -> Guard:
     """The guard for the functions that this engine has: one that is not known to be harmless is forbidden."""
     rows = [
         (str(name), str(alias_to), str(category), bool(is_aggregate))
@@ -158,4 +159,8 @@ def read_guard(store: Store) -> Guard:
     safe |= {name.lower() for name, alias_to, _, _ in rows if alias_to.lower() in safe}
     safe |= {column.name for table in TABLES for column in table.columns}
     table_functions = [str(name) for (name,) in store.rows("SELECT name FROM system.table_functions")]
-    return Guard(forbidden={name.lower() for name, _, _, _ in rows} - safe, table_functions=table_functions)
+    return Guard(
+        forbidden={name.lower() for name, _, _, _ in rows} - safe,
+        table_functions=table_functions,
+        query_bytes_max=query_bytes_max,
+    )

@@ -20,7 +20,7 @@ from controlplane.contract.records import AttemptError, CallRecord, Outcome, Pay
 from controlplane.contract.snapshot import BreakerStatus, ProxyStatus
 from controlplane.contract.wire import batch_token, encode_frame
 from controlplane.errors import TooLarge, TooMany
-from controlplane.ingest import STATUS_EVERY_S, Ingest, IngestResult, PoisonBatch, steps
+from controlplane.ingest import Ingest, IngestResult, PoisonBatch, steps
 from controlplane.metrics import IngestMetrics
 from controlplane.settings import IngestSettings
 from controlplane.store.client import Store
@@ -111,6 +111,46 @@ async def test_repeated_batch_changes_nothing(ingest: Ingest, store: Store, regi
     assert registry.get_sample_value("heph_ingest_batches_total", {"result": "repeated"}) == 5
 
 
+async def test_lag_is_the_age_of_the_oldest_call_of_the_last_batch(
+    ingest: Ingest, clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    """An operator sees how far storing is behind; a call from the future is no lag."""
+    now_us = clock.now_us()
+    await ingest.accept("p/1", a_segment(a_call(1, at_us=now_us - 61_000_000), a_call(2, at_us=now_us - 9_000_000)))
+    assert 60.0 == registry.get_sample_value("heph_ingest_lag_seconds")
+    await ingest.accept("p/2", a_segment(a_call(3, at_us=now_us + 3_600_000_000)))
+    assert 0.0 == registry.get_sample_value("heph_ingest_lag_seconds")
+
+
+async def test_a_batch_that_was_there_in_part_is_counted_as_repaired(
+    ingest: Ingest, store: Store, registry: CollectorRegistry
+) -> None:
+    """Only a batch that lacked something counts, not one that is merely the first of its proxy."""
+    await ingest.accept("p/1", a_segment(a_call(1)))
+    assert 0.0 == registry.get_sample_value("heph_ingest_repaired_total")
+    calls = some_calls()
+    plan = steps(batch_rows(calls, token="q/1", body_bytes=0))
+    table, columns = plan[0]
+    store.insert(table, [column[:2] for column in columns], token=f"q/1:{table.name}")
+    result = await ingest.accept("q/1", a_segment(*calls))
+    assert (result.repaired, 1.0) == (True, registry.get_sample_value("heph_ingest_repaired_total"))
+
+
+async def test_more_proxies_than_remembered_are_counted(
+    store: Store, clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    """The one that was silent longest is forgotten, so its next word is stored whole again."""
+    limits = IngestSettings(proxies_max=2)
+    ingest = Ingest(store, clock=clock, metrics=IngestMetrics(registry), limits=limits)
+    for name in ("a", "b", "c", "a"):
+        clock.move(0.001)
+        await ingest.status(ProxyStatus(proxy_id=name, at_us=clock.now_us(), snapshot_version=1))
+    assert 2.0 == registry.get_sample_value("heph_ingest_statuses_forgotten_total")
+    assert [("a", 2), ("b", 1), ("c", 1)] == store.rows(
+        "SELECT proxy, count() FROM proxy_status GROUP BY proxy ORDER BY proxy"
+    )
+
+
 @pytest.mark.parametrize("done", range(5))
 async def test_cut_short_after_any_step(ingest: Ingest, store: Store, done: int) -> None:
     """A batch whose inserts stopped after any of its steps is completed when it is sent again: none missing, none twice."""
@@ -123,8 +163,8 @@ async def test_cut_short_after_any_step(ingest: Ingest, store: Store, done: int)
     await ingest.accept(TOKEN, body)
     await ingest.accept(TOKEN, body)
     cut = counts(store)
-    for table in ("calls", "attempts", "payloads", "calls_minute", "attempts_minute", "batches"):
-        store.command(f"TRUNCATE TABLE {table}")
+    for name in ("calls", "attempts", "payloads", "calls_minute", "attempts_minute", "batches"):
+        store.command(f"TRUNCATE TABLE {name}")
     await ingest.accept(TOKEN, body)
     assert counts(store) == cut
 
@@ -138,7 +178,7 @@ async def test_same_calls_under_another_token_are_others(ingest: Ingest, store: 
     assert store.rows("SELECT sum(calls) FROM calls_minute") == [(10,)]
 
 
-async def test_torn_tail_is_left_out(ingest: Ingest, store: Store) -> None:
+async def test_torn_tail_is_left_out(ingest: Ingest, store: Store, registry: CollectorRegistry) -> None:
     """Every way of cutting the last frame leaves the calls before it stored and the tail reported."""
     whole, last = a_segment(a_call(1), a_call(2)), encode_frame(a_call(3))
     for segment, cut in enumerate((1, 4, 7, 8, 9, len(last) // 2, len(last) - 1)):
@@ -146,6 +186,8 @@ async def test_torn_tail_is_left_out(ingest: Ingest, store: Store) -> None:
         assert (2, cut) == (result.records, result.torn_bytes)
     zeros = await ingest.accept(batch_token(proxy_id="p", segment=99), whole + b"\x00" * 4096)
     assert (2, 4096) == (zeros.records, zeros.torn_bytes)
+    cut_off = sum((1, 4, 7, 8, 9, len(last) // 2, len(last) - 1)) + 4096
+    assert cut_off == registry.get_sample_value("heph_ingest_torn_bytes_total")
     assert store.rows("SELECT count(), uniqExact(call_id) FROM calls") == [(16, 2)]
 
 
@@ -245,7 +287,7 @@ async def test_status_is_stored_on_change_and_once_in_a_while(ingest: Ingest, st
     assert await ingest.status(a_status()) == 0
     assert await ingest.status(a_status(state="open")) == 1
     assert await ingest.status(a_status(state="open", leases=("lease_1",))) == 1
-    clock.move(STATUS_EVERY_S)
+    clock.move(IngestSettings().status_every_s)
     assert await ingest.status(a_status(state="open", leases=("lease_1",))) == 3
     assert store.rows("SELECT deployment, state, count() FROM deployment_status GROUP BY 1, 2 ORDER BY 1, 2") == [
         ("azure/gpt", "closed", 2), ("openai/gpt", "closed", 1), ("openai/gpt", "open", 2),

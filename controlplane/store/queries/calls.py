@@ -11,8 +11,7 @@ from controlplane.contract.records import AttemptRecord, CallRecord, Payload
 from controlplane.errors import BadRequest, NotFound
 from controlplane.store.client import Store, Value
 
-PAGE_MAX = 1_000
-
+_LIMIT_MAX = 2**32 - 1  # what the query's parameter holds
 _TOKENS = ", ".join(f"tokens_{kind}" for kind in TOKEN_KINDS)
 _CALL = f"""
 call_id, toUnixTimestamp64Micro(started) AS started_us, latency_us, operation, outcome, status, tenant, key_id, agent, session, user, tags,
@@ -72,9 +71,9 @@ class CallFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def list_calls(store: Store, wanted: CallFilter) -> list[CallRecord]:
-    """Matching calls without attempts, newest first; blocking. Raises BadRequest for a page of no or too many calls."""
-    if not 1 <= wanted.limit <= PAGE_MAX:
-        raise BadRequest(f"a page has 1 to {PAGE_MAX} calls, not {wanted.limit}")
+    """Matching calls without attempts, newest first; blocking. Whoever asks bounds the page; raises BadRequest for one of no calls."""
+    if not 1 <= wanted.limit <= _LIMIT_MAX:
+        raise BadRequest(f"a page has at least one call, and at most {_LIMIT_MAX}, not {wanted.limit}")
     parameters: dict[str, Value] = msgspec.structs.asdict(wanted)
     parameters["before_us"] = wanted.before_us or wanted.to_us
     return [_call(row) for row in store.mappings(_LIST, parameters)]
