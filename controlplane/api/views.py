@@ -118,7 +118,7 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class SpendLine(msgspec.Struct, frozen=True):
-    """What one tenant or one model cost."""
+    """What one tenant, one model or one agent cost."""
 
     name: str
     calls: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -200,6 +200,10 @@ class RunAnswers:
             return [self._runs.show(run.id) for run in reversed(self._runs.list(limit=100, incident=incident_id))]
 
         return await asyncio.to_thread(read)
+
+    async def ids_of(self, incident_ids: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+        """Ids of the runs of incidents, the oldest first."""
+        return await asyncio.to_thread(self._runs.by_incident, incident_ids)
 
     async def approve(self, run_id: str, *, actor: str, reason: str) -> None:
         """Lets a run go on that waits for a person."""

@@ -26,7 +26,9 @@ class IncidentAnswers:
 
     async def list(self, *, state: str | None, limit: int) -> Sequence[views.IncidentSummary]:
         """At most `limit` incidents, newest first."""
-        return [summary(incident) for incident in self._incidents.list(state=state, limit=limit)]
+        found = self._incidents.list(state=state, limit=limit)
+        runs = await self._runs.ids_of({incident.id for incident in found})
+        return [summary(incident, runs.get(incident.id, ())) for incident in found]
 
     async def show(self, incident_id: str) -> views.IncidentDetail:
         """One incident with its timeline, the steps of its runs among it; raises NotFound."""

@@ -129,9 +129,9 @@ def _read(store: Store, now_us: int) -> _Stored:
             views.SpendLine(one.name, one.calls, one.cost_nanousd)
             for one in read(store, from_us=day, to_us=now_us, limit=LINES)
         )
-        for read in (health.spend_by_tenant, health.spend_by_model)
+        for read in (health.spend_by_tenant, health.spend_by_model, health.spend_by_agent)
     )
-    by_tenant, by_model = lines
+    by_tenant, by_model, by_agent = lines
     return _Stored(
         traffic=views.Traffic(
             window_s=WINDOW_S,
@@ -149,6 +149,7 @@ def _read(store: Store, now_us: int) -> _Stored:
             unpriced_calls=today.calls_unpriced,
             by_tenant=by_tenant,
             by_model=by_model,
+            by_agent=by_agent,
         ),
         cache=views.CacheSavings(today.cacheable, today.hits, today.coalesced, today.saved_nanousd),
         deployments=health.deployments(store, from_us=now_us - WINDOW_S * US_PER_S, to_us=now_us),

@@ -19,7 +19,7 @@ _VERSION_MAX = 2**53  # what every JSON reader takes for a whole number
 
 
 class Publisher:
-    """One for each control plane process; all methods but `open` belong to its event loop."""
+    """One for each control plane process; all methods but `open` belong to its event loop, `current` and `statuses` may be asked from any thread."""
 
     def __init__(
         self, versions: Versions, clock: Clock, settings: PublishSettings, metrics: CatalogMetrics, first: Snapshot
@@ -110,7 +110,8 @@ class Publisher:
     def statuses(self) -> tuple[ProxyStatus, ...]:
         """The last status of each live proxy worker, by its id."""
         self._forget_expired()
-        return tuple(self._proxies[proxy_id][0] for proxy_id in sorted(self._proxies))
+        known = self._proxies.copy()
+        return tuple(known[proxy_id][0] for proxy_id in sorted(known))
 
     def is_confirmed(self, version: int) -> bool:
         """Whether there is a live proxy, and all live ones have this snapshot or a newer one."""
@@ -158,13 +159,13 @@ class Publisher:
 
     def _forget_expired(self) -> None:
         oldest = self._clock.monotonic() - self._settings.proxy_expiry_s
-        expired = [proxy_id for proxy_id, (_, seen) in self._proxies.items() if seen < oldest]
+        expired = [proxy_id for proxy_id, (_, seen) in self._proxies.copy().items() if seen < oldest]
         for proxy_id in expired:
-            del self._proxies[proxy_id]
+            self._proxies.pop(proxy_id, None)
         if expired:
             self._update_metrics()
 
     def _update_metrics(self) -> None:
-        behind = sum(status.snapshot_version < self._current.version for status, _ in self._proxies.values())
+        behind = sum(status.snapshot_version < self._current.version for status, _ in self._proxies.copy().values())
         self._metrics.proxies.set(len(self._proxies))
         self._metrics.proxies_behind.set(behind)

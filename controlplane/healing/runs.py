@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 
 import msgspec
 
@@ -75,6 +76,16 @@ class Runs:
                 if (not only_open or run.ended_us == 0) and (incident is None or run.incident == incident)
             ]
         return wanted[:limit]
+
+    def by_incident(self, incident_ids: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Ids of the runs of incidents, the oldest first; an incident without one is left out. Does not read their events."""
+        found: dict[str, list[str]] = {}
+        with self._lock:
+            self._refresh()
+            for run in self._summaries.values():
+                if run.incident in incident_ids:
+                    found.setdefault(run.incident, []).append(run.id)
+        return {incident_id: tuple(run_ids) for incident_id, run_ids in found.items()}
 
     def show(self, run_id: str) -> RunDetail:
         """One run with its timeline; raises NotFound."""

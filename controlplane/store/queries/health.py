@@ -118,7 +118,7 @@ class Money(msgspec.Struct, frozen=True):
 
 
 class SpendLine(msgspec.Struct, frozen=True):
-    """What one tenant or one model cost."""
+    """What one tenant, one model or one agent cost."""
 
     name: str
     calls: int
@@ -187,6 +187,11 @@ def spend_by_tenant(store: Store, *, from_us: int, to_us: int, limit: int = LINE
 def spend_by_model(store: Store, *, from_us: int, to_us: int, limit: int = LINES_MAX) -> list[SpendLine]:
     """The dearest models first."""
     return _spend(store, "model", from_us=from_us, to_us=to_us, limit=limit)
+
+
+def spend_by_agent(store: Store, *, from_us: int, to_us: int, limit: int = LINES_MAX) -> list[SpendLine]:
+    """The dearest agents first; calls that name none are one line with an empty name."""
+    return _spend(store, "agent", from_us=from_us, to_us=to_us, limit=limit)
 
 
 def _spend(store: Store, dimension: str, *, from_us: int, to_us: int, limit: int) -> list[SpendLine]:

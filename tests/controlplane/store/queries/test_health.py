@@ -35,6 +35,7 @@ def test_nothing_ever_happened(store: Store) -> None:
     assert health.money(store, **window).hit_ratio is None
     assert health.spend_by_tenant(store, **window) == []
     assert health.spend_by_model(store, **window) == []
+    assert health.spend_by_agent(store, **window) == []
     assert health.deployments(store, **window) == []
     assert health.deployment_states(store, now_us=NOW_US) == []
     assert health.stored_ledgers(store) == []
@@ -78,6 +79,21 @@ def test_money(store: Store) -> None:
         store, from_us=START_US, to_us=NOW_US
     )
     assert [SpendLine("gpt", 4, 10**18 + 2)] == health.spend_by_model(store, from_us=START_US, to_us=NOW_US, limit=1)
+
+
+def test_spend_by_agent(store: Store) -> None:
+    """The dearest agent first; calls that name none are a line of their own, so that the lines sum up."""
+    fill(
+        store,
+        a_call(1, agent="scout", cost_nanousd=5),
+        a_call(2, agent="miner", cost_nanousd=7),
+        a_call(3, agent="scout", cost_nanousd=4),
+        a_call(4, agent="", cost_nanousd=1),
+        a_call(5, agent="late", at_us=NOW_US, cost_nanousd=100),
+    )
+    lines = [SpendLine("scout", 2, 9), SpendLine("miner", 1, 7), SpendLine("", 1, 1)]
+    assert lines == health.spend_by_agent(store, from_us=START_US, to_us=NOW_US)
+    assert lines[:2] == health.spend_by_agent(store, from_us=START_US, to_us=NOW_US, limit=2)
 
 
 def test_deployments(store: Store) -> None:
