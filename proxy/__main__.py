@@ -18,6 +18,7 @@ from controlplane.contract.proxy_settings import ProxySettings
 from proxy.server import listen, make_server
 from proxy.settings import ProxySecrets, SettingsError, load_secrets, load_settings
 from proxy.spool import SpoolLocked
+from proxy.succession import share_out
 from proxy.supervisor import Supervisor
 from proxy.worker import Worker
 
@@ -65,6 +66,8 @@ def _run_worker(settings: ProxySettings, secrets: ProxySecrets, *, name: str, su
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # a supervisor blocks them, and children inherit that
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped
+    if not supervised:  # a supervisor does it before it starts the first worker
+        share_out(settings)
     sock = listen(settings)
     worker = Worker(settings, secrets, name=name)
     gc.collect()

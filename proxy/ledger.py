@@ -11,8 +11,11 @@ A call is let in when, in every scope of its tenant, settled + reserved + its ow
 ever overspent, as long as no call costs more than its reservation; those that do are counted (`exceeded_total`).
 
 All is synchronous, in one event loop: nothing runs between the check and the move. A reservation is released and the call's record is
-booked without an `await` in between. With several workers each enforces its share of a limit, rounded down, so that the
-sum of the shares is never above it.
+booked without an `await` in between. With several workers each enforces its `Share` of a limit. The kernel gives each
+connection to a worker, so one that is busier than its siblings refuses while they still have room: never too much, at times too little.
+What was spent is shared out evenly too when the proxy starts (`proxy.succession`), whatever the number of workers was before.
+
+A clock that is put back finds the hour, day or month that it left, with what was spent in it: one ended window of each kind is kept.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ TOKENS_PER_MINUTE = "tokens_per_minute"  # the scope of the policy's own token l
 _MINUTE_US = 60_000_000
 _HOUR_US = 60 * _MINUTE_US
 _DAY_US = 24 * _HOUR_US
-_CLOCK_STEP_US = _MINUTE_US  # a clock that was put back by more than this reopens earlier windows, empty
+CLOCK_STEP_US = _MINUTE_US  # a clock that was put back by more than this goes back to earlier windows
+KEPT = frozenset((Window.HOUR, Window.DAY, Window.MONTH))  # kinds of which one ended window is kept
 
 
 class Settled(msgspec.Struct):
@@ -50,7 +54,23 @@ class LedgerState(msgspec.Struct):
     calls: int = 0
     nanousd: int = 0
     tokens: int = 0
-    tenants: dict[str, dict[Window, Settled]] = {}
+    tenants: dict[str, dict[Window, Settled]] = {}  # the window that is current
+    ended: dict[str, dict[Window, Settled]] = {}  # the one before it, of the kinds in KEPT
+
+
+class Share(msgspec.Struct, frozen=True):
+    """The part of each limit that is one worker's. The parts of all workers sum to the limit, so some are zero where it is smaller."""
+
+    worker: int = 0  # 0 <= worker < workers
+    workers: int = 1
+
+    def of(self, amount: int) -> int:
+        """This worker's part of an amount >= 0; never falls when the amount grows."""
+        part, rest = divmod(amount, self.workers)
+        return part + (self.worker < rest)
+
+
+ALL = Share()
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -59,6 +79,7 @@ class Refused(msgspec.Struct, frozen=True):
     scope: str  # `tokens_per_minute` or the budget's id
     unit: str  # "tokens" or "nanousd"
     limit: int  # of this worker
+    limit_all: int  # of all workers
     used: int  # settled in this window
     reserved: int  # by calls in flight
     wanted: int  # by this call, at worst
@@ -79,8 +100,8 @@ class Reservation:
 class Ledger:
     """Settled and reserved amounts by tenant, and the worker's totals."""
 
-    def __init__(self, *, share: int = 1) -> None:
-        """share: the number of workers that divide each limit among them, >= 1."""
+    def __init__(self, *, share: Share = ALL) -> None:
+        """share: this worker's part of each limit."""
         self._share = share
         self._accounts: dict[str, _Account] = {}
         self.calls = 0  # settled since this worker's first start
@@ -120,7 +141,7 @@ class Ledger:
             return None
         account = self._account(policy.id)
         minute = account.at(Window.MINUTE, now_us)
-        limit = policy.tokens_per_minute // self._share
+        limit = self._share.of(policy.tokens_per_minute)
         left = max(0, limit - minute.tokens - account.reserved_tokens)
         return limit, left, max(0, minute.end_us - now_us) / 1e6
 
@@ -145,13 +166,21 @@ class Ledger:
     def state(self) -> LedgerState:
         """The settled amounts as they are now; shares its parts with the ledger, so encode it before anything else runs."""
         tenants = {tenant: account.windows for tenant, account in self._accounts.items()}
-        return LedgerState(calls=self.calls, nanousd=self.nanousd, tokens=self.tokens, tenants=tenants)
+        ended = {tenant: account.ended for tenant, account in self._accounts.items() if account.ended}
+        return LedgerState(calls=self.calls, nanousd=self.nanousd, tokens=self.tokens, tenants=tenants, ended=ended)
+
+    def replace(self, state: LedgerState) -> None:
+        """Forgets what it holds and goes on from other amounts; nothing may be reserved."""
+        self._accounts.clear()
+        self.restore(state)
 
     def restore(self, state: LedgerState) -> None:
         """Continues from an earlier life's amounts; the ledger must be new."""
         self.calls, self.nanousd, self.tokens = state.calls, state.nanousd, state.tokens
         for tenant, windows in state.tenants.items():
             self._account(tenant).windows.update(windows)
+        for tenant, windows in state.ended.items():
+            self._account(tenant).ended.update(windows)
 
     def budgets(self, policies: Iterable[TenantPolicy], *, now_us: int) -> tuple[BudgetStatus, ...]:
         """Each budget of these tenants as this worker has it, those without any spending left out."""
@@ -207,28 +236,38 @@ class Ledger:
         ):
             if asked is None:
                 continue
-            limit, wanted = asked[0] // self._share, asked[1]
+            limit, wanted = self._share.of(asked[0]), asked[1]
             if used + reserved + wanted > limit:
-                return Refused(scope, unit, limit, used, reserved, wanted, settled.end_us)
+                return Refused(scope, unit, limit, asked[0], used, reserved, wanted, settled.end_us)
         return None
 
 
 class _Account:
     """One tenant: five current windows, whatever its budgets are today, so that a budget added later counts the past."""
 
-    __slots__ = ("reserved_nanousd", "reserved_tokens", "windows")
+    __slots__ = ("ended", "reserved_nanousd", "reserved_tokens", "windows")
 
     def __init__(self) -> None:
         self.windows: dict[Window, Settled] = {}
+        self.ended: dict[Window, Settled] = {}  # the window before, of the kinds in KEPT
         self.reserved_tokens = 0
         self.reserved_nanousd = 0
 
     def at(self, window: Window, now_us: int) -> Settled:
         """The window of that kind which is current at `now_us`, opened anew if time has moved on."""
         settled = self.windows.get(window)
-        if settled is None or now_us >= settled.end_us or now_us < settled.start_us - _CLOCK_STEP_US:
-            settled = self.windows[window] = _empty(window, now_us)
+        if settled is None or now_us >= settled.end_us or now_us < settled.start_us - CLOCK_STEP_US:
+            settled = self.windows[window] = self._turn(window, settled, now_us)
         return settled
+
+    def _turn(self, window: Window, left: Settled | None, now_us: int) -> Settled:
+        """The window of now in place of the one that time has left: the one before it if the clock was put back, else a new one."""
+        before = self.ended.pop(window, None)
+        if left is not None and window in KEPT:
+            self.ended[window] = left
+        if before is not None and before.start_us <= now_us < before.end_us:
+            return before
+        return _empty(window, now_us)
 
     def settle(self, *, tokens: int, nanousd: int, at_us: int) -> None:
         """Adds to each window that holds `at_us`; one that has ended since then keeps its spending to itself."""

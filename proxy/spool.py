@@ -100,6 +100,11 @@ class Spool:
             raise
 
     @property
+    def ledger(self) -> Ledger:
+        """What was settled here."""
+        return self._ledger
+
+    @property
     def bytes_stored(self) -> int:
         """Bytes on disk that count against the limit, quarantine included."""
         active = 0 if self._active is None else self._active.size
@@ -176,6 +181,15 @@ class Spool:
         self.quarantined += 1
         return True
 
+    def replace_ledger(self, state: LedgerState) -> None:
+        """Goes on from other amounts than those found, durably. Only before the first `append`.
+
+        Raises OSError, with the checkpoint on disk as it was.
+        """
+        self._ledger.replace(state)
+        if not self._checkpoint():
+            raise OSError(f"the ledger in {self._directory} cannot be written; make room on its disk")
+
     def close(self) -> None:
         """Seals, writes the last checkpoint and gives the directory free; safe to call twice."""
         self.seal()
@@ -203,7 +217,7 @@ class Spool:
 
     def _open(self) -> _Segment:
         number = self._next
-        _replace(self._directory / "next-segment", b"%d" % (number + 1))
+        replace_file(self._directory / "next-segment", b"%d" % (number + 1))
         fd = os.open(self._path(number), _APPEND, 0o600)
         self._next = number + 1
         self._active = _Segment(number, fd, self._monotonic())
@@ -222,7 +236,7 @@ class Spool:
         )
         payload = msgspec.msgpack.encode(checkpoint)
         try:
-            _replace(self._directory / "ledger.checkpoint", zlib.crc32(payload).to_bytes(4, "little") + payload)
+            replace_file(self._directory / "ledger.checkpoint", zlib.crc32(payload).to_bytes(4, "little") + payload)
         except OSError:
             self.checkpoint_failures_total += 1
             return False
@@ -324,7 +338,7 @@ def _proxy_id(path: Path) -> str:
     proxy_id = path.read_text().strip() if path.exists() else ""
     if not proxy_id:
         proxy_id = new_id("prx")
-        _replace(path, proxy_id.encode())
+        replace_file(path, proxy_id.encode())
     return proxy_id
 
 
@@ -339,7 +353,7 @@ def _read_number(path: Path) -> int:
         return 1
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Writes a small file atomically: after a kill either the old or the new content is there."""
     partial = path.with_name(path.name + ".partial")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import httpx
 import msgspec
@@ -15,9 +15,14 @@ TIMEOUT_S = 5.0
 
 
 class StatusReporter:
-    """Posts what a callable builds. A lost status is not repeated: the next one says more."""
+    """Posts what a callable builds. A lost status is not repeated: the next one says more.
 
-    def __init__(self, uplink: httpx.AsyncClient, *, build: Callable[[], ProxyStatus], every_s: float) -> None:
+    build: the statuses of this worker and of those it speaks for.
+    """
+
+    def __init__(
+        self, uplink: httpx.AsyncClient, *, build: Callable[[], Sequence[ProxyStatus]], every_s: float
+    ) -> None:
         self._uplink = uplink
         self._build = build
         self._every_s = every_s
@@ -41,17 +46,19 @@ class StatusReporter:
                 continue
 
     async def send(self) -> bool:
-        """Posts one status; False when the control plane did not take it."""
-        content = msgspec.json.encode(self._build())
-        try:
-            answer = await self._uplink.post(
-                STATUS_PATH, content=content, headers={"content-type": "application/json"}, timeout=TIMEOUT_S
-            )
-        except (httpx.HTTPError, OSError):
-            self.failures_total += 1
-            return False
-        if not answer.is_success:
-            self.failures_total += 1
-            return False
-        self.sent_total += 1
+        """Posts each status; False at the first that the control plane did not take."""
+        for status in self._build():
+            if not await self._post(status):
+                self.failures_total += 1
+                return False
+            self.sent_total += 1
         return True
+
+    async def _post(self, status: ProxyStatus) -> bool:
+        content = msgspec.json.encode(status)
+        headers = {"content-type": "application/json"}
+        try:
+            answer = await self._uplink.post(STATUS_PATH, content=content, headers=headers, timeout=TIMEOUT_S)
+        except (httpx.HTTPError, OSError):
+            return False
+        return answer.is_success

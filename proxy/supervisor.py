@@ -11,11 +11,14 @@ from pathlib import Path
 import structlog
 
 from controlplane.contract.proxy_settings import ProxySettings
+from proxy.spool import SpoolLocked
+from proxy.succession import share_out
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 _BACKOFF_S_MIN = 0.2
 _BACKOFF_S_MAX = 10.0
 _STABLE_S = 30.0  # a worker that lived so long did not die of its start
+_INHERIT_RETRY_S = 1.0
 _STOP_SLACK_S = 10.0  # beyond the drain, before a worker is killed
 
 log = structlog.get_logger("proxy.supervisor")
@@ -40,11 +43,14 @@ class Supervisor:
     def __init__(self, settings_path: Path, settings: ProxySettings) -> None:
         self._settings_path = settings_path
         self._settings = settings
+        self._status = 0
         self._slots = [_Slot(str(number)) for number in range(settings.workers)]
 
     def run(self) -> int:
         """Runs until SIGTERM or SIGINT, then stops the workers; exit status 0."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        if not self._inherit():
+            return self._status
         for slot in self._slots:
             self._start(slot)
         while True:
@@ -57,6 +63,27 @@ class Supervisor:
             self._fill()
         self._stop()
         return 0
+
+    def _inherit(self) -> bool:
+        """Shares out what was spent, as soon as the workers of an earlier start are gone; False to end at once, with `_status`."""
+        expires = time.monotonic() + self._settings.drain_s + _STOP_SLACK_S
+        while True:
+            try:
+                share_out(self._settings)
+            except SpoolLocked as error:
+                log.warning("workers of an earlier start still run", reason=str(error))
+                if time.monotonic() >= expires:
+                    self._status = 1
+                    return False
+            except OSError as error:
+                log.critical("the workers' directories cannot be used", reason=str(error))
+                self._status = 1
+                return False
+            else:
+                return True
+            info = signal.sigtimedwait(_WATCHED, _INHERIT_RETRY_S)
+            if info is not None and info.si_signo != signal.SIGCHLD:
+                return False
 
     def _start(self, slot: _Slot) -> None:
         """The worker's standard input is a pipe whose other end is ours: when we die, it reads the end and stops."""

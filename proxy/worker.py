@@ -14,14 +14,13 @@ import structlog
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.snapshot import ProxyStatus, Snapshot
 from proxy.app import ProxyApp
-from proxy.ledger import Ledger
+from proxy.ledger import Ledger, Share
 from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
 from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
 from proxy.shipper import Shipper
 from proxy.snapshots import Snapshots
-from proxy.spool import Spool
 from proxy.stages.admit import Admit
 from proxy.stages.decode import Decode
 from proxy.stages.guard import Guard
@@ -29,6 +28,7 @@ from proxy.stages.identify import Identify
 from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
 from proxy.status import StatusReporter
+from proxy.succession import Retired, open_spool, places_of
 from proxy.transports.breaker import BreakerTransport
 from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
@@ -61,21 +61,16 @@ class Worker:
         """
         self.settings = settings
         self._environ = os.environ if environ is None else environ
-        place = Path(settings.data_dir) / "proxy" / name
+        place = places_of(settings)
+        self._share = Share(int(name), settings.workers)
         self.metrics = ProxyMetrics(name)
-        self.ledger = Ledger(share=settings.workers)
-        self.spool = Spool(
-            place,
-            ledger=self.ledger,
-            bytes_max=settings.spool_bytes_max // settings.workers,
-            segment_bytes=settings.segment_bytes,
-            segment_age_s=settings.segment_age_s,
-        )
-        self._join(place, secrets)
+        self.ledger = Ledger(share=self._share)
+        self.spool = open_spool(settings, name, self.ledger)
+        self._join(place / name, secrets)
         self._uplink = open_uplink(settings.control_plane_url, token=secrets.internal_token.reveal())
         self.snapshots = Snapshots(
             self._uplink,
-            path=Path(settings.data_dir) / "proxy" / "snapshot.json",
+            path=place / "snapshot.json",
             proxy_id=self.spool.proxy_id,
             apply=self.apply,
             poll_s=settings.snapshot_poll_s,
@@ -84,7 +79,8 @@ class Worker:
         self.shipper = Shipper(
             self.spool, self._uplink, tick_s=settings.segment_age_s / 2, retry_s_max=settings.ship_retry_s_max
         )
-        self.reporter = StatusReporter(self._uplink, build=self.status, every_s=settings.status_every_s)
+        self.retired = Retired(settings, self._uplink) if self._share.worker == 0 else None
+        self.reporter = StatusReporter(self._uplink, build=self._statuses, every_s=settings.status_every_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._watch()
         self.snapshots.load()
@@ -108,7 +104,7 @@ class Worker:
             disk=DiskTier(place / "cache", bytes_max=disk_bytes) if disk_bytes else None,
             entry_bytes_max=settings.cache_entry_bytes_max,
         )
-        self.admit = Admit(metrics, workers=settings.workers)
+        self.admit = Admit(metrics, share=self._share)
         stages = (
             Identify(secrets.pepper_bytes),
             self.admit,
@@ -184,6 +180,11 @@ class Worker:
             calls_total=self.app.calls_total,
         )
 
+    def _statuses(self) -> list[ProxyStatus]:
+        """This worker's status, and those of the retired ones it speaks for."""
+        own = self.status()
+        return [own] if self.retired is None else [own, *self.retired.statuses(own)]
+
     async def start(self) -> None:
         """Opens the cache's disk tier and begins to talk to the control plane; calls need not wait for either."""
         await self.cache.open()
@@ -194,6 +195,7 @@ class Worker:
                 ("snapshots", self.snapshots.run()),
                 ("shipper", self.shipper.run()),
                 ("status", self.reporter.run()),
+                *(() if self.retired is None else (("retired", self.retired.run()),)),
             )
         ]
 
@@ -210,3 +212,5 @@ class Worker:
         await self.cache.aclose()
         await self._uplink.aclose()
         self.spool.close()
+        if self.retired is not None:
+            self.retired.close()

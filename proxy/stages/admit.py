@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Collection
 from typing import ClassVar
 
+from controlplane.contract.snapshot import TenantPolicy
 from proxy import refusals
 from proxy.call import Call, Reply
+from proxy.ledger import ALL, Share
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 
@@ -28,14 +30,17 @@ class _Admission:
 class Admit:
     """Takes a request from the tenant's bucket and one of its slots; `leave` gives the slot back.
 
-    workers: how many share each limit; each enforces its part, at least one, so together never many times the limit.
+    share: this worker's part of each limit. It is zero where the limit is smaller than the number of workers; then this worker always
+    refuses and asks the client to close its connection, because the next one may come to a sibling that has a part.
     """
 
     name: ClassVar[str] = "admit"
 
-    def __init__(self, metrics: ProxyMetrics, *, workers: int, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, metrics: ProxyMetrics, *, share: Share = ALL, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._metrics = metrics
-        self._workers = workers
+        self._share = share
         self._monotonic = monotonic
         self._admissions: dict[str, _Admission] = {}
 
@@ -44,11 +49,13 @@ class Admit:
         assert call.identity is not None, "identify comes first"  # noqa: S101
         tenant = call.identity.tenant
         now = self._monotonic()
-        per_minute = self._share(tenant.requests_per_minute)
+        per_minute = None if tenant.requests_per_minute is None else self._share.of(tenant.requests_per_minute)
         admission = self._admissions.get(tenant.id)
         if admission is None:
             admission = self._admissions[tenant.id] = _Admission(float(per_minute or 0), now)
-        concurrency = self._share(tenant.concurrency)
+        concurrency = None if tenant.concurrency is None else self._share.of(tenant.concurrency)
+        if concurrency == 0 or per_minute == 0:
+            return self._refuse_without_part(tenant)
         if concurrency is not None and admission.inflight >= concurrency:
             self._metrics.bound_hit("tenant_concurrency")
             message = f"tenant {tenant.id} already has {admission.inflight} calls in flight, its limit on this worker"
@@ -91,6 +98,15 @@ class Admit:
         call.ratelimit_requests = (per_minute, int(admission.level), (per_minute - admission.level) / rate)
         return None
 
-    def _share(self, limit: int | None) -> int | None:
-        """This worker's part of a limit."""
-        return None if limit is None else max(1, limit // self._workers)
+    def _refuse_without_part(self, tenant: TenantPolicy) -> Reply:
+        """A limit of zero, or one that is smaller than the number of workers."""
+        if tenant.concurrency == 0 or tenant.requests_per_minute == 0:
+            return refuse(refusals.RATE_LIMITED, f"tenant {tenant.id} may make no requests at all: its limit is zero")
+        self._metrics.bound_hit("worker_without_part")
+        message = (
+            f"a limit of tenant {tenant.id} is smaller than the number of workers, and this worker has no part of it; "
+            "connect again, or have the limit raised or the workers reduced"
+        )
+        reply = refuse(refusals.RATE_LIMITED, message, retry_after_s=_SLOT_RETRY_S)
+        reply.headers.append((b"connection", b"close"))
+        return reply

@@ -105,13 +105,22 @@ def _refuse_over(policy: TenantPolicy, refused: Refused, *, now_us: int) -> Repl
     """The limit by name, what is left of it, and when it starts anew."""
     minute = refused.scope == TOKENS_PER_MINUTE
     scope = "the limit of tokens per minute" if minute else f"budget `{refused.scope}`"
+    limit = _amount(refused.limit_all, refused)
+    if refused.limit != refused.limit_all:
+        limit += f", of which the worker that answers enforces {_amount(refused.limit, refused)}"
     amounts = (
-        f"limit {_amount(refused.limit, refused)}, settled {_amount(refused.used, refused)}, "
+        f"limit {limit}, settled {_amount(refused.used, refused)}, "
         f"held by calls in flight {_amount(refused.reserved, refused)}, this call may need {_amount(refused.wanted, refused)}"
     )
-    if refused.wanted > refused.limit:
+    if refused.wanted > refused.limit_all:
         advice = "it can never pass; shorten it, lower `max_tokens` or raise the limit"
         return refuse(OVER_BUDGET, f"this call alone is over {scope} of tenant `{policy.id}` ({amounts}): {advice}")
+    if refused.wanted > refused.limit:
+        advice = "shorten it, lower `max_tokens`, raise the limit or run fewer workers"
+        return refuse(
+            OVER_BUDGET,
+            f"this call alone is over one worker's part of {scope} of tenant `{policy.id}` ({amounts}): {advice}",
+        )
     message = f"{scope} of tenant `{policy.id}` has not enough left ({amounts})"
     if refused.resets_us == NEVER_US:
         return refuse(OVER_BUDGET, f"{message}; it never resets: raise it")

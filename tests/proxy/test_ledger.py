@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import Budget, TenantPolicy, Window
-from proxy.ledger import NEVER_US, Ledger, LedgerState, Refused, Reservation, window_bounds
+from proxy.ledger import NEVER_US, Ledger, LedgerState, Refused, Reservation, Share, window_bounds
 from tests.proxy.state_fakes import NOON_US, make_record
 
 MOMENTS = st.integers(0, 4_000_000_000_000_000)  # until the year 2096
@@ -66,7 +66,7 @@ def test_a_refusal_moves_nothing() -> None:
     )
     ledger = Ledger()
     refused = ledger.reserve(policy, tokens=5, nanousd=11, now_us=NOON_US)
-    assert Refused("b", "nanousd", 10, 0, 0, 11, NEVER_US) == refused
+    assert Refused("b", "nanousd", 10, 10, 0, 0, 11, NEVER_US) == refused
     assert (0, 0) == ledger.reserved("acme")
 
 
@@ -77,7 +77,7 @@ def test_a_refusal_names_scope_and_reset() -> None:
     ledger.book(make_record(tokens=60))
     _reserved(ledger, policy, tokens=30)
     refused = ledger.reserve(policy, tokens=11, nanousd=0, now_us=NOON_US)
-    assert Refused("tokens_per_minute", "tokens", 100, 60, 30, 11, NOON_US + 60_000_000) == refused
+    assert Refused("tokens_per_minute", "tokens", 100, 100, 60, 30, 11, NOON_US + 60_000_000) == refused
     assert isinstance(ledger.reserve(policy, tokens=10, nanousd=0, now_us=NOON_US), Reservation)
 
 
@@ -124,17 +124,23 @@ def test_tenants_do_not_share() -> None:
     assert isinstance(ledger.reserve(policy, tokens=0, nanousd=1, now_us=NOON_US), Reservation)
 
 
-@given(limit=st.integers(0, 1000), share=st.integers(1, 40))
-def test_the_shares_of_all_workers_are_never_more_than_the_limit(limit: int, share: int) -> None:
-    """All workers together let in at most the limit, each its share rounded down."""
-    policy = TenantPolicy("acme", budgets=(Budget("t", Window.TOTAL, tokens=limit),))
+@given(limit=st.integers(0, 100), workers=st.integers(1, 40))
+def test_all_workers_together_let_in_the_limit_and_no_token_more(limit: int, workers: int) -> None:
+    """The shares sum to the limit, also where it is smaller than the number of workers."""
+    policy = TenantPolicy("acme", budgets=(Budget("t", Window.TOTAL, tokens=limit),), tokens_per_minute=limit)
     let_in = 0
-    for _ in range(share):
-        ledger = Ledger(share=share)
-        if isinstance(ledger.reserve(policy, tokens=limit // share, nanousd=0, now_us=NOON_US), Reservation):
-            let_in += limit // share
-        assert isinstance(ledger.reserve(policy, tokens=1, nanousd=0, now_us=NOON_US), Refused)
-    assert limit - share < let_in <= limit
+    for number in range(workers):
+        ledger = Ledger(share=Share(number, workers))
+        while isinstance(ledger.reserve(policy, tokens=1, nanousd=0, now_us=NOON_US), Reservation):
+            let_in += 1
+    assert limit == let_in
+
+
+@given(amount=st.integers(0, 10**12), more=st.integers(0, 10**12), workers=st.integers(1, 64), data=st.data())
+def test_a_share_never_falls_when_the_amount_grows(amount: int, more: int, workers: int, data: st.DataObject) -> None:
+    """So a share of what was spent within a limit is within the same share of the limit."""
+    share = Share(data.draw(st.integers(0, workers - 1)), workers)
+    assert share.of(amount) <= share.of(amount + more)
 
 
 def test_a_clock_that_was_put_back_does_not_switch_budgets_off() -> None:
@@ -144,6 +150,22 @@ def test_a_clock_that_was_put_back_does_not_switch_budgets_off() -> None:
     ledger.book(make_record(nanousd=60))
     assert 60 == ledger.settled("acme", Window.DAY, now_us=NOON_US).nanousd
     assert 130 == ledger.settled("acme", Window.TOTAL, now_us=NOON_US).nanousd
+
+
+@pytest.mark.parametrize("window", [Window.HOUR, Window.DAY, Window.MONTH])
+def test_a_clock_that_errs_for_a_while_makes_no_budget_forget(window: Window) -> None:
+    """A clock that jumps into the next window and is put back finds what was spent before, over a restart too."""
+    policy = TenantPolicy("acme", budgets=(Budget("b", window, nanousd=100),))
+    ledger = Ledger()
+    ledger.book(make_record(nanousd=90))
+    later_us = window_bounds(window, NOON_US)[1] + 5_000_000
+    assert isinstance(ledger.reserve(policy, tokens=0, nanousd=50, now_us=later_us), Reservation)
+    restarted = Ledger()
+    restarted.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(ledger.state()), type=LedgerState))
+    for one in (ledger, restarted):
+        assert 90 == one.settled("acme", window, now_us=NOON_US).nanousd
+    assert isinstance(restarted.reserve(policy, tokens=0, nanousd=11, now_us=NOON_US), Refused)
+    assert isinstance(restarted.reserve(policy, tokens=0, nanousd=10, now_us=NOON_US), Reservation)
 
 
 def test_a_record_of_the_minute_before_stays_in_it() -> None:

@@ -14,7 +14,7 @@ from controlplane.contract.pricing import Price, Tokens, cost_nanousd
 from controlplane.contract.records import Outcome
 from controlplane.contract.snapshot import Budget, Deployment, TenantPolicy, Unpriced, Window
 from proxy.call import Call, Reply
-from proxy.ledger import Ledger
+from proxy.ledger import Ledger, Share
 from proxy.stages.reserve import Reserve, worst_case
 from tests.proxy.state_fakes import BODY, DEPLOYMENT, NOON_US, UPSTREAM, FakeClock, make_call, make_record
 
@@ -99,7 +99,7 @@ def test_the_tenant_s_ceiling_counts_where_the_request_names_none() -> None:
 
 def test_what_is_left_of_the_token_limit_is_shown() -> None:
     """Limit, rest and reset, after this call's reservation, on success and on refusal; nothing without a limit."""
-    ledger = Ledger(share=2)
+    ledger = Ledger(share=Share(0, 2))
     clock = FakeClock(NOON_US + 20_000_000)
     stage = _stage(ledger, clock)
     ledger.book(make_record(tokens=100, at_us=clock.now_us))

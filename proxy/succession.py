@@ -1,0 +1,208 @@
+"""What a start inherits: what was spent is shared out among the workers there are, and what retired workers left is shipped.
+
+Each worker has a directory of its own, with a spool and a ledger. The number of workers can change from one start to the next, and
+two promises must hold over any sequence of numbers:
+
+- *No budget forgets, and none is overspent.* A worker enforces its `Share` of each limit, so it must carry the same share of what
+  was spent. `share_out`, which runs before any worker does, adds up the current windows of all ledgers, retired ones included, and
+  deals the sums out again. As a share never falls when the amount grows, each part of what was spent is within its part of the limit.
+- *Rows equal ledgers.* The totals of a ledger (calls, money) stay where they are: they are the sum of the records that were written
+  there. `Retired` ships what a retired spool still holds, under its own id, and goes on reporting its totals.
+
+`share_out` writes several checkpoints, which cannot be done at once. So it writes down first what they are to be (`share-out.plan`), in one
+atomic step; a start that finds the plan carries it out before anything else. Doing it twice changes nothing, because no worker runs in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.snapshot import ProxyStatus, Window
+from proxy.ledger import CLOCK_STEP_US, KEPT, Ledger, LedgerState, Settled, Share, window_bounds
+from proxy.shipper import Shipper
+from proxy.spool import Spool, SpoolLocked, replace_file
+
+_PLAN = "share-out.plan"
+
+_log = logging.getLogger(__name__)
+
+
+def share_out(settings: ProxySettings, *, now_us: int | None = None) -> None:
+    """Deals what was spent in the current windows out among the workers that will run; blocks, and is safe to repeat after a kill.
+
+    now_us: the wall clock, Unix microseconds; None: now.
+    Raises SpoolLocked while a worker of an earlier start still runs, OSError when a directory cannot be used.
+    """
+    root = places_of(settings)
+    plan = root / _PLAN
+    names = [str(number) for number in range(settings.workers)]
+    retired = retired_names(settings)
+    if len(names) == 1 and not retired and not plan.exists():
+        return  # the usual case: one worker, and never more
+    with contextlib.ExitStack() as stack:
+        spools: dict[str, Spool] = {}
+        for name in (*names, *retired):
+            spools[name] = open_spool(settings, name, Ledger())
+            stack.callback(spools[name].close)
+        states = _read_plan(plan)
+        if states is not None:
+            _carry_out(plan, states, spools)
+        found = {name: spool.ledger.state() for name, spool in spools.items()}
+        states = dealt_out(found, names, now_us=time.time_ns() // 1000 if now_us is None else now_us)
+        if states == found:
+            return
+        payload = msgspec.msgpack.encode(states)
+        replace_file(plan, zlib.crc32(payload).to_bytes(4, "little") + payload)
+        _carry_out(plan, states, spools)
+
+
+def dealt_out(found: dict[str, LedgerState], names: Sequence[str], *, now_us: int) -> dict[str, LedgerState]:
+    """All ledgers with their own totals, and the tenants' current spending in equal parts with the workers in `names`; pure."""
+    pools: dict[tuple[str, Window], dict[int, Settled]] = {}
+    for state in found.values():
+        for kept in (state.tenants, state.ended):
+            for tenant, windows in kept.items():
+                for window, settled in windows.items():
+                    _add(pools.setdefault((tenant, window), {}), settled)
+    states = {name: LedgerState(state.calls, state.nanousd, state.tokens) for name, state in found.items()}
+    for (tenant, window), pool in pools.items():
+        current = _current(pool, window, now_us)
+        ended = max((start for start in pool if start < current), default=None) if window in KEPT else None
+        for number, name in enumerate(names):
+            share = Share(number, len(names))
+            states[name].tenants.setdefault(tenant, {})[window] = _part(pool[current], share)
+            if ended is not None:
+                states[name].ended.setdefault(tenant, {})[window] = _part(pool[ended], share)
+    return states
+
+
+class Retired:
+    """The spools of workers that no longer run, in the hands of one that does: opened, shipped, reported, closed at the end."""
+
+    def __init__(self, settings: ProxySettings, uplink: httpx.AsyncClient) -> None:
+        """Opens them all. One that cannot be opened is left for the next start and told of, it stops nothing."""
+        self._spools: list[Spool] = []
+        for name in retired_names(settings):
+            try:
+                self._spools.append(open_spool(settings, name, Ledger()))
+            except (SpoolLocked, OSError) as error:
+                _log.error("the spool of the retired worker %s cannot be opened: %s", name, error)
+        self._shippers = [
+            Shipper(spool, uplink, tick_s=settings.segment_age_s, retry_s_max=settings.ship_retry_s_max)
+            for spool in self._spools
+        ]
+
+    @property
+    def bytes_stored(self) -> int:
+        """Bytes of records that still wait."""
+        return sum(spool.bytes_stored for spool in self._spools)
+
+    async def run(self) -> None:
+        """Ships what they hold, one after the other, and ends; cancel it to stop."""
+        for spool, shipper in zip(self._spools, self._shippers, strict=True):
+            while spool.oldest is not None:
+                try:
+                    pause_s = await shipper.step()
+                except OSError as error:
+                    _log.error("a retired worker's spool cannot be read: %s", error)
+                    break
+                await asyncio.sleep(pause_s)
+
+    def statuses(self, living: ProxyStatus) -> Iterator[ProxyStatus]:
+        """Their totals, in the name of each; otherwise as the worker that speaks for them, so that nothing waits for their word."""
+        for spool in self._spools:
+            yield ProxyStatus(
+                proxy_id=spool.proxy_id,
+                at_us=living.at_us,
+                snapshot_version=living.snapshot_version,
+                lease_ids=living.lease_ids,
+                ledger_calls=spool.ledger.calls,
+                ledger_nanousd=spool.ledger.nanousd,
+                spool_bytes=spool.bytes_stored,
+                spool_dropped=spool.dropped,
+            )
+
+    def close(self) -> None:
+        """Gives the directories free; safe to call twice."""
+        for spool in self._spools:
+            spool.close()
+
+
+def places_of(settings: ProxySettings) -> Path:
+    """Where the workers' directories are."""
+    return Path(settings.data_dir) / "proxy"
+
+
+def retired_names(settings: ProxySettings) -> list[str]:
+    """The workers of earlier starts that have a directory but will not run."""
+    try:
+        numbers = sorted(int(path.name) for path in places_of(settings).iterdir() if path.name.isdecimal())
+    except FileNotFoundError:
+        return []
+    return [str(number) for number in numbers if number >= settings.workers]
+
+
+def open_spool(settings: ProxySettings, name: str, ledger: Ledger) -> Spool:
+    """The spool of a worker, by the worker's name."""
+    return Spool(
+        places_of(settings) / name,
+        ledger=ledger,
+        bytes_max=settings.spool_bytes_max // settings.workers,
+        segment_bytes=settings.segment_bytes,
+        segment_age_s=settings.segment_age_s,
+    )
+
+
+def _carry_out(plan: Path, states: dict[str, LedgerState], spools: dict[str, Spool]) -> None:
+    for name, state in states.items():
+        if name in spools:
+            spools[name].replace_ledger(state)
+    plan.unlink(missing_ok=True)
+
+
+def _read_plan(plan: Path) -> dict[str, LedgerState] | None:
+    """What an earlier start wrote down and did not finish; None: nothing."""
+    try:
+        data = plan.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        if zlib.crc32(data[4:]) == int.from_bytes(data[:4], "little"):
+            return msgspec.msgpack.decode(data[4:], type=dict[str, LedgerState])
+    except msgspec.DecodeError:
+        pass
+    _log.error("%s is damaged and set aside; each ledger is taken as it is", plan)
+    plan.rename(plan.with_suffix(".damaged"))
+    return None
+
+
+def _add(pool: dict[int, Settled], settled: Settled) -> None:
+    known = pool.get(settled.start_us)
+    if known is None:
+        pool[settled.start_us] = Settled(settled.start_us, settled.end_us, settled.nanousd, settled.tokens)
+    else:
+        known.nanousd += settled.nanousd
+        known.tokens += settled.tokens
+
+
+def _current(starts: Iterable[int], window: Window, now_us: int) -> int:
+    """The window to go on with: that of now, else the last before it, else the first there is (the clock may be wrong at a start)."""
+    begun = [start for start in starts if start <= now_us + CLOCK_STEP_US]
+    now = window_bounds(window, now_us)[0]
+    if now in begun:
+        return now
+    return max(begun) if begun else min(starts)
+
+
+def _part(settled: Settled, share: Share) -> Settled:
+    return Settled(settled.start_us, settled.end_us, share.of(settled.nanousd), share.of(settled.tokens))
