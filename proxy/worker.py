@@ -118,35 +118,97 @@ class Worker:
 
     def _watch(self) -> None:
         """Shows the figures that the parts keep themselves."""
-        watch, spool, cache, coalesce, shipper = self.metrics.watch, self.spool, self.cache, self.coalesce, self.shipper
+        watch, snapshots = self.metrics.watch, self.snapshots
         pools = self.http.pools
         watch("upstream_connections", "Connections to upstreams.", lambda: sum(pool.open_count for pool in pools()))
         watch("inflight_calls", "Calls being served now.", lambda: self.app.inflight)
         watch("snapshot_version", "Version of the snapshot in use.", lambda: self.status().snapshot_version)
         watch(
-            "snapshots_refused_total",
-            "Snapshots refused; the last good one stayed.",
-            lambda: self.snapshots.refused_total,
+            "snapshots_refused_total", "Snapshots refused; the last good one stayed.", lambda: snapshots.refused_total
         )
+        watch("snapshot_failures_total", "Polls for a snapshot without an answer.", lambda: snapshots.failures_total)
+        watch(
+            "snapshots_unsaved_total",
+            "Snapshots in use that could not be written to disk.",
+            lambda: snapshots.unsaved_total,
+        )
+        watch("status_sent_total", "Status reports that the control plane took.", lambda: self.reporter.sent_total)
+        watch(
+            "status_failures_total",
+            "Status reports that the control plane did not take.",
+            lambda: self.reporter.failures_total,
+        )
+        watch("budget_exceeded_total", "Calls that cost more than was reserved.", lambda: self.ledger.exceeded_total)
+        self._watch_spool()
+        self._watch_cache()
+        self._watch_coalesce()
+
+    def _watch_spool(self) -> None:
+        watch, spool, shipper = self.metrics.watch, self.spool, self.shipper
         watch("spool_bytes", "Bytes of records that wait to be shipped.", lambda: spool.bytes_stored)
         watch("spool_dropped_total", "Records dropped because the spool or the disk was full.", lambda: spool.dropped)
+        watch("spool_dropped_nanousd_total", "Cost of the dropped records, in nano-USD.", lambda: spool.dropped_nanousd)
+        watch("spool_payloads_cut_total", "Records kept without their payload.", lambda: spool.payloads_cut_total)
+        watch(
+            "spool_torn_bytes",
+            "Bytes cut off at the last start, behind the last good record.",
+            lambda: spool.torn_bytes,
+        )
+        watch(
+            "spool_checkpoint_failures_total",
+            "Checkpoints of the ledger that could not be written.",
+            lambda: spool.checkpoint_failures_total,
+        )
+        watch(
+            "spool_checkpoint_damaged",
+            "1 if the ledger's checkpoint was found damaged at the last start.",
+            lambda: spool.checkpoint_damaged,
+        )
         watch("spool_shipped_total", "Segments that the control plane has.", lambda: shipper.shipped_total)
+        watch("spool_shipped_bytes_total", "Bytes of those segments.", lambda: shipper.shipped_bytes_total)
+        watch("spool_lost_total", "Segments that vanished from the spool's directory.", lambda: shipper.lost_total)
         watch("spool_ship_failures_total", "Tries to ship a segment that failed.", lambda: shipper.failures_total)
         watch("spool_quarantined", "Segments that the control plane refused, set aside.", lambda: spool.quarantined)
+        watch(
+            "spool_retired_bytes",
+            "Bytes of records that retired workers left and that wait to be shipped.",
+            lambda: 0 if self.retired is None else self.retired.bytes_stored,
+        )
+
+    def _watch_cache(self) -> None:
+        watch, cache, memory, disk = self.metrics.watch, self.cache, self.cache.memory, self.cache.disk
         watch("cache_memory_hits_total", "Answers from the cache's memory.", lambda: cache.hits_memory_total)
         watch("cache_disk_hits_total", "Answers from the cache's disk.", lambda: cache.hits_disk_total)
         watch("cache_misses_total", "Look-ups that found nothing.", lambda: cache.misses_total)
         watch("cache_stored_total", "Answers stored.", lambda: cache.stored_total)
         watch("cache_too_large_total", "Answers not stored because of their size.", lambda: cache.too_large_total)
+        watch("cache_memory_bytes", "Bytes of answers in memory.", lambda: memory.bytes_used)
+        watch("cache_memory_evicted_total", "Answers dropped from memory to make room.", lambda: memory.evicted_total)
+        if disk is None:
+            return
+        watch("cache_disk_bytes", "Bytes on the cache's disk, as of its last write.", lambda: disk.bytes_used)
+        watch("cache_disk_written_total", "Answers written to disk.", lambda: disk.written_total)
+        watch("cache_disk_skipped_total", "Answers not written because too much waited.", lambda: disk.skipped_total)
+        watch("cache_disk_busy_total", "Reads given up because the disk was too busy.", lambda: disk.busy_total)
+        watch("cache_disk_corrupt_total", "Answers on disk that were damaged.", lambda: disk.corrupt_total)
+        watch("cache_disk_errors_total", "Failures of the cache's disk.", lambda: disk.errors_total)
+
+    def _watch_coalesce(self) -> None:
+        watch, coalesce = self.metrics.watch, self.coalesce
         watch("coalesced_total", "Calls that joined another's flight.", lambda: coalesce.joined_total)
+        watch("coalesce_followers", "Calls that wait on others' flights now.", lambda: coalesce.followers)
         watch("coalesce_full_total", "Calls that went alone because too many waited.", lambda: coalesce.full_total)
+        watch(
+            "coalesce_unjoinable_total",
+            "Flights closed to joiners because of their size.",
+            lambda: coalesce.unjoinable_total,
+        )
         watch(
             "coalesce_ejected_total",
             "Readers that fell too far behind a shared stream.",
             lambda: coalesce.ejected_total,
         )
         watch("coalesce_buffer_bytes", "Bytes of shared streams held now.", lambda: coalesce.buffered_bytes)
-        watch("budget_exceeded_total", "Calls that cost more than was reserved.", lambda: self.ledger.exceeded_total)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Compiles a snapshot and swaps it in; raises, changing nothing, if it cannot be compiled."""
