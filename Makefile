@@ -1,7 +1,7 @@
 # Hephaestus: everything from Python, pip and make. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_FLAGS := --quiet --disable-pip-version-check --no-deps --require-hashes
+PIP_FLAGS := --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes
 
 .DEFAULT_GOAL := help
 .PHONY: docs help run test check bench lock format clean browser

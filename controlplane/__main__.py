@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from controlplane import __version__
-from controlplane.cli import boards, demo, doctor, healing, keys, report, serve
+COMMANDS = {
+    "budgets": "keys",
+    "check-config": "doctor",
+    "controlplane": "serve",
+    "dashboards": "boards",
+    "demo": "demo",
+    "doctor": "doctor",
+    "incidents": "healing",
+    "keys": "keys",
+    "models": "keys",
+    "playbooks": "healing",
+    "proxy": "serve",
+    "report": "report",
+    "simulate-provider": "serve",
+    "tenants": "keys",
+    "up": "serve",
+    "version": "about",
+}
+"""Each command and the module of `controlplane.cli` that has it; only the module of the command that is called is imported."""
 
-GROUPS = (serve, demo, keys, report, healing, doctor, boards)
+
+class Commands(click.Group):
+    """The commands, found by name and imported when they are needed, so that `keys list` does not load a simulated provider."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """All names."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of this name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"controlplane.cli.{COMMANDS[cmd_name]}")
+        return next(command for command in module.COMMANDS if command.name == cmd_name)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Observability and optimization control plane for fleets of LLM agents."""
 
-
-@main.command()
-def version() -> None:
-    """Prints the version."""
-    click.echo(__version__)
-
-
-for group in GROUPS:
-    for command in group.COMMANDS:
-        main.add_command(command)
 
 if __name__ == "__main__":
     main()

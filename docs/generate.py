@@ -149,8 +149,11 @@ def cli_page() -> str:
 
 def _command(command: click.Command, path: str) -> Iterator[str]:
     if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            yield from _command(command.commands[name], f"{path} {name}")
+        context = click.Context(command)
+        for name in sorted(command.list_commands(context)):
+            member = command.get_command(context, name)
+            if member is not None:
+                yield from _command(member, f"{path} {name}")
         return
     usage = " ".join(piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]")
     yield f"\n## `{path}{' ' + usage if usage else ''}`\n\n{(command.help or '').strip()}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
@@ -20,11 +21,15 @@ R = TypeVar("R")
 
 EXIT_NO = 1  # the answer is no, or it could not be done
 EXIT_USAGE = 2  # the command was used wrongly
+PIPE_COLUMNS = 1_000  # width where nobody says how wide it is: whoever reads a pipe line by line gets each row on one
 
 
 def console() -> Console:
     """Standard output, without colour when it is not a terminal."""
-    return Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_COLUMNS
+    return console
 
 
 def errors() -> Console:
