@@ -3,8 +3,9 @@
 Which document wins. Versions only grow, so a document of a higher version is newer. A lower one is either stale (an old replica, a cache in
 between) or comes from a control plane that was restored from a backup and counts from there; the two differ in when they
 were made. So a lower version is taken only if its `created_us` is later than that of the one in use, and refused otherwise. A restored
-control plane that has nothing newer than the `have` it is asked about would answer 304 until its count has caught up;
-therefore one poll in `FULL_POLL_EVERY` asks with `have=0` and gets the document whatever its version.
+control plane may also have come to the very number that we have, with other content, and would answer 304 for ever. Nothing is
+restored without an interruption, so the first poll after a failed one asks with `have=0` and gets the document whatever its version;
+so does one poll in `FULL_POLL_EVERY`, for an interruption that nobody noticed.
 
 A document that cannot be read or compiled is refused and counted, and the last good one stays. Leases are not looked at
 here: each carries its expiry, and the route stage drops it when that has passed, so a snapshot from disk cannot revive one.
@@ -60,6 +61,7 @@ class Snapshots:
         self._poll_s = poll_s
         self._backoff = Backoff(min_s=RETRY_S_MIN, max_s=retry_s_max, jitter=jitter)
         self._polls = 0
+        self._interrupted = False  # since the last answer
         self.current: Snapshot | None = None
         self.refused_total = 0
         self.failures_total = 0  # polls without an answer
@@ -82,7 +84,7 @@ class Snapshots:
 
     async def step(self) -> float:
         """One long poll; the seconds to wait before the next."""
-        full = self.current is None or self._polls % FULL_POLL_EVERY == FULL_POLL_EVERY - 1
+        full = self._interrupted or self._polls % FULL_POLL_EVERY == FULL_POLL_EVERY - 1
         self._polls += 1
         have = 0 if full or self.current is None else self.current.version
         query: dict[str, str | int | float] = {"have": have, "proxy": self._proxy_id, "wait_s": self._poll_s}
@@ -93,9 +95,11 @@ class Snapshots:
         except (httpx.HTTPError, OSError) as error:
             return self._failed(f"{type(error).__name__}: {error}")
         if answer.status_code == httpx.codes.NOT_MODIFIED:
+            self._interrupted = False
             return self._succeeded()
         if answer.status_code != httpx.codes.OK:
             return self._failed(f"the control plane answered {answer.status_code}")
+        self._interrupted = False
         if not self._take(answer.content, keep=True):
             return self._backoff.failed()
         return self._succeeded()
@@ -151,6 +155,7 @@ class Snapshots:
         if not self.last_error:
             _log.warning("no snapshots from the control plane, going on with the last one: %s", error)
         self.failures_total += 1
+        self._interrupted = True
         self.last_error = error
         return self._backoff.failed()
 

@@ -7,9 +7,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 
+from controlplane.catalog.publish import Publisher
+from controlplane.clock import ManualClock
 from controlplane.contract.snapshot import Snapshot, TenantPolicy, decode_snapshot, encode_snapshot
+from controlplane.journal.journal import Journal
+from controlplane.metrics import CatalogMetrics
+from controlplane.settings import PublishSettings
 from proxy.snapshots import FULL_POLL_EVERY, Snapshots
 from proxy.uplink import open_uplink
 from tests.proxy.control_plane_fake import FakeControlPlane, control_plane
@@ -192,3 +199,61 @@ async def test_a_snapshot_that_cannot_be_kept_is_used_all_the_same(
     _answer(plane, encode_snapshot(_snapshot(2)))
     await snapshots.step()
     assert ([2], 1) == (_versions(snapshots), snapshots.unsaved_total)
+
+
+class PublisherTransport(httpx.AsyncBaseTransport):
+    """The control plane's publisher at the other end of the poll, as its internal API puts it there; None: it is down."""
+
+    def __init__(self) -> None:
+        self.publisher: Publisher | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """One poll, without waiting."""
+        if self.publisher is None:
+            raise httpx.ConnectError("refused")
+        snapshot = await self.publisher.wait_newer(int(request.url.params["have"]), 0.0)
+        return httpx.Response(304) if snapshot is None else httpx.Response(200, content=encode_snapshot(snapshot))
+
+
+def _compiled(tenant: str) -> Snapshot:
+    return Snapshot(version=0, created_us=0, hash=tenant, tenants=(TenantPolicy(tenant),))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (9, 1), (3, 2), (2, 9), (5, 5)])
+async def test_a_control_plane_restored_from_a_backup_is_followed_at_once(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    """Whether its count is behind ours, equal or ahead: the first poll after the interruption brings its content, the next its changes."""
+    clock = ManualClock()
+    link = PublisherTransport()
+    journals: list[Journal] = []
+
+    async def control_plane_of(name: str) -> Publisher:
+        journal = Journal.open(f"sqlite:///{tmp_path}/{name}.db", now_us=clock.now_us)
+        journals.append(journal)
+        metrics = CatalogMetrics(CollectorRegistry())
+        return await Publisher.open(
+            journal, _compiled(f"{name}-0"), clock=clock, settings=PublishSettings(), metrics=metrics
+        )
+
+    async with httpx.AsyncClient(base_url="http://plane", transport=link) as uplink:
+        snapshots = _poller(uplink, tmp_path)
+        link.publisher = await control_plane_of("lost")
+        for number in range(1, before):
+            await link.publisher.publish(_compiled(f"lost-{number}"))
+        await snapshots.step()
+        link.publisher = None
+        assert 0.1 == await snapshots.step()
+        await clock.advance(5.0)
+        link.publisher = await control_plane_of("restored")
+        for number in range(1, after):
+            await link.publisher.publish(_compiled(f"restored-{number}"))
+        await snapshots.step()
+        assert snapshots.current is not None
+        assert f"restored-{after - 1}" == snapshots.current.tenants[0].id
+        await link.publisher.publish(_compiled("restored-last"))
+        await snapshots.step()
+        assert "restored-last" == snapshots.current.tenants[0].id
+    for journal in journals:
+        journal.close()
+    assert 0 == snapshots.refused_total
