@@ -1,24 +1,26 @@
-"""The ASGI callable: hot paths to the pipeline, the rest to ops. It owns the body, the runtime and the watch on the client."""
+"""The front door: hot paths to the pipeline, the rest to ops. It owns the runtime and the watch on the client."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
-from controlplane.contract.ids import new_id
+from controlplane.contract.ids import ulid
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy import refusals
 from proxy.call import Call, Reply
+from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
 from proxy.ops import Ops, models_reply
 from proxy.pipeline import Pipeline
 from proxy.refusals import refuse
 from proxy.runtime import Runtime
 
-# ASGI's own types: scopes and messages are dictionaries whose values depend on their `type`.
+# ASGI's own types, for the lifespan: messages are dictionaries whose values depend on their `type`.
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -35,18 +37,8 @@ _MODEL_PREFIXES = ("/v1/models/", "/models/")
 _MODELS = ("models", "GET")
 _STAGES_BEFORE_BODY = 1  # identify: so that the record of a body too large says whose it was
 _STAGES_OF_MODELS = 2  # identify and admit
-
-
-class ClientGone(Exception):
-    """The client left before its request was whole."""
-
-
-class Exchange(Protocol):
-    """One request and its response in the server's hands; the server puts it into the scope."""
-
-    body: bytearray
-    more_body: bool
-    on_gone: Callable[[], None] | None
+_ENTROPY_BYTES = 10  # of one id
+_ENTROPY_DRAWS = 256
 
 
 class Flights(Protocol):
@@ -69,6 +61,25 @@ class Lifespan(Protocol):
         ...
 
 
+class CallIds:
+    """Ids of calls, as `controlplane.contract.ids.new_id` makes them; the randomness of many is drawn at once."""
+
+    __slots__ = ("_at", "_entropy")
+
+    def __init__(self) -> None:
+        self._entropy = b""
+        self._at = 0
+
+    def new(self) -> str:
+        """A fresh id, unique across processes."""
+        at = self._at
+        if at >= len(self._entropy):
+            self._entropy = os.urandom(_ENTROPY_BYTES * _ENTROPY_DRAWS)
+            at = 0
+        self._at = at + _ENTROPY_BYTES
+        return "call_" + ulid(now_ms=time.time_ns() // 1_000_000, entropy=self._entropy[at : at + _ENTROPY_BYTES])
+
+
 class ProxyApp:
     """One worker's front door."""
 
@@ -83,74 +94,63 @@ class ProxyApp:
         self._settings = settings
         self._pipeline = pipeline
         self._flights = flights
-        self._metrics = metrics
         self._lifespan = lifespan
         self._ops = Ops(metrics, self._not_ready)
+        self._call_ids = CallIds()
         self.runtime: Runtime | None = None  # swapped by one assignment; a call keeps the one it began with
         self.draining = False
         self.inflight = 0
         self.calls_total = 0
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serves one request, or the server's lifespan."""
-        if scope["type"] == "http":
-            path = scope["path"]
-            operation = _OPERATIONS.get(path)
-            if operation is None and path.startswith(_MODEL_PREFIXES):
-                operation = _MODELS
-            if operation is None:
-                await self._ops.answer(path, scope["method"], send)
-            elif scope["method"] != operation[1]:
-                message = f"{path} takes {operation[1]}, not {scope['method']}"
-                await self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, send)
-            elif self.runtime is None:
-                message = (
-                    "this worker has no configuration yet: the control plane has not been reached since its first start"
-                )
-                await self._ops.refuse(refusals.NOT_READY, message, send)
-            else:
-                self.inflight += 1
-                try:
-                    await self._call(self.runtime, operation[0], scope, receive, send)
-                finally:
-                    self.inflight -= 1
-        elif scope["type"] == "lifespan":
-            await self._serve_lifespan(receive, send)
+    def handle(self, exchange: Exchange) -> None:
+        """Answers one request, at once or in a task of its own."""
+        path, method = exchange.path, exchange.method
+        operation = _OPERATIONS.get(path)
+        if operation is None and path.startswith(_MODEL_PREFIXES):
+            operation = _MODELS
+        if operation is None:
+            self._ops.answer(path, method, exchange)
+        elif method != operation[1]:
+            message = f"{path} takes {operation[1]}, not {method}"
+            self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange)
+        elif self.runtime is None:
+            message = (
+                "this worker has no configuration yet: the control plane has not been reached since its first start"
+            )
+            self._ops.refuse(refusals.NOT_READY, message, exchange)
         else:
-            raise RuntimeError(f"no {scope['type']} here")
+            self._call(self.runtime, operation[0], exchange)
 
-    async def _call(
-        self, runtime: Runtime, operation: str, scope: Mapping[str, Any], receive: Receive, send: Send
-    ) -> None:
-        started_ns = time.monotonic_ns()
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        try:
-            body = await self._read_body(headers, scope["exchange"], receive)
-        except ClientGone:
-            self._metrics.bound_hit("request_incomplete")
-            return
+    def _call(self, runtime: Runtime, operation: str, exchange: Exchange) -> None:
         self.calls_total += 1
+        body = exchange.body
         call = Call(
             runtime,
             operation,
-            scope["path"],
-            headers,
+            exchange.path,
+            exchange.headers,
             b"" if body is None else body,
-            call_id=new_id("call"),
+            call_id=self._call_ids.new(),
             started_us=time.time_ns() // 1000,
-            started_ns=started_ns,
+            started_ns=time.monotonic_ns(),
         )
         reply = self._reply_at_once(call, too_large=body is None)
-        if reply is not None:
-            await self._pipeline.answer(call, reply, send)
+        if reply is not None and reply.stream is None:
+            self._pipeline.answer(call, reply, exchange)
             return
-        exchange: Exchange = scope["exchange"]
-        exchange.on_gone = partial(self._on_gone, call, asyncio.current_task())
-        await self._pipeline.serve(call, send)
+        self.inflight += 1
+        task = exchange.spawn(self._serve(call, reply, exchange))
+        exchange.on_gone = partial(self._on_gone, call, task)
 
-    def _on_gone(self, call: Call, task: asyncio.Task[None] | None) -> None:
+    async def _serve(self, call: Call, reply: Reply | None, exchange: Exchange) -> None:
+        try:
+            await self._pipeline.serve(call, reply, exchange)
+        finally:
+            self.inflight -= 1
+
+    def _on_gone(self, call: Call, task: asyncio.Task[None]) -> None:
         """The client has left: unless others wait for its answer, whatever is done for it is cancelled."""
-        if task is not None and self._flights.leave(call):
+        if self._flights.leave(call):
             task.cancel()
 
     def _reply_at_once(self, call: Call, *, too_large: bool) -> Reply | None:
@@ -164,39 +164,10 @@ class ProxyApp:
             return pipeline.enter(call, stages=_STAGES_OF_MODELS) or models_reply(call, call.path)
         return pipeline.enter(call)
 
-    async def _read_body(self, headers: Mapping[bytes, bytes], exchange: Exchange, receive: Receive) -> bytes | None:
-        """The whole body; None if it is too large. How long it may take is the server's business (`proxy.server`).
-
-        Raises ClientGone if the client leaves before its end.
-        """
-        limit = self._settings.body_bytes_max
-        declared = headers.get(b"content-length", b"")
-        if len(declared) > 18 or (declared.isdigit() and int(declared) > limit):
-            self._metrics.bound_hit("body_bytes_max")
-            return None
-        if not exchange.more_body:  # it has come with the head, as small bodies do
-            return bytes(exchange.body) if len(exchange.body) <= limit else None
-        parts: list[bytes] = []
-        size = 0
-        more_body = True
-        while more_body:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise ClientGone
-            parts.append(message.get("body", b""))
-            more_body = message.get("more_body", False)
-            size += len(parts[-1])
-            if size > limit:
-                self._metrics.bound_hit("body_bytes_max")
-                return None
-        return b"".join(parts)
-
-    def _not_ready(self) -> str:
-        if self.runtime is None:
-            return "no snapshot yet"
-        return "draining" if self.draining else ""
-
-    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """The server's lifespan, in ASGI's words; requests come to `handle`."""
+        if scope["type"] != "lifespan":
+            raise RuntimeError(f"no {scope['type']} here")
         await receive()
         await self._lifespan.start()
         await send({"type": "lifespan.startup.complete"})
@@ -204,3 +175,8 @@ class ProxyApp:
         self.draining = True
         await self._lifespan.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _not_ready(self) -> str:
+        if self.runtime is None:
+            return "no snapshot yet"
+        return "draining" if self.draining else ""

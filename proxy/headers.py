@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 from controlplane.contract.pricing import NANOUSD_PER_USD
 from controlplane.contract.records import CacheState
@@ -16,46 +17,52 @@ _CACHE_STATUS = {
     CacheState.MISS: b"hephaestus; fwd=miss",
     CacheState.BYPASS: b"hephaestus; fwd=bypass",
 }
-_CACHE_HEADERS: dict[CacheState, Headers] = {
-    state: [(b"x-heph-cache", state.value.encode()), (b"cache-status", status)]
+_CACHE_LINES = {
+    state: b"x-heph-cache: %b\r\ncache-status: %b\r\n" % (state.value.encode(), status)
     for state, status in _CACHE_STATUS.items()
 }
 _UPSTREAM = frozenset((CacheState.MISS, CacheState.BYPASS))
-_ATTEMPTS = tuple((b"x-heph-attempts", b"%d" % count) for count in range(64))
-_COST_STATE = {state: (b"x-heph-cost-state", state.encode()) for state in ("final", "estimated", "unpriced")}
-_SOURCE = {source: (b"x-heph-error-source", source.encode()) for source in ("gateway", "upstream", "client")}
+_SOURCE_LINES = {source: f"x-heph-error-source: {source}\r\n".encode() for source in ("gateway", "upstream", "client")}
 _ERROR_STATUS_MIN = 400
 _RATE_LIMIT_PREFIX = b"x-ratelimit-"
-_STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_STREAM_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
-def response_headers(call: Call, reply: Reply, *, stream: bool) -> Headers:
-    """All headers of an answer. stream: the cost is not known yet and comes as a closing comment instead."""
-    headers = list(reply.headers)
+def response_lines(call: Call, reply: Reply, *, stream: bool) -> bytes:
+    """All headers of an answer but those about its framing, each ended by CRLF.
+
+    stream: the cost is not known yet and comes as a closing comment instead.
+    """
+    headers = reply.headers
+    limits = b""
     if call.ratelimit_requests is not None or call.ratelimit_tokens is not None:
         headers = [header for header in headers if not header[0].startswith(_RATE_LIMIT_PREFIX)]
-        _add_rate_limit(headers, b"requests", call.ratelimit_requests)
-        _add_rate_limit(headers, b"tokens", call.ratelimit_tokens)
-    headers.append((b"x-heph-call-id", call.call_id.encode()))
-    if reply.deployment:
-        headers.append((b"x-heph-model", _header_safe(reply.model)))
-        headers.append((b"x-heph-deployment", _header_safe(reply.deployment)))
-    headers += _CACHE_HEADERS[call.cache]
-    if reply.age_s >= 0:
-        headers.append((b"age", b"%d" % reply.age_s))
+        limits = _rate_limit(b"requests", call.ratelimit_requests) + _rate_limit(b"tokens", call.ratelimit_tokens)
     running = stream and call.cache in _UPSTREAM  # its record is made when it ends
-    headers.append(_ATTEMPTS[min(len(call.attempts) + running, len(_ATTEMPTS) - 1)])
-    overhead_us = (time.monotonic_ns() - call.started_ns - call.waited_ns) // 1000
-    headers.append((b"x-heph-overhead-ms", b"%d.%03d" % divmod(max(0, overhead_us), 1000)))
-    if stream:
-        headers += _STREAM_HEADERS
-    else:
-        headers.append((b"x-heph-cost-usd", usd(call.cost_nanousd)))
-        headers.append(_COST_STATE[call.cost_state])
-        headers.append((b"content-length", b"%d" % len(reply.body)))
-    if reply.status >= _ERROR_STATUS_MIN:
-        headers.append(_SOURCE[reply.source])
-    return headers
+    overhead_us = max(0, (time.monotonic_ns() - call.started_ns - call.waited_ns) // 1000)
+    return b"%b%bx-heph-call-id: %b\r\n%b%b%bx-heph-attempts: %d\r\nx-heph-overhead-ms: %d.%03d\r\n%b%b" % (
+        header_lines(headers),
+        limits,
+        call.call_id.encode(),
+        _served_lines(reply.model, reply.deployment) if reply.deployment else b"",
+        _CACHE_LINES[call.cache],
+        b"age: %d\r\n" % reply.age_s if reply.age_s >= 0 else b"",
+        len(call.attempts) + running,
+        overhead_us // 1000,
+        overhead_us % 1000,
+        _STREAM_LINES
+        if stream
+        else b"x-heph-cost-usd: %b\r\nx-heph-cost-state: %b\r\n" % (usd(call.cost_nanousd), call.cost_state.encode()),
+        _SOURCE_LINES[reply.source] if reply.status >= _ERROR_STATUS_MIN else b"",
+    )
+
+
+def header_lines(headers: Headers) -> bytes:
+    """Headers as they go over the wire. Raises ValueError if one would break out of its line."""
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        raise ValueError("a header holds the end of a line")
+    return lines
 
 
 def closing_comment(call: Call) -> bytes:
@@ -68,14 +75,25 @@ def usd(nanousd: int) -> bytes:
     return b"%d.%09d" % divmod(nanousd, NANOUSD_PER_USD)
 
 
-def _add_rate_limit(headers: Headers, what: bytes, limit: RateLimit | None) -> None:
+def _rate_limit(what: bytes, limit: RateLimit | None) -> bytes:
     """The three headers that OpenAI's clients look for."""
     if limit is None:
-        return
+        return b""
     most, remaining, reset_s = limit
-    headers.append((b"x-ratelimit-limit-" + what, b"%d" % most))
-    headers.append((b"x-ratelimit-remaining-" + what, b"%d" % remaining))
-    headers.append((b"x-ratelimit-reset-" + what, _duration(reset_s)))
+    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
+        what,
+        most,
+        what,
+        remaining,
+        what,
+        _duration(reset_s),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _served_lines(model: str, deployment: str) -> bytes:
+    """Who served; names from the catalog, so there are few."""
+    return b"x-heph-model: %b\r\nx-heph-deployment: %b\r\n" % (_header_safe(model), _header_safe(deployment))
 
 
 def _duration(seconds: float) -> bytes:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
 from proxy import refusals
-from proxy.call import Call, Headers, Reply
+from proxy.call import Call, Reply
+from proxy.exchange import Exchange
+from proxy.headers import header_lines
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import Refusal, refuse
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]  # ASGI's own type
-
 _JSON = (b"content-type", b"application/json")
-_TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_JSON_LINE = b"content-type: application/json\r\n"
+_TEXT_LINE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -29,28 +29,28 @@ class Ops:
         self._metrics = metrics
         self._not_ready = not_ready
 
-    async def answer(self, path: str, method: str, send: Send) -> None:
+    def answer(self, path: str, method: str, exchange: Exchange) -> None:
         """One request that is no call."""
         if method not in ("GET", "HEAD"):
             refusal = refusals.METHOD_NOT_ALLOWED if path in ("/livez", "/readyz", "/metrics") else refusals.NOT_FOUND
-            await self.refuse(refusal, f"{method} {path[:128]} is not something this proxy serves", send)
+            self.refuse(refusal, f"{method} {path[:128]} is not something this proxy serves", exchange)
         elif path == "/livez":
-            await _send(send, 200, [_JSON], b'{"status":"alive"}')
+            exchange.answer(200, _JSON_LINE, b'{"status":"alive"}')
         elif path == "/readyz":
             reason = self._not_ready()
             body = _encode({"status": "not ready", "reason": reason} if reason else {"status": "ready"})
-            await _send(send, 503 if reason else 200, [_JSON], body)
+            exchange.answer(503 if reason else 200, _JSON_LINE, body)
         elif path == "/metrics":
-            await _send(send, 200, [_TEXT], self._metrics.render())
+            exchange.answer(200, _TEXT_LINE, self._metrics.render())
         else:
             message = f"there is no {path[:128]}; the proxy serves /v1/chat/completions, /v1/embeddings and /v1/models"
-            await self.refuse(refusals.NOT_FOUND, message, send)
+            self.refuse(refusals.NOT_FOUND, message, exchange)
 
-    async def refuse(self, refusal: Refusal, message: str, send: Send) -> None:
+    def refuse(self, refusal: Refusal, message: str, exchange: Exchange) -> None:
         """A refusal of something that never became a call."""
         reply = refuse(refusal, message)
-        headers = [*reply.headers, (b"x-heph-error-source", refusal.source.encode())]
-        await _send(send, reply.status, headers, reply.body)
+        source = (b"x-heph-error-source", refusal.source.encode())
+        exchange.answer(reply.status, header_lines([*reply.headers, source]), reply.body)
 
 
 def models_reply(call: Call, path: str) -> Reply:
@@ -70,9 +70,3 @@ def models_reply(call: Call, path: str) -> Reply:
     reply = Reply(200, [_JSON], body=_encode(document), source="gateway")
     reply.complete = True
     return reply
-
-
-async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    headers = [*headers, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

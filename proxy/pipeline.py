@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
 
@@ -16,12 +16,10 @@ from controlplane.contract.records import CallRecord, Outcome
 from proxy import meter, refusals
 from proxy.call import Call, ChunkStream, Reply, Stage, StreamBroken, Transport
 from proxy.dialects.openai_stream import DONE
-from proxy.headers import closing_comment, response_headers
+from proxy.exchange import Exchange
+from proxy.headers import closing_comment, response_lines
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import error_event, refuse
-
-# ASGI's own type: messages are dictionaries whose values depend on their `type`.
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _CLIENT_CLOSED_STATUS = 499
 
@@ -80,47 +78,42 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - the one place that catches
             return self._internal(call, "a stage failed", error)
 
-    async def answer(self, call: Call, reply: Reply, send: Send) -> None:
-        """Sends a reply that was there at once."""
-        if reply.stream is not None:
-            await self._guarded(call, self._pump(call, reply, reply.stream, send), send)
-        else:
-            await self._send_complete(call, reply, send)
+    def answer(self, call: Call, reply: Reply, exchange: Exchange) -> None:
+        """Sends a complete reply that was there at once."""
+        self._send_complete(call, reply, exchange)
 
-    async def serve(self, call: Call, send: Send) -> None:
-        """Gets the reply from the transports and sends it; never raises but when it is cancelled from outside."""
-        await self._guarded(call, self._serve(call, send), send)
+    async def serve(self, call: Call, reply: Reply | None, exchange: Exchange) -> None:
+        """Gets the reply from the transports, unless it is there already, and sends it at the client's pace.
 
-    async def _serve(self, call: Call, send: Send) -> None:
-        reply = await self._transport.send(call)
-        if reply.stream is None:
-            await self._send_complete(call, reply, send)
-        else:
-            await self._pump(call, reply, reply.stream, send)
-
-    async def _guarded(self, call: Call, work: Awaitable[None], send: Send) -> None:
-        """Runs what serves a call; a client that left and a bug of ours both still end in a record."""
+        A client that left, a bug of ours and a server that stops all still end in a record; nothing is raised.
+        """
         try:
-            await work
+            if reply is None:
+                reply = await self._transport.send(call)
+            if reply.stream is None:
+                self._send_complete(call, reply, exchange)
+            else:
+                await self._pump(call, reply, reply.stream, exchange)
         except asyncio.CancelledError:
             if call.client_gone:
                 self._abandon(call)
             else:  # the server's time to drain is over
-                await self._end(call, refuse(refusals.NOT_READY, "the proxy is shutting down; try again"), send)
+                self._end(call, refuse(refusals.NOT_READY, "the proxy is shutting down; try again"), exchange)
         except Exception as error:  # noqa: BLE001 - the one place that catches
-            await self._end(call, self._internal(call, "serving failed", error), send)
+            self._end(call, self._internal(call, "serving failed", error), exchange)
 
-    async def _end(self, call: Call, refusal: Reply, send: Send) -> None:
+    def _end(self, call: Call, refusal: Reply, exchange: Exchange) -> None:
         """Ends a call that cannot go on: with the refusal, or inside a stream that has begun with an error event."""
         if not call.responding:
-            await self._send_complete(call, refusal, send)
+            self._send_complete(call, refusal, exchange)
             return
         call.outcome, call.error_code = refusal.outcome, refusal.error_code
         self._settle(call)
         if call.reply is not None and call.reply.stream is not None and not call.answered:
-            await self._send_last(call, b"data: " + refusal.body + b"\n\n", send)
+            call.answered = True
+            exchange.end(b"data: " + refusal.body + b"\n\n")
 
-    async def _send_complete(self, call: Call, reply: Reply, send: Send) -> None:
+    def _send_complete(self, call: Call, reply: Reply, exchange: Exchange) -> None:
         call.reply = reply
         call.status = reply.status
         call.outcome = reply.outcome
@@ -130,22 +123,23 @@ class Pipeline:
         else:
             call.response_bytes = len(reply.body)
         self._settle(call)
-        headers = response_headers(call, reply, stream=False)
+        lines = response_lines(call, reply, stream=False)
         call.responding = call.answered = True
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        exchange.answer(reply.status, lines, reply.body)
 
-    async def _pump(self, call: Call, reply: Reply, stream: ChunkStream, send: Send) -> None:
+    async def _pump(self, call: Call, reply: Reply, stream: ChunkStream, exchange: Exchange) -> None:
         """Chunks out as they come, at the client's pace; then the settlement; then the end."""
         call.reply = reply
         call.status = reply.status
         try:
-            headers = response_headers(call, reply, stream=True)
+            lines = response_lines(call, reply, stream=True)
             began_ns = _now_ns()
             keep = self._keeps_payload(call)
             call.responding = True
-            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-            last = await self._copy(call, stream, send, keep=keep)
+            exchange.begin(reply.status, lines)
+            last = await self._copy(call, stream, exchange, keep=keep)
+            if exchange.blocked:
+                await exchange.drain()
             call.waited_ns += _now_ns() - began_ns
         finally:
             stream.close()
@@ -154,13 +148,15 @@ class Pipeline:
         self._settle(call)
         if last:
             call.response_bytes += len(last)
-        await self._send_last(call, closing_comment(call) + (last or DONE), send)
+        call.answered = True
+        exchange.end(closing_comment(call) + (last or DONE))
 
-    async def _copy(self, call: Call, stream: ChunkStream, send: Send, *, keep: bool) -> bytes:
+    async def _copy(self, call: Call, stream: ChunkStream, exchange: Exchange, *, keep: bool) -> bytes:
         """Copies the stream to the client; b"" when it ended well, else the error event to end with."""
+        read, send = stream.read, exchange.send
         try:
             while True:
-                chunk = await stream.read()
+                chunk = await read()
                 if not chunk:
                     call.outcome = Outcome.OK
                     return b""
@@ -168,18 +164,17 @@ class Pipeline:
                     call.first_token_us = (_now_ns() - call.started_ns) // 1000
                 if keep and len(call.response_kept) < meter.PAYLOAD_BYTES_MAX:
                     call.response_kept += chunk
-                if not call.client_gone:
-                    call.response_bytes += len(chunk)
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                if call.client_gone:
+                    continue
+                call.response_bytes += len(chunk)
+                if exchange.blocked:
+                    await exchange.drain()
+                send(chunk)
         except StreamBroken as broken:
             refusal = refusals.TIMED_OUT if broken.outcome is Outcome.TIMED_OUT else refusals.BROKEN_STREAM
             call.outcome = broken.outcome
             call.error_code = refusal.code
             return broken.event or error_event(refusal, str(broken))
-
-    async def _send_last(self, call: Call, body: bytes, send: Send) -> None:
-        call.answered = True
-        await send({"type": "http.response.body", "body": body})
 
     def _abandon(self, call: Call) -> None:
         """The client left and nobody else wants the answer: the upstream's work is cancelled already."""

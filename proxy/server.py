@@ -1,210 +1,343 @@
-"""The HTTP server of one worker: uvicorn, with the bounds that it lacks against slow and oversized requests.
+"""The HTTP server of one worker: our own protocol on httptools, in uvicorn's life-cycle (signals, listening, graceful stop).
 
-Two things differ from uvicorn's own protocol because they are worth a fifth of a call's time: head and first body bytes go out in one
-write, and the server itself tells the call that its client has left, so that nobody has to wait for that (decision 0006).
+A request comes to the application when it is whole, as one call of a plain function; a task is made only for what has to wait. Idle
+connections cost one timer each, which looks at the time when it fires. Decision 0009 has the figures behind this.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, MutableMapping
-from typing import Any
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
+import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.app import ProxyApp
 from proxy.dialects import openai
+from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
 
 _BACKLOG = 4096
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
-_CLOSE = (b"connection", b"close")
-_CHUNKED = (b"transfer-encoding", b"chunked")
+_LENGTH_DIGITS_MAX = 18
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+log = structlog.get_logger("proxy.server")
 
 
-class Exchange(RequestResponseCycle):
-    """One request and its response, as uvicorn keeps it; `on_gone` is called if the client leaves before the end."""
+class WorkerProtocol(asyncio.Protocol):
+    """One client's connection: bounds on heads, bodies, the time a request may take to arrive, and the number of connections.
 
-    on_gone: Callable[[], None] | None = None
-    _start: MutableMapping[str, Any] | None = None  # ASGI's own type: the head, held back until the first body bytes
-
-    async def send(self, message: MutableMapping[str, Any]) -> None:  # type: ignore[override]  # as ASGI has it
-        """Status and headers wait for the first of the body; at the client's pace from then on."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        if message["type"] == "http.response.start":
-            if self.response_started:
-                raise RuntimeError("a response starts once")
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            self._start = message
-            return
-        if not self.response_started or self.response_complete:
-            raise RuntimeError(f"{message['type']} in the wrong place")
-        body: bytes = message.get("body", b"")
-        more_body: bool = message.get("more_body", False)
-        head = b""
-        if self._start is not None:
-            head = self._head(self._start)
-            self._start = None
-        self.transport.write(head + self._framed(body, more_body=more_body))
-        if not more_body:
-            self.response_complete = True
-            self.on_gone = None
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
-
-    def _head(self, start: MutableMapping[str, Any]) -> bytes:
-        headers = self.default_headers + start["headers"]
-        self.chunked_encoding = not any(name == b"content-length" for name, _ in headers)
-        if self.chunked_encoding:
-            headers.append(_CHUNKED)
-        if not self.keep_alive:
-            headers.append(_CLOSE)
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        head = b"".join((STATUS_LINE[start["status"]], *lines, b"\r\n"))
-        if head.count(b"\n") != len(lines) + 2:
-            raise RuntimeError("a header holds a line feed")
-        return head
-
-    def _framed(self, body: bytes, *, more_body: bool) -> bytes:
-        if self.scope["method"] == "HEAD":
-            return b""
-        if not self.chunked_encoding:
-            return body
-        if more_body:
-            return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a bound on heads, on the time a request may take to arrive, and on connections.
-
-    A timer runs only while a request is incomplete at the end of a read, so the usual request, which comes in one piece, costs none.
+    A timer for arrival runs only while a request is incomplete at the end of a read, so the usual request, which comes in one piece, costs none.
     """
 
+    app: ProxyApp
     settings: ProxySettings
     metrics: ProxyMetrics
 
-    _arrival: asyncio.TimerHandle | None = None
-    _arriving = False
-    _in_head = False
-    _exchanges: tuple[Exchange, ...] = ()  # under way, or waiting behind one that is; hardly ever more than one
-    _head_bytes = 0  # of the head that has not ended yet
-    _piece_bytes = 0  # of the data being read
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],  # uvicorn's own, of the lifespan
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """As uvicorn makes its protocols."""
+        del config, app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._server = server_state
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        # An answer may go out on the first of two pipelined requests although that one said `close`.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # there from connection_made on
+        self._arrival: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0
+        self._current: Exchange | None = None  # the one that is being answered
+        self._waiting: deque[Exchange] = deque()  # whole requests behind it
+        self._arrived: list[Exchange] = []  # in the data being read
+        self._read_paused = False
+        self._writable: asyncio.Event | None = None  # made when somebody waits
+        self._stopping = False
+        self._head_bytes = 0  # of the head that has not ended yet
+        self._piece_bytes = 0  # of the data being read
+        self._dated: list[tuple[bytes, bytes]] = []
+        self._date_line = b""
+        self.write_paused = False
+        self._begin()
+        self._arriving = self._in_head = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def _begin(self) -> None:
+        """A request begins to arrive."""
+        self._arriving = self._in_head = True
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._skipped = False  # it has been answered already; what is left of it is thrown away
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuses a connection too many; gives a new one as long as an idle one to say something."""
-        super().connection_made(transport)
-        if len(self.connections) > self.settings.connections_max:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        connections = cast("set[object]", self._server.connections)
+        connections.add(self)
+        if len(connections) > self.settings.connections_max:
             self.metrics.bound_hit("connections_max")
-            transport.close()
+            self._transport.close()
             return
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timers, and tells the calls that were under way."""
+        """Stops the timers, and tells the call that was under way."""
+        del exc
+        cast("set[object]", self._server.connections).discard(self)
+        if self._arriving and not self._in_head and not self._skipped:
+            self.metrics.bound_hit("request_incomplete")
+        self._arriving = False
         self._stop_timer()
-        self._unset_keepalive_if_required()
-        super().connection_lost(exc)
-        for exchange in self._exchanges:
-            if not exchange.response_complete:
-                exchange.disconnected = True
-                exchange.message_event.set()
-                if exchange.on_gone is not None:
-                    exchange.on_gone()
-        self._exchanges = ()
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        self._parser = None
+        self._waiting.clear()
+        self.resume_writing()
+        exchange, self._current = self._current, None
+        if exchange is not None:
+            exchange.lost()
 
     def data_received(self, data: bytes) -> None:
-        """Watches the clock and the head's size while a request is incomplete."""
-        self._piece_bytes = len(data)
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:  # counted, not logged: whoever sends it could fill the log
-            self.metrics.bound_hit("not_http")
-            self.send_400_response("this is not a valid HTTP request")
+        """Parses, starts what has become whole, and watches the clock and the head's size while a request is incomplete."""
+        if self._parser is None:
             return
+        self._piece_bytes = len(data)
+        try:
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # an offer that a server may ignore; the request is served as it is
             pass
+        except httptools.HttpParserError:  # counted, not logged: whoever sends it could fill the log
+            self._not_http()
+            return
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            for exchange in arrived:
+                self._accept(exchange)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self.settings.header_bytes_max:
                 self._refuse_head()
         if self._arriving:
-            if self._arrival is None and not self.transport.is_closing():
-                self._arrival = self.loop.call_later(self.settings.body_timeout_s, self._too_slow)
+            if self._arrival is None and not self._transport.is_closing():
+                self._arrival = self._loop.call_later(self.settings.body_timeout_s, self._too_slow)
         elif self._arrival is not None:
             self._stop_timer()
 
+    def eof_received(self) -> None:
+        """The client has said all; asyncio closes the connection."""
+
+    def pause_writing(self) -> None:
+        """The client is behind with what it was sent."""
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.write_paused = False
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        if self._current is None and self._waiting:
+            self._next()
+
+    # what the parser calls
+
     def on_message_begin(self) -> None:
         """A request begins to arrive."""
-        self._arriving = self._in_head = True
-        self.url = b""
-        self.expect_100_continue = False
-        self.headers = []
-        self.scope = {"type": "http", "http_version": "1.1", "headers": self.headers}  # type: ignore[typeddict-item]
+        self._begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Some of the request's target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; trailers are not looked at."""
+        if self._in_head:
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """The head is whole; one that came in few large pieces may still be too large."""
-        limit = self.settings.header_bytes_max
+        """The head is whole; one that came in few large pieces may still be too large, and a body may say that it will be."""
+        headers, limit = self._headers, self.settings.header_bytes_max
         if self._head_bytes + self._piece_bytes > limit:
-            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())
             if size > limit:
                 self._refuse_head()
                 raise ValueError("head too large")  # stops the parser; the answer is on its way
         self._in_head = False
         self._head_bytes = 0
-        version = self.parser.get_http_version()
-        self.scope["method"] = self.parser.get_method().decode("ascii")
-        path, _, query = self.url.partition(b"?")
-        text = path.decode("latin-1")
-        self.scope["path"] = unquote(text) if "%" in text else text
-        self.scope["raw_path"] = path
-        self.scope["query_string"] = query
-        exchange = Exchange(
-            scope=self.scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
-        self.scope["exchange"] = exchange  # type: ignore[typeddict-unknown-key]
-        before, self.cycle = self.cycle, exchange
-        self._exchanges = (*(item for item in self._exchanges if not item.response_complete), exchange)
-        if before is None or before.response_complete:
-            self._start_asgi_task(exchange, self.app)
-        else:
-            self.pipeline.appendleft((exchange, self.app))
-            if len(self.pipeline) > _PIPELINED_MAX:
-                self.flow.pause_reading()  # from here on we would not notice that the client leaves
+        declared = headers.get(b"content-length", b"")
+        if len(declared) > 3 and (
+            len(declared) > _LENGTH_DIGITS_MAX or (declared.isdigit() and int(declared) > self.settings.body_bytes_max)
+        ):
+            self._too_large()
+        elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self._current is None:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        if self._skipped:
+            return
+        self._parts.append(body)
+        self._parts_bytes += len(body)
+        if self._parts_bytes > self.settings.body_bytes_max:
+            self._too_large()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._arriving = False
-        super().on_message_complete()
+        if not self._skipped:
+            parts = self._parts
+            self._arrived.append(self._exchange(parts[0] if len(parts) == 1 else b"".join(parts)))
 
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP gets a clear answer, in the shape that our clients know."""
-        self._arriving = self._in_head = False
-        if self.transport.is_closing():
+    # what an exchange uses
+
+    @property
+    def date_line(self) -> bytes:
+        """The `date` header, which uvicorn renews each second."""
+        headers = self._server.default_headers
+        if headers is not self._dated:
+            self._dated = headers
+            self._date_line = b"".join([b"%b: %b\r\n" % header for header in headers])
+        return self._date_line
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes; the transport keeps what the client does not take yet."""
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Waits until the client has caught up, or has left."""
+        while self.write_paused:
+            if self._writable is None:
+                self._writable = asyncio.Event()
+            await self._writable.wait()
+
+    def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Runs what serves an exchange; uvicorn waits for it at shutdown, and cancels it when the time to drain is over."""
+        task = self._loop.create_task(work)
+        self._server.tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """An answer is whole: the next request, or rest."""
+        self._server.total_requests += 1
+        self._current = None
+        if not exchange.keep_alive:
+            self._transport.close()
+        elif self._waiting:
+            if not self.write_paused:
+                self._next()
+        elif not self._transport.is_closing():
+            self._rest()
+
+    def shutdown(self) -> None:
+        """The server begins to stop: idle connections close now, the others behind their answer."""
+        self._stopping = True
+        if self._current is None:
+            self._transport.close()
+        else:
+            self._current.keep_alive = False
+
+    # below
+
+    def _exchange(self, body: bytes | None) -> Exchange:
+        assert self._parser is not None  # noqa: S101
+        path, _, _ = self._url.partition(b"?")
+        text = path.decode("latin-1")
+        version = self._parser.get_http_version()
+        return Exchange(
+            self,
+            self._parser.get_method().decode("ascii"),
+            unquote(text) if "%" in text else text,
+            self._headers,
+            body,
+            version=version,
+            keep_alive=version != "1.0" and self._parser.should_keep_alive(),
+        )
+
+    def _accept(self, exchange: Exchange) -> None:
+        """Starts a request, or lets it wait for the one before it."""
+        if self._current is None and not self.write_paused and not self._waiting:
+            self._start(exchange)
             return
-        body = openai.error_body(message=msg, kind="invalid_request_error", code="malformed")
+        self._waiting.append(exchange)
+        if len(self._waiting) > _PIPELINED_MAX and not self._read_paused:
+            self._read_paused = True  # from here on we would not notice that the client leaves
+            self._transport.pause_reading()
+
+    def _next(self) -> None:
+        if self._read_paused and len(self._waiting) <= _PIPELINED_MAX:
+            self._read_paused = False
+            self._transport.resume_reading()
+        self._start(self._waiting.popleft())
+
+    def _start(self, exchange: Exchange) -> None:
+        if self._transport.is_closing():
+            return
+        if self._stopping:
+            exchange.keep_alive = False
+        self._current = exchange
+        try:
+            self.app.handle(exchange)
+        except Exception:  # a bug of ours ends this connection and nothing else
+            log.exception("a request could not be answered")
+            self._transport.abort()
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._server.tasks.discard(task)
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None:
+                log.error("a call could not be served", exc_info=error)
+                self._transport.abort()
+
+    def _rest(self) -> None:
+        """Nothing is under way: from now on the connection is idle."""
+        self._idle_since = self._loop.time()
+        if self._idle is None:
+            self._idle = self._loop.call_later(self.settings.keep_alive_s, self._on_idle)
+
+    def _on_idle(self) -> None:
+        self._idle = None
+        if self._current is not None or self._arriving:
+            return
+        left_s = self._idle_since + self.settings.keep_alive_s - self._loop.time()
+        if left_s > 0.001:
+            self._idle = self._loop.call_later(left_s, self._on_idle)
+        else:
+            self._transport.close()
+
+    def _too_large(self) -> None:
+        """The rest of the body is thrown away; the application says what the client hears."""
+        self.metrics.bound_hit("body_bytes_max")
+        self._skipped = True
+        self._parts = []
+        self._arrived.append(self._exchange(None))
+
+    def _not_http(self) -> None:
+        self._arriving = self._in_head = False
+        if self._transport.is_closing():
+            return
+        self.metrics.bound_hit("not_http")
+        body = openai.error_body(
+            message="this is not a valid HTTP request", kind="invalid_request_error", code="malformed"
+        )
         self._answer_and_close(b"400 Bad Request", body)
 
     def _refuse_head(self) -> None:
@@ -216,18 +349,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._arrival = None
-        if self.transport.is_closing() or not self._arriving:
+        if self._transport.is_closing() or not self._arriving:
             return
-        if self.flow.read_paused:  # it is we who do not read on
-            self._arrival = self.loop.call_later(self.settings.body_timeout_s, self._too_slow)
+        if self._read_paused:  # it is we who do not read on
+            self._arrival = self._loop.call_later(self.settings.body_timeout_s, self._too_slow)
             return
         self.metrics.bound_hit("body_timeout_s")
-        if self._in_head:
+        if self._in_head and self._current is None:
             message = "the request did not arrive in time"
             body = openai.error_body(message=message, kind="invalid_request_error", code="malformed")
             self._answer_and_close(b"408 Request Timeout", body)
         else:
-            self.transport.close()
+            self._transport.close()
 
     def _stop_timer(self) -> None:
         if self._arrival is not None:
@@ -235,16 +368,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._arrival = None
 
     def _answer_and_close(self, status: bytes, body: bytes) -> None:
-        self.transport.write(
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-            % (status, len(body), body)
-        )
-        self.transport.close()
+        if self._current is None or not self._current.started:  # else it would end in the middle of another answer
+            self._transport.write(
+                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+                % (status, len(body), body)
+            )
+        self._transport.close()
 
 
 def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -> uvicorn.Server:
     """A uvicorn server for one worker; `serve(sockets=[...])` runs it until SIGTERM or SIGINT."""
-    protocol = type("WorkerProtocol", (BoundedProtocol,), {"settings": settings, "metrics": metrics})
+    protocol = type("Protocol", (WorkerProtocol,), {"app": app, "settings": settings, "metrics": metrics})
     config = uvicorn.Config(
         app,
         loop="uvloop",

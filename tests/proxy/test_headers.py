@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from controlplane.contract.snapshot import Snapshot
 from proxy.call import Call, Reply
-from proxy.headers import closing_comment, response_headers, usd
+from proxy.headers import closing_comment, response_lines, usd
 from proxy.runtime import compile_runtime
 
 
@@ -26,6 +26,13 @@ def call() -> Call:
         started_us=0,
         started_ns=0,
     )
+
+
+def shown(target: Call, reply: Reply) -> list[tuple[bytes, bytes]]:
+    """The headers of a complete answer, one by one."""
+    lines = response_lines(target, reply, stream=False).split(b"\r\n")
+    assert b"" == lines.pop()
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
 
 
 @given(nanousd=st.integers(0, 10**18))
@@ -50,7 +57,7 @@ def test_durations_are_written_as_openai_does(expected: bytes, seconds: float) -
     """Milliseconds below a second, then seconds, then minutes and seconds."""
     target = call()
     target.ratelimit_requests = (60, 1, seconds)
-    headers = dict(response_headers(target, Reply(200, []), stream=False))
+    headers = dict(shown(target, Reply(200, [])))
     assert expected == headers[b"x-ratelimit-reset-requests"]
 
 
@@ -58,9 +65,7 @@ def test_our_limits_replace_the_upstreams() -> None:
     """Two families with the same names would contradict each other."""
     target = call()
     target.ratelimit_tokens = (100, 40, 1.0)
-    headers = response_headers(
-        target, Reply(200, [(b"x-ratelimit-limit-tokens", b"9"), (b"x-request-id", b"r")]), stream=False
-    )
+    headers = shown(target, Reply(200, [(b"x-ratelimit-limit-tokens", b"9"), (b"x-request-id", b"r")]))
     assert [b"100"] == [value for name, value in headers if name == b"x-ratelimit-limit-tokens"]
     assert (b"x-request-id", b"r") in headers
 
@@ -69,8 +74,15 @@ def test_a_name_that_no_header_can_carry_is_made_safe() -> None:
     """A model's name cannot break the response."""
     reply = Reply(200, [])
     reply.deployment, reply.model = "d\r\nx: y", "modèle"
-    headers = dict(response_headers(call(), reply, stream=False))
+    headers = dict(shown(call(), reply))
     assert (b"?", b"mod?le") == (headers[b"x-heph-deployment"], headers[b"x-heph-model"])
+
+
+@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b=c", b"a\nb", b"a\rb"])
+def test_a_value_cannot_break_out_of_its_line(value: bytes) -> None:
+    """What would become a header of its own is refused."""
+    with pytest.raises(ValueError, match="end of a line"):
+        response_lines(call(), Reply(200, [(b"x-request-id", value)]), stream=False)
 
 
 def test_the_closing_comment_is_a_comment() -> None:
