@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import secrets
 import sys
 import time
 from dataclasses import dataclass, field
@@ -40,11 +41,12 @@ class Plan:
     errors: int = 0
     sent: int = 0
     stop_at: float = 0.0
+    run: str = field(default_factory=lambda: secrets.token_hex(4))  # so that no run repeats the prompts of another
 
     def request(self) -> bytes:
         """The next request; with `unique` no two have the same prompt, so that no cache can answer."""
         self.sent += 1
-        prompt = f"{PROMPT} (case {self.sent:08d})" if self.unique else f"{PROMPT} (case 00000000)"
+        prompt = f"{PROMPT} (case {self.run}-{self.sent:08d})" if self.unique else f"{PROMPT} (case 00000000-00000000)"
         document = {
             "model": self.model,
             "messages": [
