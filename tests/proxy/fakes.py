@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -92,9 +93,9 @@ class ScriptedUpstream:
         self.port = 0
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> ScriptedUpstream:
+    async def start(self, tls: ssl.SSLContext | None = None) -> ScriptedUpstream:
         """Listens on a free port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -268,9 +269,9 @@ class World:
         await until(lambda: server.started)
         return self
 
-    async def upstream(self, *scripts: Script) -> ScriptedUpstream:
+    async def upstream(self, *scripts: Script, tls: ssl.SSLContext | None = None) -> ScriptedUpstream:
         """One more upstream, first in line if it is the first."""
-        made = await ScriptedUpstream(*scripts).start()
+        made = await ScriptedUpstream(*scripts).start(tls)
         self.upstreams.append(made)
         return made
 
