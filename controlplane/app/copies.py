@@ -28,11 +28,16 @@ RUN_PREFIX = "run-"
 
 
 class EventCopies:
-    """Follows the journal by a checkpoint; a page that was copied but not checked off is copied again and stored once."""
+    """Follows the journal by a checkpoint; what was copied but not checked off is left out the next time.
+
+    An insert may come through though its process died or saw an error. So the first page after a start or an error is compared with what the
+    store has; a page may have grown meanwhile, so that no name for it would be the same.
+    """
 
     def __init__(self, journal: Journal, store: Store) -> None:
         self._journal = journal
         self._store = store
+        self._sure = False  # that the store holds nothing after the checkpoint
 
     async def turn(self) -> None:
         """Copies what was appended since the last turn."""
@@ -45,16 +50,29 @@ class EventCopies:
         page = self._journal.read(since, PAGE, types=(*INCIDENT_TYPES, *RUN_TYPES))
         if not page:
             return False
-        incidents = [event for event in page if event.stream_id.startswith(STREAM_PREFIX)]
-        runs = [event for event in page if event.stream_id.startswith(RUN_PREFIX)]
-        token = f"journal/{since}-{page[-1].global_pos}"
+        last = page[-1].global_pos
+        incidents = self._new(schema.INCIDENT_EVENTS, STREAM_PREFIX, page)
+        runs = self._new(schema.RUN_EVENTS, RUN_PREFIX, page)
+        self._sure = False  # until this page is checked off as well
         if incidents:
-            columns = incident_event_columns(self._incident_rows(incidents))
-            self._store.insert(schema.INCIDENT_EVENTS, columns, token=f"{token}:incidents")
+            self._store.insert(schema.INCIDENT_EVENTS, incident_event_columns(self._incident_rows(incidents)))
         if runs:
-            self._store.insert(schema.RUN_EVENTS, run_event_columns(self._run_rows(runs)), token=f"{token}:runs")
-        self._journal.save_checkpoint(PROJECTION, page[-1].global_pos)
+            self._store.insert(schema.RUN_EVENTS, run_event_columns(self._run_rows(runs)))
+        self._journal.save_checkpoint(PROJECTION, last)
+        self._sure = True
         return len(page) == PAGE
+
+    def _new(self, table: schema.Table, prefix: str, page: Sequence[Event]) -> list[Event]:
+        """The events of a page that belong to a table and are not in it."""
+        mine = [event for event in page if event.stream_id.startswith(prefix)]
+        if self._sure or not mine:
+            return mine
+        there = self._store.rows(
+            f"SELECT position FROM {table.name} WHERE position >= {{first:UInt64}} AND position <= {{last:UInt64}}",  # noqa: S608 - our name
+            {"first": mine[0].global_pos, "last": mine[-1].global_pos},
+        )
+        known = {int(str(position)) for (position,) in there}
+        return [event for event in mine if event.global_pos not in known]
 
     def _incident_rows(self, events: Sequence[Event]) -> list[IncidentEventRow]:
         rows: dict[int, IncidentEventRow] = {}

@@ -9,7 +9,7 @@ from controlplane.alerts.alert import AlertRouter, Field, Kind, Notification, Se
 from controlplane.api import views
 from controlplane.app.healing import RunAnswers, timeline
 from controlplane.errors import NotFound
-from controlplane.incidents.incident import Fired, Incident, IncidentEvent, Reopened, Resolved
+from controlplane.incidents.incident import Fired, Incident, IncidentEvent, Resolved
 from controlplane.incidents.narrate import narrate
 from controlplane.incidents.register import Incidents, event_type
 from controlplane.journal.events import NewOutbox
@@ -70,7 +70,7 @@ def summary(incident: Incident, run_ids: tuple[str, ...] = ()) -> views.Incident
 
 
 class IncidentNews:
-    """Outbox entries for what people hear of an incident: that it fires, that it is back, that it is over."""
+    """Outbox entries for what people hear of an incident: that it fires, that it fires again, that it is over."""
 
     def __init__(self, router: AlertRouter) -> None:
         self.router = router
@@ -78,11 +78,11 @@ class IncidentNews:
     def __call__(self, incident: Incident, event: IncidentEvent) -> Sequence[NewOutbox]:
         """The entries of one event, for the transaction that appends it."""
         match event:
+            case Fired() if incident.reopened:
+                kind, title = Kind.UPDATED, f"again: {incident.title}"
             case Fired():
                 kind, title = Kind.OPENED, incident.title
-            case Reopened():
-                kind, title = Kind.UPDATED, f"again: {incident.title}"
-            case Resolved() if incident.fired_us:
+            case Resolved():
                 kind, title = Kind.RESOLVED, f"over: {incident.title}"
             case _:
                 return ()

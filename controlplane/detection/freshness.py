@@ -45,7 +45,7 @@ class Freshness:
 
     def lag_s(self, now_us: int) -> float:
         """Age of the oldest record that is not stored, in seconds; infinite when no worker reports."""
-        live = [proxy for proxy in self._proxies.values() if now_us - proxy.seen_us <= self._expiry_us]
+        live = [proxy for proxy in list(self._proxies.values()) if now_us - proxy.seen_us <= self._expiry_us]
         if not live:
             return float("inf")
         waiting = [now_us - proxy.waiting_since_us for proxy in live if proxy.waiting_since_us is not None]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -76,7 +77,7 @@ class Journal:
         now_us: Callable[[], int] | None = None,
         registry: CollectorRegistry | None = None,
         busy_timeout_s: float = 30.0,
-    ) -> Journal:
+    ) -> Self:
         """Open the journal at `url`, making or migrating its tables.
 
         now_us: the clock for events without a moment of their own; the system's if None.
