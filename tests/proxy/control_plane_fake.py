@@ -35,7 +35,7 @@ class FakeControlPlane:
 
     async def heard(self, count: int) -> None:
         """Waits until so many requests have come."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.asked) < count:
                 self._news.clear()
                 await self._news.wait()

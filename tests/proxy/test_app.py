@@ -283,7 +283,7 @@ async def raw(world: World, data: bytes, *, end: bool = False) -> bytes:
     if end:
         writer.write_eof()
     try:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(60.0):
             return await reader.read()
     finally:
         writer.close()

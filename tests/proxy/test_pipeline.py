@@ -180,7 +180,7 @@ async def test_a_client_that_leaves_cancels_the_upstream_call(world: World) -> N
     calling = asyncio.create_task(world.chat(max_tokens=50))
     await until(lambda: upstream.received)
     calling.cancel()
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(60.0):
         await upstream.client_left.wait()
     await world.until_idle()
     (record,) = world.records()
@@ -197,7 +197,7 @@ async def test_a_client_that_leaves_a_stream_pays_for_what_was_seen(world: World
     request = {"model": "gpt", "messages": [], "stream": True}
     async with world.client.stream("POST", "/v1/chat/completions", json=request) as response:
         assert b"Hel" in await anext(response.aiter_bytes())
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(60.0):
         await upstream.client_left.wait()
     await world.until_idle()
     (record,) = world.records()
@@ -307,7 +307,7 @@ async def test_a_client_that_leaves_with_a_second_request_waiting_is_noticed(wor
     writer.write((head.encode() + body) * 2)
     await until(lambda: upstream.received)
     writer.close()
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(60.0):
         await upstream.client_left.wait()
     await world.until_idle()
     assert [Outcome.CLIENT_CLOSED] == [record.outcome for record in world.records()]

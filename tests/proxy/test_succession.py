@@ -190,12 +190,12 @@ async def test_a_retired_spool_is_shipped_in_its_own_name_and_still_reported(tmp
             status.ledger_nanousd,
         )
         assert 0 < status.spool_bytes == retired.bytes_stored
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await retired.run()
         assert 0 == retired.bytes_stored
         retired.close()
         again = Retired(config, uplink)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await again.run()
         assert [(1, 7)] == [(s.ledger_calls, s.ledger_nanousd) for s in again.statuses(status)]
         again.close()

@@ -390,7 +390,7 @@ async def test_a_follower_s_own_deadline_ends_its_wait() -> None:
     coalesce = _coalesce(inner, clock=clock)
     leader, hasty = Client(coalesce), Client(coalesce)
     hasty.call.deadline = clock.s() + 0.001
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await hasty.task
     assert hasty.reply is not None
     assert (504, Outcome.TIMED_OUT) == (hasty.reply.status, hasty.reply.outcome)

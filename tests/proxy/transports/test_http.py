@@ -170,13 +170,44 @@ async def test_a_slow_client_holds_the_upstream_back(tmp_path_factory: pytest.Te
         await world.stop()
 
 
+def waiting(world: World) -> int:
+    """How many calls wait for a connection."""
+    return sum(len(pool._waiters) for pool in world.worker.http.pools())
+
+
 async def test_the_bound_on_connections_is_kept_and_waited_for(world: World) -> None:
-    """Ten calls over two connections: all are answered, and never more than two are open."""
-    upstream = await world.upstream(replies(answer(BODY)))
-    world.apply(upstream={"connections_max": 2})
-    responses = await asyncio.gather(*[world.chat(user=str(number)) for number in range(10)])
-    assert {200} == {response.status_code for response in responses}
-    assert upstream.connections <= 2
+    """Ten calls over five connections: five wait, all are answered, and never more than five are open."""
+    go = asyncio.Event()
+
+    async def answers_later(wire: Wire, _: Received) -> None:
+        await go.wait()
+        await wire.send(answer(BODY))
+
+    upstream = await world.upstream(answers_later)
+    world.apply(upstream={"connections_max": 5, "connect_timeout_s": 30.0}, route={"attempts_max": 1})
+    calls = [asyncio.create_task(world.chat(user=str(number))) for number in range(10)]
+    await until(lambda: (5, 5) == (waiting(world), len(upstream.received)))
+    go.set()
+    assert [200] * 10 == [(await call).status_code for call in calls]
+    assert (10, 5) == (len(upstream.received), upstream.connections)
+
+
+async def test_a_line_for_connections_that_is_full_is_a_failure_to_connect_at_once(world: World) -> None:
+    """As many calls wait as there are connections; one more is not made to wait, and it is counted."""
+    go = asyncio.Event()
+
+    async def answers_later(wire: Wire, _: Received) -> None:
+        await go.wait()
+        await wire.send(answer(BODY))
+
+    upstream = await world.upstream(answers_later)
+    world.apply(upstream={"connections_max": 1, "connect_timeout_s": 30.0}, route={"attempts_max": 1})
+    kept = [asyncio.create_task(world.chat()) for _ in range(2)]
+    await until(lambda: (1, 1) == (waiting(world), len(upstream.received)))
+    assert 502 == (await world.chat()).status_code
+    assert AttemptError.CONNECT == world.records()[0].attempts[0].error
+    go.set()
+    assert [200, 200] == [(await call).status_code for call in kept]
 
 
 async def test_a_pool_that_stays_busy_is_a_failure_to_connect(world: World) -> None:
