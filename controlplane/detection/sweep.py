@@ -165,7 +165,7 @@ def judge(watch: Watch, series: Series, *, now_us: int) -> Signal | None:
     """What a watch says about its series: an anomaly, that it is right, or None where it cannot say.
 
     None when there is too little data, when the last `silent_points` points have no verdict (a drained deployment is neither sick nor
-    well), or while a clear is not yet certain.
+    well), or while a clear is not yet certain: its first well point after an outage is no news of an anomaly.
     """
     y = np.where(series.samples >= watch.samples_min, series.y, np.nan)
     scores = watch.detector.score(series.t, y, series.samples)
@@ -175,6 +175,8 @@ def judge(watch: Watch, series: Series, *, now_us: int) -> Signal | None:
     decision = watch.threshold.decide(scores)
     if not decision.on:
         return _cleared(watch, now_us) if decision.calm_points >= watch.threshold.clear_points else None
+    if decision.calm_points:
+        return None
     last = int(scored[-1])
     value = float(y[last])
     expected = float(watch.detector.expect(series.t, y, series.samples)[last])

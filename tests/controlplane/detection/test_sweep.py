@@ -74,6 +74,7 @@ def test_an_outage_is_an_anomaly_with_its_onset_and_evidence() -> None:
         ([*CALM, 0.0, 0.0, NAN, NAN, NAN, NAN], 20, "nothing"),  # drained: neither sick nor well
         ([*CALM, 0.0, 0.0, *[NAN] * 200], 20, "nothing"),
         ([*CALM, 0.0, 0.0, *[NAN] * 20, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 20, "cleared"),  # traffic is back and well
+        ([*CALM, 0.0, 0.0, *[NAN] * 20, 1.0], 20, "nothing"),  # well so far: neither an anomaly nor certain
         ([*CALM, 0.0, 0.0, *[NAN] * 20, 0.0, 0.0], 20, "anomaly"),  # and not well
         ([1.0, 1.0], 20, "nothing"),  # too new to be well
         ([NAN] * 60, 20, "nothing"),
