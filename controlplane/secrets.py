@@ -17,6 +17,7 @@ SECRET_BYTES_MAX = 64 * 1024
 KEY_PEPPER_ENV = "HEPH_KEY_PEPPER"
 INTERNAL_TOKEN_ENV = "HEPH_INTERNAL_TOKEN"  # noqa: S105 - a name, not a secret
 OPERATOR_TOKEN_ENV = "HEPH_OPERATOR_TOKEN"  # noqa: S105 - a name, not a secret
+REDIS_PASSWORD_ENV = "HEPH_REDIS_PASSWORD"  # noqa: S105 - a name, not a secret
 
 _PEPPER_HEX = 64
 

@@ -263,9 +263,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(min_length=1, description="Telemetry store: `chdb:///path` or `clickhouse://user@host:8123/database`."),
     ] = f"chdb:///{DATA_DIR_VARIABLE}/telemetry"
-    journal: Annotated[str, Meta(min_length=1, description="Journal: `sqlite:///path` or `postgresql://...`.")] = (
-        f"sqlite:///{DATA_DIR_VARIABLE}/journal.db"
-    )
+    journal: Annotated[
+        str, Meta(min_length=1, description="Journal: `sqlite:///path`. PostgreSQL is refused for now.")
+    ] = f"sqlite:///{DATA_DIR_VARIABLE}/journal.db"
     journal_wait_s_max: Annotated[
         float, Meta(gt=0, description="How long an append may wait for another process that writes to the journal.")
     ] = 30.0
@@ -273,7 +273,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=1, description="Days in which a command that is sent twice is recognised as the same.")
     ] = 30
     redis: Annotated[
-        str | None, Meta(description="Redis for state that several proxies share: `redis://...`; null: none.")
+        str | None,
+        Meta(
+            description="Redis where workers and hosts share stored answers: `redis://[user@]host:6379/0`, `rediss://...`, `unix:///path`; null: none."
+        ),
+    ] = None
+    redis_password: Annotated[
+        str | None,
+        Meta(description="Reference to Redis' password; null: it needs none.", extra={"reference": True}),
     ] = None
     telemetry_password: Annotated[
         str | None,
@@ -337,6 +344,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             workers=self.workers,
             data_dir=self.data_dir,
             control_plane_url=self.control_plane_url,
+            redis=self.redis,
         )
 
 
@@ -360,6 +368,7 @@ DECIDED_BY_SERVER = {
     "workers": "workers",
     "data_dir": "data_dir",
     "control_plane_url": "host",
+    "redis": "redis",
 }
 """Fields of `ProxySettings` that must not be set under `server.proxy`, with the setting that decides them."""
 
@@ -382,6 +391,14 @@ PROXY_SENTENCES = {
     "cache_disk_bytes": "Size of the disk tier of the cache.",
     "cache_entry_bytes_max": "Largest answer that is stored.",
     "coalesce_calls_max": "Calls that may wait on the flights of others.",
+    "redis_timeout_s": "Longest that a call waits for a look-up in Redis.",
+    "redis_connect_timeout_s": "How long connecting to Redis, or a write to it, may take; no call waits for either.",
+    "redis_connections_max": "Connections to Redis of one worker; one of them is for writes.",
+    "redis_waiting_max": "Look-ups that one worker may have under way in Redis; more are skipped and counted.",
+    "redis_failures_max": "Failed look-ups in a row after which Redis is left alone.",
+    "redis_pause_s": "How long Redis is left alone before it is tried again.",
+    "redis_entry_bytes_max": "Largest answer that is stored in Redis.",
+    "redis_pending_bytes_max": "Answers that may wait to be written to Redis; more are dropped and counted.",
     "spool_bytes_max": "Size of the spool; when it is full, records are dropped and counted.",
     "segment_bytes": "A spool segment is closed at this size.",
     "segment_age_s": "A spool segment is closed at this age.",

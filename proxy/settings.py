@@ -8,9 +8,11 @@ from pathlib import Path
 import msgspec
 
 from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.redis_address import parse_redis_address
 
 PEPPER_VARIABLE = "HEPH_KEY_PEPPER"
 TOKEN_VARIABLE = "HEPH_INTERNAL_TOKEN"  # noqa: S105 - a name, not a secret
+REDIS_PASSWORD_VARIABLE = "HEPH_REDIS_PASSWORD"  # noqa: S105 - a name, not a secret
 
 
 class SettingsError(Exception):
@@ -40,6 +42,7 @@ class ProxySecrets(msgspec.Struct, frozen=True):
 
     key_pepper: Secret
     internal_token: Secret
+    redis_password: Secret | None = None
 
     @property
     def pepper_bytes(self) -> bytes:
@@ -53,11 +56,17 @@ def load_settings(path: Path) -> ProxySettings:
     Raises SettingsError if the file cannot be read or does not fit.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ProxySettings)
+        settings = msgspec.json.decode(path.read_bytes(), type=ProxySettings)
     except OSError as error:
         raise SettingsError(f"cannot read the proxy's settings at {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise SettingsError(f"the proxy's settings at {path} are not valid: {error}") from error
+    try:
+        if settings.redis is not None:
+            parse_redis_address(settings.redis)
+    except ValueError as error:
+        raise SettingsError(f"`redis` in the proxy's settings at {path} {error}") from error
+    return settings
 
 
 def load_secrets(environ: Mapping[str, str]) -> ProxySecrets:
@@ -72,4 +81,9 @@ def load_secrets(environ: Mapping[str, str]) -> ProxySecrets:
         bytes.fromhex(environ[PEPPER_VARIABLE])
     except ValueError as error:
         raise SettingsError(f"{PEPPER_VARIABLE} is not hexadecimal; copy it again from `secrets/key-pepper`") from error
-    return ProxySecrets(key_pepper=Secret(environ[PEPPER_VARIABLE]), internal_token=Secret(environ[TOKEN_VARIABLE]))
+    redis_password = environ.get(REDIS_PASSWORD_VARIABLE)
+    return ProxySecrets(
+        key_pepper=Secret(environ[PEPPER_VARIABLE]),
+        internal_token=Secret(environ[TOKEN_VARIABLE]),
+        redis_password=Secret(redis_password) if redis_password else None,
+    )

@@ -33,6 +33,7 @@ from proxy.transports.breaker import BreakerTransport
 from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_memory import MemoryTier
+from proxy.transports.cache_redis import RedisTier, watch_redis
 from proxy.transports.coalesce import Coalesce
 from proxy.transports.failover import Failover
 from proxy.transports.http import HttpTransport
@@ -103,6 +104,7 @@ class Worker:
             memory=MemoryTier(bytes_max=settings.cache_memory_bytes // settings.workers),
             disk=DiskTier(place / "cache", bytes_max=disk_bytes) if disk_bytes else None,
             entry_bytes_max=settings.cache_entry_bytes_max,
+            redis=RedisTier(settings, secrets) if settings.redis else None,
         )
         self.admit = Admit(metrics, share=self._share)
         stages = (
@@ -179,6 +181,8 @@ class Worker:
         watch, cache, memory, disk = self.metrics.watch, self.cache, self.cache.memory, self.cache.disk
         watch("cache_memory_hits_total", "Answers from the cache's memory.", lambda: cache.hits_memory_total)
         watch("cache_disk_hits_total", "Answers from the cache's disk.", lambda: cache.hits_disk_total)
+        watch("cache_redis_hits_total", "Answers from Redis.", lambda: cache.hits_redis_total)
+        watch_redis(watch, cache.redis)
         watch("cache_misses_total", "Look-ups that found nothing.", lambda: cache.misses_total)
         watch("cache_stored_total", "Answers stored.", lambda: cache.stored_total)
         watch("cache_too_large_total", "Answers not stored because of their size.", lambda: cache.too_large_total)

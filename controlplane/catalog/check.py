@@ -15,6 +15,7 @@ import msgspec
 from controlplane.catalog.bind import Bound
 from controlplane.catalog.compile import Prices, own_entry, price_of
 from controlplane.catalog.file import ConfigFile, ModelEntry
+from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.snapshot import Unpriced, Window
 from controlplane.errors import SecretUnavailable
 from controlplane.secrets import resolve
@@ -221,10 +222,16 @@ def _server(bound: Bound[ConfigFile]) -> Iterator[Finding]:
             bound, Severity.ADVICE, "door-password", message, "set `server.door.password: env:NAME`", "server", "door"
         )
     if server.workers > 1 and server.redis is None:
-        message = f"{server.workers} workers without Redis keep a cache each, and split every limit"
-        yield _finding(
-            bound, Severity.ADVICE, "no-redis", message, "set `server.redis` to share them", "server", "workers"
+        message = (
+            f"{server.workers} workers split every limit between them, but without Redis they do not share their caches"
         )
+        todo = "set `server.redis` to share stored answers"
+        yield _finding(bound, Severity.ADVICE, "no-redis", message, todo, "server", "workers")
+    if server.redis is not None and server.redis_password is not None:
+        address = parse_redis_address(server.redis)
+        if not address.tls and address.host and address.host not in _LOOPBACK:
+            message, todo = "the password of Redis travels unencrypted", "use `rediss://` in `server.redis`"
+            yield _finding(bound, Severity.WARNING, "clear-text", message, todo, "server", "redis")
 
 
 def _secrets(bound: Bound[ConfigFile], environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -240,6 +247,8 @@ def _secrets(bound: Bound[ConfigFile], environ: Mapping[str, str]) -> Iterator[F
         references.append((config.server.door.password, ("server", "door", "password")))
     if config.server.telemetry_password:
         references.append((config.server.telemetry_password, ("server", "telemetry_password")))
+    if config.server.redis_password:
+        references.append((config.server.redis_password, ("server", "redis_password")))
     for reference, place in references:
         try:
             resolve(reference, environ)

@@ -12,6 +12,7 @@ import msgspec
 from controlplane.catalog.bind import PROBLEMS_MAX, Bound, bind, nearest
 from controlplane.catalog.file import ConfigFile, DeploymentEntry
 from controlplane.catalog.nodes import BYTES_MAX
+from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.snapshot import BreakerPolicy
 from controlplane.errors import ConfigError, Problem
 from controlplane.settings import DECIDED_BY_SERVER, Settings
@@ -166,11 +167,15 @@ def _server(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     for name, url, schemes in (
         ("telemetry", server.telemetry, ("chdb", "clickhouse", "clickhouses")),
         ("journal", server.journal, ("sqlite", "postgresql", "postgresql+psycopg")),
-        ("redis", server.redis, ("redis", "rediss", "unix")),
     ):
-        if url is not None and url.partition("://")[0] not in schemes:
+        if url.partition("://")[0] not in schemes:
             hint = "write it as " + " or ".join(f"`{scheme}://...`" for scheme in schemes[:2])
             yield bound.problem(f"`server.{name}` has an unknown scheme", "server", name, hint=hint)
+    try:
+        if server.redis is not None:
+            parse_redis_address(server.redis)
+    except ValueError as error:
+        yield bound.problem(f"`server.redis` {error}", "server", "redis")
 
 
 def _breaker(bound: Bound[ConfigFile]) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ import msgspec
 from controlplane.cli.children import Child, Children, python_module
 from controlplane.cli.installation import Installation, config_option, data_option, open_installation
 from controlplane.cli.output import errors, speaks_plainly
-from controlplane.secrets import OPERATOR_TOKEN_ENV
+from controlplane.secrets import OPERATOR_TOKEN_ENV, REDIS_PASSWORD_ENV, resolve
 
 WATCH_EVERY_S = 0.5
 
@@ -27,12 +27,10 @@ def proxy_child(installation: Installation, *, log: Path | None = None) -> Child
     draft = settings_file.with_suffix(f".{os.getpid()}")
     draft.write_bytes(msgspec.json.encode(installation.settings.proxy_settings()))
     draft.replace(settings_file)
-    return Child(
-        "proxy",
-        python_module("proxy", "--settings", str(settings_file)),
-        {**os.environ, **installation.secrets.proxy_environment()},
-        log,
-    )
+    environment = {**os.environ, **installation.secrets.proxy_environment()}
+    if installation.settings.redis and installation.settings.redis_password:
+        environment[REDIS_PASSWORD_ENV] = resolve(installation.settings.redis_password).reveal()
+    return Child("proxy", python_module("proxy", "--settings", str(settings_file)), environment, log)
 
 
 def control_plane_child(installation: Installation, *, log: Path | None = None) -> Child:

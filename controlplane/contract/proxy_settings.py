@@ -6,7 +6,10 @@ docs/reference/settings.md, which a test compares with this file.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 
 class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -43,6 +46,19 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     cache_disk_bytes: int = 1024 * 1024 * 1024
     cache_entry_bytes_max: int = 4 * 1024 * 1024
     coalesce_calls_max: int = 10_000  # calls that may wait on others' flights
+
+    # the cache's third tier, shared by workers and hosts
+    redis: str | None = None  # see `controlplane.contract.redis_address`; its password comes in the environment
+    redis_timeout_s: Annotated[float, Meta(gt=0, le=10)] = (
+        0.02  # a call waits no longer than this, connections included
+    )
+    redis_connect_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 1.0  # nobody waits for it; of a write, too
+    redis_connections_max: Annotated[int, Meta(ge=2, le=64)] = 3  # one writes, the others read
+    redis_waiting_max: Annotated[int, Meta(ge=1)] = 256  # look-ups at any moment
+    redis_failures_max: Annotated[int, Meta(ge=1)] = 3  # in a row, before Redis is left alone
+    redis_pause_s: Annotated[float, Meta(gt=0)] = 5.0  # before it is tried again
+    redis_entry_bytes_max: Annotated[int, Meta(ge=1024, le=512 * 1024 * 1024)] = 1024 * 1024
+    redis_pending_bytes_max: Annotated[int, Meta(ge=1024)] = 16 * 1024 * 1024  # entries that wait to be written
 
     # spool
     spool_bytes_max: int = 4 * 1024 * 1024 * 1024

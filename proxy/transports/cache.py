@@ -1,4 +1,4 @@
-"""Stored answers: an exact cache in two tiers, memory and then disk.
+"""Stored answers: an exact cache in up to three tiers: memory, disk, and a Redis that workers and hosts share.
 
 What is stored: a complete answer of an upstream, HTTP 200, whose protocol ended as it should, for a reason that would come again
 (`STORABLE_REASONS`: an answer cut by the client's own `max_tokens` is the whole answer to that request; a content filter's is not),
@@ -30,6 +30,7 @@ from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry, joined
 from proxy.transports.cache_key import cache_key
 from proxy.transports.cache_memory import MemoryTier
+from proxy.transports.cache_redis import RedisTier
 
 CACHEABLE_OPERATIONS = frozenset({"chat", "embeddings"})
 STORABLE_REASONS = frozenset({"stop", "length", "tool_calls", "function_call"})
@@ -49,16 +50,19 @@ class Cache:
         memory: MemoryTier,
         disk: DiskTier | None,
         entry_bytes_max: int,
+        redis: RedisTier | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         """The tiers belong to the cache from now on. now_us: the wall clock."""
         self._inner = inner
         self._memory = memory
         self._disk = disk
+        self._redis = redis
         self._entry_bytes_max = entry_bytes_max
         self._now_us = now_us
         self.hits_memory_total = 0
         self.hits_disk_total = 0
+        self.hits_redis_total = 0
         self.misses_total = 0
         self.stored_total = 0
         self.too_large_total = 0
@@ -73,8 +77,15 @@ class Cache:
         """The second tier, for its figures."""
         return self._disk
 
+    @property
+    def redis(self) -> RedisTier | None:
+        """The third tier, for its figures."""
+        return self._redis
+
     async def open(self) -> None:
-        """Opens the disk tier; calls may come before that."""
+        """Opens the disk tier and begins to connect to Redis; calls may come before that."""
+        if self._redis is not None:
+            self._redis.open()
         if self._disk is not None:
             await self._disk.open()
 
@@ -97,13 +108,15 @@ class Cache:
         return reply
 
     async def send(self, call: Call) -> Reply:
-        """A stored answer from either tier, or what the inner transport says, stored on its way if it is worth it."""
+        """A stored answer from any tier, or what the inner transport says, stored on its way if it is worth it."""
         if call.request_cache is None:
             reply = self.lookup(call)
             if reply is not None:
                 return reply
         if call.cache is CacheState.MISS:
             reply = await self._from_disk(call)
+            if reply is None and self._redis is not None:
+                reply = await self._from_redis(call, self._redis)
             if reply is not None:
                 return reply
             self.misses_total += 1
@@ -126,6 +139,9 @@ class Cache:
                 async with asyncio.timeout(FLUSH_TIMEOUT_S):
                     await self._hand_over(disk)
             await disk.aclose()
+        redis, self._redis = self._redis, None
+        if redis is not None:
+            await redis.aclose()
         await self._inner.aclose()
 
     async def _hand_over(self, disk: DiskTier) -> None:
@@ -169,6 +185,15 @@ class Cache:
         reply = self._serve(call, entry)
         if reply is not None:
             self.hits_disk_total += 1
+            self._remember(key, entry)
+        return reply
+
+    async def _from_redis(self, call: Call, redis: RedisTier) -> Reply | None:
+        key = call.cache_key
+        entry = await redis.get(key)
+        reply = None if entry is None else self._serve(call, entry)
+        if entry is not None and reply is not None:
+            self.hits_redis_total += 1
             self._remember(key, entry)
         return reply
 
@@ -222,6 +247,8 @@ class Cache:
             nanousd=avoided_nanousd(call, reply.deployment, tokens),
         )
         self._remember(call.cache_key, entry)
+        if self._redis is not None:
+            self._redis.put(call.cache_key, entry)
         self.stored_total += 1
         return True
 

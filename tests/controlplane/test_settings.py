@@ -47,10 +47,25 @@ def test_data_dir_is_filled_in_everywhere(tmp_path: Path) -> None:
 def test_proxy_settings_take_their_places_from_the_server_section() -> None:
     """The proxy gets its address, workers and folder from `server:` and its bounds from `server.proxy`."""
     settings = msgspec.convert(
-        {"proxy_port": 4100, "workers": 3, "data_dir": "/d", "port": 4101, "proxy": {"drain_s": 1.5}}, Settings
+        {
+            "proxy_port": 4100,
+            "workers": 3,
+            "data_dir": "/d",
+            "port": 4101,
+            "redis": "redis://h",
+            "redis_password": "env:P",
+            "proxy": {"drain_s": 1.5, "redis_timeout_s": 0.01},
+        },
+        Settings,
     )
     expected = ProxySettings(
-        port=4100, workers=3, data_dir="/d", control_plane_url="http://127.0.0.1:4101", drain_s=1.5
+        port=4100,
+        workers=3,
+        data_dir="/d",
+        control_plane_url="http://127.0.0.1:4101",
+        drain_s=1.5,
+        redis="redis://h",
+        redis_timeout_s=0.01,
     )
     assert expected == settings.proxy_settings()
 

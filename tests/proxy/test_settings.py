@@ -15,7 +15,7 @@ def test_settings_are_read_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text('{"port": 4444}')
     assert ProxySettings(port=4444) == load_settings(path)
-    for text in ("{", '{"prot": 1}', '{"port": "x"}'):
+    for text in ("{", '{"prot": 1}', '{"port": "x"}', '{"redis": "redis://:pw@h"}', '{"redis_timeout_s": 0}'):
         path.write_text(text)
         with pytest.raises(SettingsError, match=r"settings\.json"):
             load_settings(path)
@@ -38,3 +38,13 @@ def test_a_secret_is_not_shown() -> None:
     assert b"\x00\xff" == secrets.pepper_bytes
     assert "token-value" not in repr(secrets) + str(secrets) + f"{secrets.internal_token}"
     assert "***" == repr(Secret("x"))
+
+
+def test_the_password_of_redis_may_be_absent() -> None:
+    """It comes in the environment alone; an empty one is none, and one that is there is not shown."""
+    environ = {"HEPH_KEY_PEPPER": "00ff", "HEPH_INTERNAL_TOKEN": "t"}
+    assert load_secrets(environ).redis_password is None
+    assert load_secrets(environ | {"HEPH_REDIS_PASSWORD": ""}).redis_password is None
+    secrets = load_secrets(environ | {"HEPH_REDIS_PASSWORD": "hunter2"})
+    assert secrets.redis_password is not None
+    assert ("hunter2", False) == (secrets.redis_password.reveal(), "hunter2" in repr(secrets))

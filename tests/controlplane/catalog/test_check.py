@@ -70,6 +70,7 @@ def test_a_good_file_has_no_findings() -> None:
         ("{name: acme,", "{name: acme, models: [],", "no-models-allowed"),
         ("\nupstreams", "\nserver: {host: 0.0.0.0}\nupstreams", "door-password"),
         ("\nupstreams", "\nserver: {workers: 4}\nupstreams", "no-redis"),
+        ("\nupstreams", "\nserver: {redis: redis://r.example, redis_password: env:R}\nupstreams", "clear-text"),
     ],
 )
 def test_each_lack_is_found(old: str, new: str, rule: str) -> None:
@@ -81,6 +82,20 @@ def test_each_lack_is_found(old: str, new: str, rule: str) -> None:
 def test_an_empty_file_serves_nobody() -> None:
     """Nothing to call and nobody to call it are both told."""
     assert {"no-models", "no-tenants"} == set(rules(""))
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "{workers: 4, redis: redis://r.example}",
+        "{redis: rediss://r.example, redis_password: env:R}",
+        "{redis: redis://127.0.0.1, redis_password: env:R}",
+        "{redis: unix:///run/redis.sock, redis_password: env:R}",
+    ],
+)
+def test_a_redis_that_is_well_set_up_has_no_findings(server: str) -> None:
+    """Workers that share one, and a password that travels encrypted or not at all."""
+    assert [] == rules(GOOD.replace("\nupstreams", f"\nserver: {server}\nupstreams", 1))
 
 
 def test_unpriced_models_are_named_with_what_to_do() -> None:
@@ -107,6 +122,9 @@ def test_credentials_that_cannot_be_resolved_are_errors() -> None:
     findings = check(parse(GOOD, file="h.yaml").bound, Book(), environ={"A_KEY": "x"})
     assert [("secret", Severity.ERROR, 4)] == [(finding.rule, finding.severity, finding.line) for finding in findings]
     assert "B_KEY is not set" in findings[0].message
+    redis = GOOD.replace("\nupstreams", "\nserver: {redis: rediss://r, redis_password: env:R_KEY}\nupstreams", 1)
+    assert ["secret"] == rules(redis, {"A_KEY": "x", "B_KEY": "y"})
+    assert [] == rules(redis, {"A_KEY": "x", "B_KEY": "y", "R_KEY": "z"})
 
 
 def test_the_starter_configuration_is_sound() -> None:
