@@ -54,6 +54,7 @@ class World:
     catalog: str = ""  # YAML below `server:`; the default is two simulated deployments and one tenant
     server: str = ""  # further lines of `server:`
     latency_scale: float = 0.0
+    variables: dict[str, str] = field(default_factory=dict)  # further environment
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
@@ -61,7 +62,12 @@ class World:
         self.primary_port, self.secondary_port, self.admin_port = free_port(), free_port(), free_port()
         self.proxy_port, self.port = free_port(), free_port()
         self.config = self.folder / "hephaestus.yaml"
-        self.environment = {**os.environ, "SIM_KEY": "sk-sim-primary", "SIM_KEY_2": "sk-sim-secondary"}
+        self.environment = {
+            **os.environ,
+            "SIM_KEY": "sk-sim-primary",
+            "SIM_KEY_2": "sk-sim-secondary",
+            **self.variables,
+        }
         self.write_config()
 
     def write_config(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def _wait_for_calls(load: Load, count: int) -> None:
     eventually(lambda: len(load.seen) >= count, every_s=0.01, what=f"{count} calls")
 
 
-async def test_kill_nine_of_anything_loses_nothing_settled(tmp_path: Path) -> None:
+async def test_kill_nine_of_anything_loses_nothing_settled(tmp_path: Path, measured: Callable[[str], None]) -> None:
     """After twenty seeds of random kills under load, every answer a client saw is one row, and ledger and rows are equal."""
     with world(tmp_path, latency_scale=0.02) as made:
         seen: list[Seen] = []
@@ -75,7 +76,7 @@ async def test_kill_nine_of_anything_loses_nothing_settled(tmp_path: Path) -> No
             await running
             seen += load.seen
         rows = await asyncio.to_thread(eventually, lambda: _agrees(made), seconds=60, what="ledger equals rows")
-        print(f"{SEEDS} seeds, killed {killed}: {len(seen)} calls, {len(complete(seen))} answered, {rows} rows")
+        measured(f"{SEEDS} seeds, killed {killed}: {len(seen)} calls, {len(complete(seen))} answered, {rows} rows")
         assert len(complete(seen)) > SEEDS * 10
         assert rows >= len(complete(seen))
         _assert_stored(made, seen)

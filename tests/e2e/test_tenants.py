@@ -67,5 +67,7 @@ async def test_two_hundred_calls_against_a_budget_for_fifty_never_overspend(tmp_
 
 
 def _settled(made: World, calls: int) -> int:
-    row = made.sql("SELECT count() AS n, sum(tokens_input + tokens_cache_read + tokens_output + tokens_reasoning) AS tokens FROM calls WHERE outcome = 'ok'")[0]
+    row = made.sql(
+        "SELECT count() AS n, sum(tokens_input + tokens_cache_read + tokens_output + tokens_reasoning) AS tokens FROM calls WHERE outcome = 'ok'"
+    )[0]
     return int(str(row["tokens"])) if int(str(row["n"])) == calls else 0
