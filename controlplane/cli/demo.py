@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ from controlplane.catalog.keys import Keys
 from controlplane.cli.children import Child, Children, python_module
 from controlplane.cli.installation import Installation, open_installation
 from controlplane.cli.output import speaks_plainly, usd
-from controlplane.cli.serve import control_plane_child, proxy_child
+from controlplane.cli.serve import control_plane_child, proxy_child, wait_for_signal
 from controlplane.demo.fleet import Fleet
-from controlplane.demo.scene import CREDENTIAL, CREDENTIAL_VARIABLE, PRIMARY, TENANTS, Ports, configuration
+from controlplane.demo.scene import CREDENTIAL, CREDENTIAL_FILE, PRIMARY, TENANTS, Ports, configuration
 from controlplane.errors import Conflict, UpstreamFailed
 
 READY_S = 60.0
@@ -79,23 +80,20 @@ def demo(
     """Control plane, proxy, a simulated provider and a fleet of agents; after a minute the provider fails, and the system heals."""
     ports = Ports() if ports_from is None else Ports(*range(ports_from, ports_from + 5))
     _must_be_free(ports)
-    os.environ[CREDENTIAL_VARIABLE] = CREDENTIAL
     folder = data.resolve()
     installation = _prepare(folder, ports)
     keys = [_key(installation, tenant) for tenant in TENANTS]
     operator = {"authorization": f"Bearer {installation.secrets.operator_token.reveal()}"}
-    children = Children()
-    out = Console(highlight=False)
+    children, stop = Children(), wait_for_signal()
+    out = Console(highlight=False, soft_wrap=True)
     try:
         with out.status("starting the simulated provider, the control plane and the proxy ..."):
             for child in _children(installation, ports):
                 children.start(child)
-            _wait_ready(ports, children)
-        out.print(_welcome(ports, keys[0], installation))
+            _wait_ready(ports, children, stop)
+        _welcome(ports, keys[0], installation, out)
         story = Story(outage_after, outage_for)
-        asyncio.run(_play(ports, keys, operator, story, children, out, seconds=seconds, scale=scale))
-    except KeyboardInterrupt:
-        pass
+        asyncio.run(_play(ports, keys, operator, story, children, out, stop, seconds=seconds, scale=scale))
     finally:
         out.print("stopping ...")
         children.stop()
@@ -120,6 +118,9 @@ def _prepare(folder: Path, ports: Ports) -> Installation:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(configuration(folder, ports))
+    credential = folder / CREDENTIAL_FILE
+    credential.write_text(CREDENTIAL + "\n")
+    credential.chmod(0o600)
     return open_installation(path)
 
 
@@ -158,10 +159,10 @@ def _children(installation: Installation, ports: Ports) -> list[Child]:
     ]
 
 
-def _wait_ready(ports: Ports, children: Children) -> None:
+def _wait_ready(ports: Ports, children: Children, stop: threading.Event) -> None:
     until = time.monotonic() + READY_S
     waiting = [f"http://127.0.0.1:{port}/readyz" for port in (ports.control_plane, ports.proxy)]
-    while waiting:
+    while waiting and not stop.is_set():
         children.tend()
         try:
             if httpx.get(waiting[0], timeout=2).status_code == httpx.codes.OK:
@@ -171,25 +172,34 @@ def _wait_ready(ports: Ports, children: Children) -> None:
             pass
         if time.monotonic() > until:
             raise UpstreamFailed(f"{waiting[0]} was not ready within {READY_S:.0f} s; the logs are in the data folder")
-        time.sleep(0.2)
+        stop.wait(0.2)
 
 
-def _welcome(ports: Ports, key: str, installation: Installation) -> Panel:
+def _welcome(ports: Ports, key: str, installation: Installation, out: Console) -> None:
+    """Where everything is, and examples to copy; those are never broken by the width of the terminal."""
     base = f"http://127.0.0.1:{ports.proxy}/v1"
-    body = f"""[bold]Base URL[/]      {base}
-[bold]Virtual key[/]   {key}
-[bold]Console[/]       [link]http://127.0.0.1:{ports.control_plane}/[/]
-[bold]Configuration[/] {installation.path}
-
+    places = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("Base URL", base),
+        ("Virtual key", key),
+        ("Console", f"http://127.0.0.1:{ports.control_plane}/"),
+        ("Configuration", str(installation.path)),
+    ):
+        places.add_row(f"[bold]{name}[/]", value)
+    out.print(Panel(places, title="Hephaestus is running", title_align="left", expand=False))
+    body = '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}'
+    click.echo(f"""
 Try it from another terminal:
 
-  curl {base}/chat/completions -H "authorization: Bearer {key}" -H "content-type: application/json" \\
-    -d '{{"model": "gpt-4o-mini", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+curl {base}/chat/completions -H 'authorization: Bearer {key}' -H 'content-type: application/json' -d '{body}'
 
-  python -c 'from openai import OpenAI; c = OpenAI(base_url="{base}", api_key="{key}"); print(c.chat.completions.create(
-    model="gpt-4o-mini", messages=[{{"role": "user", "content": "Hello"}}]).choices\\[0].message.content)'
-"""
-    return Panel(body, title="Hephaestus is running", title_align="left", expand=False)
+{sys.executable} -c "
+from openai import OpenAI
+client = OpenAI(base_url='{base}', api_key='{key}')
+print(client.chat.completions.create(model='gpt-4o-mini', messages=[{{'role': 'user', 'content': 'Hello'}}]).choices[0].message.content)"
+
+Ctrl-C stops everything.
+""")
 
 
 async def _play(
@@ -199,6 +209,7 @@ async def _play(
     story: Story,
     children: Children,
     out: Console,
+    stop: threading.Event,
     *,
     seconds: float,
     scale: float,
@@ -212,7 +223,7 @@ async def _play(
         if live:
             live.start()
         async with httpx.AsyncClient(timeout=3, headers=operator) as client:
-            while not seconds or time.monotonic() - began < seconds:
+            while not stop.is_set() and (not seconds or time.monotonic() - began < seconds):
                 elapsed = time.monotonic() - began
                 await _tell(story, elapsed, client, ports)
                 incidents = await _incidents(client, ports)

@@ -16,7 +16,7 @@ import msgspec
 from controlplane.catalog.check import Finding, Severity, check
 from controlplane.catalog.load import Loaded, load
 from controlplane.cli.installation import config_option, data_option, open_installation
-from controlplane.cli.output import EXIT_NO, console, json_option, print_json, speaks_plainly
+from controlplane.cli.output import EXIT_NO, console, count, json_option, print_json, speaks_plainly
 from controlplane.cli.remote import NotRunning, Remote
 from controlplane.costs.prices import PriceBook
 from controlplane.errors import ConfigError, HephaestusError, SecretUnavailable
@@ -57,8 +57,8 @@ def check_config(file: Path, as_json: bool) -> None:
         print_json({"ok": ok, "findings": findings})
     else:
         _print_findings(findings)
-        models, tenants = len(loaded.config.models), len(loaded.config.tenants)
-        click.echo(f"{file}: {'fine' if ok else 'calls would fail'}; {models} models, {tenants} tenants")
+        models, tenants = count(len(loaded.config.models), "model"), count(len(loaded.config.tenants), "tenant")
+        click.echo(f"{file}: {'fine' if ok else 'not fit to serve yet'}; {models}, {tenants}")
     if not ok:
         raise SystemExit(EXIT_NO)
 

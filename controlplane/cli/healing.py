@@ -11,7 +11,7 @@ from controlplane.api.incidents import IncidentList
 from controlplane.api.runs import RunList
 from controlplane.api.views import IncidentDetail, KillSwitch, RunDetail
 from controlplane.cli.installation import config_option, data_option, open_installation
-from controlplane.cli.output import json_option, moment, print_json, print_table, speaks_plainly
+from controlplane.cli.output import count, json_option, moment, print_json, print_table, speaks_plainly
 from controlplane.errors import ConfigError, Problem
 from controlplane.healing.lint import lint, load_library
 
@@ -57,7 +57,7 @@ def show_incident(config: Path, data: Path | None, incident_id: str, as_json: bo
         return
     click.echo(f"{found.summary.id}  {found.summary.state}  {found.summary.title}")
     rows = [(moment(one.at_us), one.kind, one.text, one.run_id) for one in found.timeline]
-    print_table("timeline", ("at (UTC)", "event", "what happened", "run"), rows)
+    print_table("timeline", ("at (UTC)", "event", "what happened", "run"), rows, whole=("at (UTC)", "event", "run"))
 
 
 @click.group()
@@ -92,7 +92,7 @@ def list_playbooks(config: Path, as_json: bool) -> None:
 @click.argument("files", type=click.Path(path_type=Path, exists=True, dir_okay=False), nargs=-1, required=True)
 @speaks_plainly
 def lint_playbooks(files: tuple[Path, ...]) -> None:
-    """Checks playbook files; prints every mistake with file and line."""
+    """Checks playbook files; prints mistakes with file and line."""
     problems: list[Problem] = []
     for file in files:
         try:
@@ -101,7 +101,7 @@ def lint_playbooks(files: tuple[Path, ...]) -> None:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    click.echo(f"{len(files)} playbooks, no mistakes")
+    click.echo(f"{count(len(files), 'playbook')}, no mistakes")
 
 
 @playbooks.command("runs")
@@ -120,14 +120,20 @@ def runs(config: Path, data: Path | None, limit: int, as_json: bool) -> None:
         (one.id, one.state, one.playbook, one.incident_id, moment(one.opened_us), moment(one.ended_us), one.waits_for)
         for one in found
     ]
-    print_table("runs", ("id", "state", "playbook", "incident", "opened", "ended", "waits for"), rows)
+    columns = ("id", "state", "playbook", "incident", "opened", "ended", "waits for")
+    print_table("runs", columns, rows, whole=("id", "state", "incident"))
 
 
 def _decide(config: Path, data: Path | None, run_id: str, verb: str, reason: str) -> None:
     remote = open_installation(config, data=data).remote
     text = f"{reason} (by {getpass.getuser()} on the command line)".strip()
     found = remote.send("POST", f"/runs/{run_id}/{verb}", {"reason": text}, RunDetail)
-    click.echo(f"{found.summary.id} is {found.summary.state}")
+    done = {
+        "approve": "approved; it goes on at its next turn",
+        "reject": "rejected",
+        "abort": "told to stop; what it did is rolled back",
+    }[verb]
+    click.echo(f"{found.summary.id} is {done}.")
 
 
 @playbooks.command("approve")

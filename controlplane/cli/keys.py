@@ -138,7 +138,7 @@ def tenants(config: Path, as_json: bool) -> None:
 @json_option
 @speaks_plainly
 def budgets(config: Path, as_json: bool) -> None:
-    """Lists budgets; how much of each is used is on the console and in `report costs`."""
+    """Lists the budgets that the configuration sets."""
     found = [(tenant.name, budget) for tenant in load(config).config.tenants for budget in tenant.budgets]
     if as_json:
         print_json(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
@@ -12,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import click
 import msgspec
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from controlplane.errors import ConfigError, HephaestusError
@@ -24,12 +24,21 @@ EXIT_USAGE = 2  # the command was used wrongly
 PIPE_COLUMNS = 1_000  # width where nobody says how wide it is: whoever reads a pipe line by line gets each row on one
 
 
-def console() -> Console:
-    """Standard output, without colour when it is not a terminal."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_COLUMNS
-    return console
+WIDE = 200  # columns, where nobody looks at a terminal
+
+
+def console(*, width_min: int = 0) -> Console:
+    """Standard output, without colour when it is not a terminal; never narrower than `width_min`."""
+    natural = Console(highlight=False, soft_wrap=True)
+    width = natural.width if natural.is_terminal else max(natural.width, WIDE)
+    return Console(highlight=False, soft_wrap=True, width=max(width, width_min))
+
+
+def print_whole(table: Table) -> None:
+    """A table as wide as it needs to be: what must not be cut stays whole even where the terminal is narrow."""
+    measuring = console()
+    needed = Measurement.get(measuring, measuring.options.update(width=100_000), table).minimum
+    console(width_min=needed).print(table)
 
 
 def errors() -> Console:
@@ -46,18 +55,24 @@ def print_json(value: object) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    whole: Sequence[str] = ("id", "state"),
 ) -> None:
-    """A table with a title; an empty one says so."""
+    """A table with a title; an empty one says so. right: numbers; they and the `whole` columns are never broken over lines."""
     if not rows:
         click.echo(f"{title}: none")
         return
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        kept = column in right or column in whole
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=kept)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console().print(table)
+    print_whole(table)
 
 
 def json_option(command: Callable[P, R]) -> Callable[P, R]:
@@ -89,6 +104,11 @@ def usd(nanousd: int, *, digits: int = 6) -> str:
     scale = 10 ** (9 - digits)
     rounded = (amount + scale // 2) // scale
     return f"{sign}${rounded // 10**digits:,}.{rounded % 10**digits:0{digits}d}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 model, 2 models."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def moment(us: int) -> str:

@@ -31,7 +31,7 @@ class Remote:
 
     def get(self, path: str, shape: type[T], **parameters: str | int) -> T:
         """The answer of one GET, decoded. Raises NotRunning, NotFound or UpstreamFailed."""
-        return msgspec.json.decode(self._send("GET", path, parameters=parameters).content, type=shape)
+        return _decoded(self._send("GET", path, parameters=parameters), shape)
 
     def ready(self) -> tuple[bool, str]:
         """Whether the control plane is ready, and what it says. Raises NotRunning."""
@@ -43,7 +43,7 @@ class Remote:
 
     def send(self, method: str, path: str, body: object, shape: type[T]) -> T:
         """The answer to a body, decoded."""
-        return msgspec.json.decode(self._send(method, path, body=msgspec.json.encode(body)).content, type=shape)
+        return _decoded(self._send(method, path, body=msgspec.json.encode(body)), shape)
 
     def _send(
         self, method: str, path: str, *, parameters: dict[str, str | int] | None = None, body: bytes | None = None
@@ -71,6 +71,15 @@ class Remote:
         return NotRunning(
             f"no control plane answers at {self._url}; start one with `hephaestus up` or `hephaestus controlplane`"
         )
+
+
+def _decoded(answer: httpx.Response, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer.content, type=shape)
+    except msgspec.DecodeError as error:
+        raise UpstreamFailed(
+            "the control plane's answer has another shape than this command knows; are both of the same version?"
+        ) from error
 
 
 def _detail(answer: httpx.Response) -> str:

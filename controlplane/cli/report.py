@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from controlplane.cli.installation import config_option, data_option, open_installation
-from controlplane.cli.output import EXIT_NO, console, moment, print_json, print_table, speaks_plainly, usd
+from controlplane.cli.output import EXIT_NO, moment, print_json, print_table, print_whole, speaks_plainly, usd
 from controlplane.clock import US_PER_S
 from controlplane.costs import formats
 from controlplane.costs.report import CostReport, Reconciliation
@@ -64,7 +64,7 @@ def costs(
     elif format_ == "csv":
         click.echo(formats.as_csv(found), nl=False)
     else:
-        console().print(formats.as_table(found))
+        print_whole(formats.as_table(found))
 
 
 @report.command()

@@ -88,9 +88,9 @@ def as_table(report: CostReport) -> Table:
         caption_justify="left",
     )
     for name in report.dimensions:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("calls", "tokens in", "tokens out", "cost USD", "saved USD"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*(_printable(value) for value in row.by), *_short(row))
     table.add_section()

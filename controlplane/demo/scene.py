@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 PRIMARY, SECONDARY = "primary", "secondary"
-CREDENTIAL_VARIABLE = "HEPH_DEMO_PROVIDER_KEY"
+CREDENTIAL_FILE = "provider-key"
 CREDENTIAL = "sk-simulated"
 TENANTS = ("acme", "globex")
 
@@ -47,8 +47,8 @@ server:
         recovery.probe_every: 3s
         probation.for: 10s
 upstreams:
-  - {{name: {PRIMARY}, base_url: "http://127.0.0.1:{ports.primary}/v1", credential: "env:{CREDENTIAL_VARIABLE}"}}
-  - {{name: {SECONDARY}, base_url: "http://127.0.0.1:{ports.secondary}/v1", credential: "env:{CREDENTIAL_VARIABLE}"}}
+  - {{name: {PRIMARY}, base_url: "http://127.0.0.1:{ports.primary}/v1", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
+  - {{name: {SECONDARY}, base_url: "http://127.0.0.1:{ports.secondary}/v1", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
 models:
   - name: gpt-4o-mini
     deployments:
