@@ -103,7 +103,10 @@ def ledger_check(ledger: Ledger) -> tuple[str, str]:
     if calls > 0:
         return "warn", f"{calls:,} settled {'call is' if calls == 1 else 'calls are'} on the way to the store."
     if calls < 0:
-        return "warn", "The store also holds calls of proxies that do not report any more."
+        return (
+            "good",
+            f"The store is {-calls:,} {'call' if calls == -1 else 'calls'} ahead of what the proxies reported last.",
+        )
     return "bad", f"Counts agree, but costs differ by {words.usd(abs(nanousd))}."
 
 

@@ -27,6 +27,7 @@ from controlplane.store.client import Store
 from controlplane.store.queries.measures import Measured, deployment_measured, route_measured
 
 GLOBAL = "global"
+RATE_SPAN_S_MIN = 10.0  # a rate over less says nothing
 
 
 class CatalogLeases:
@@ -71,10 +72,13 @@ class StoredMetrics:
                 deployment_measured, self._store, target["deployment"], from_us=from_us, to_us=to_us
             )
         age_s = (to_us - found.newest_us) / US_PER_S if found.newest_us else window_s
-        return Measurement(value=_value(found, name, window_s), samples=found.calls, age_s=max(0.0, age_s))
+        seen_s = (to_us - found.oldest_us) / US_PER_S if found.oldest_us else window_s
+        span_s = min(window_s, max(seen_s, RATE_SPAN_S_MIN))
+        return Measurement(value=_value(found, name, span_s), samples=found.calls, age_s=max(0.0, age_s))
 
 
-def _value(found: Measured, name: str, window_s: float) -> float:
+def _value(found: Measured, name: str, span_s: float) -> float:
+    """One number. span_s: how long there has been traffic in the window, so that a route that is new has the rate it has."""
     match name:
         case "calls":
             return float(found.calls)
@@ -85,7 +89,7 @@ def _value(found: Measured, name: str, window_s: float) -> float:
         case "ttft_p95_s":
             return found.first_token_s_p95 or float("nan")
         case "cost_usd_per_h":
-            return found.cost_usd * 3_600 / window_s
+            return found.cost_usd * 3_600 / span_s
     raise BadRequest(f"there is no metric {name!r}")
 
 

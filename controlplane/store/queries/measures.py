@@ -18,7 +18,8 @@ SELECT count() AS calls, countIf(outcome = 'ok') AS good,
     ifNotFinite(quantileTDigest(0.95)(latency_us), 0) / 1e6 AS latency_s_p95,
     ifNotFinite(quantileTDigestIf(0.95)(first_token_us, first_token_us > 0), 0) / 1e6 AS first_token_s_p95,
     toFloat64(sum(cost_usd)) AS cost_usd,
-    maxOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS newest_us
+    maxOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS newest_us,
+    minOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS oldest_us
 FROM calls
 WHERE {_WINDOW} AND alias = {{name:String}} AND (outcome = 'ok' OR outcome IN {{failed:Array(String)}})
 """  # noqa: S608 - made of constants
@@ -28,14 +29,18 @@ SELECT count() AS calls, countIf(error = '') AS good,
     ifNotFinite(quantileTDigest(0.95)(latency_us), 0) / 1e6 AS latency_s_p95,
     ifNotFinite(quantileTDigestIf(0.95)(first_token_us, first_token_us > 0), 0) / 1e6 AS first_token_s_p95,
     toFloat64(sum(cost_usd)) AS cost_usd,
-    maxOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS newest_us
+    maxOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS newest_us,
+    minOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS oldest_us
 FROM attempts
 WHERE {_WINDOW} AND deployment = {{name:String}} AND error NOT IN {{ignored:Array(String)}}
 """  # noqa: S608
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What ended in a window and counts. good: of `calls`; newest_us: end of the newest, 0 when there was none; cost_usd: for rates, never for bills."""
+    """What ended in a window and counts.
+
+    good: of `calls`; newest_us, oldest_us: ends of the newest and the oldest, 0 when there was none; cost_usd: for rates, never for bills.
+    """
 
     calls: int
     good: int
@@ -43,6 +48,7 @@ class Measured(msgspec.Struct, frozen=True):
     first_token_s_p95: float
     cost_usd: float
     newest_us: int
+    oldest_us: int
 
 
 def route_measured(store: Store, alias: str, *, from_us: int, to_us: int) -> Measured:

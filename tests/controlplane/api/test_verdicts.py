@@ -69,7 +69,7 @@ def test_a_deployment_has_a_word_and_a_tone(view: DeploymentView, word: str, ton
         (Ledger(0, 0, 0, 0), "good", "Every settled call is stored"),
         (Ledger(6, 100, 5, 100), "warn", "1 settled call is on the way"),
         (Ledger(1500, 200, 5, 100), "warn", "1,495 settled calls are on the way"),
-        (Ledger(4, 100, 5, 100), "warn", "do not report any more"),
+        (Ledger(4, 100, 5, 100), "good", "1 call ahead of what the proxies reported last"),
         (Ledger(5, 100, 5, 101), "bad", "costs differ by $0.000000001"),
     ],
 )
