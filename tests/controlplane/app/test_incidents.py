@@ -5,16 +5,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from controlplane.alerts.alert import AlertRouter, AlertSink, Notification
+from controlplane.alerts.alert import Notification
 from controlplane.api import views
 from controlplane.app.healing import RunAnswers
-from controlplane.app.incidents import IncidentAnswers, IncidentNews
+from controlplane.app.incidents import IncidentAnswers
 from controlplane.errors import NotFound
 from controlplane.healing import events as e
 from controlplane.healing.commands import Commands
 from controlplane.healing.killswitch import KillSwitch
 from controlplane.healing.runs import Runs
-from controlplane.incidents.incident import Dismissed, Incident
 from controlplane.journal.events import NewEvent
 from tests.controlplane.app.scene import Scene
 from tests.controlplane.app.test_copies import PLAYBOOK
@@ -112,11 +111,3 @@ async def test_people_hear_when_it_fires_comes_back_and_is_over(scene: Scene) ->
 def test_a_summary_names_the_likely_cause() -> None:
     """Without a cause the field is empty, never `None`."""
     assert "" == views.IncidentSummary(id="i", title="t", state="firing", opened_us=1).cause
-
-
-@pytest.mark.parametrize(("reopened", "told_of_it"), [(1, True), (0, False)])
-def test_who_heard_that_it_is_back_hears_that_it_is_over(reopened: int, told_of_it: bool) -> None:
-    """An incident that came back and went before it fired is over for those who heard "again"; one nobody heard of ends in silence."""
-    news = IncidentNews(AlertRouter([AlertSink(name="ops", url="https://ops.example/hook")]))
-    incident = Incident(id="inc_1", state="resolved", title="calls fail", reopened=reopened)
-    assert told_of_it == bool(news(incident, Dismissed(at_us=1)))
