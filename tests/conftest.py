@@ -1,13 +1,16 @@
-"""What tests of several packages share: the one embedded store that a process can open."""
+"""What tests of several packages share: the one embedded store that a process can open, and what makes every run alike."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from controlplane.store.client import Store
 from controlplane.store.migrate import migrate
@@ -15,27 +18,61 @@ from controlplane.store.schema import TABLES
 
 MEMORY_DISK = Path("/dev/shm")
 MEMORY_DISK_FREE_MIN_BYTES = 4 * 1024**3
+FOLDER_PREFIX = "hephaestus-tests-"
+STARTED_BY = "TESTS_STARTED_BY"  # in the environment of every process that a test process starts
+LEAVING_S_MAX = 30.0  # for processes that are about to end when the tests have
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Puts temporary folders on the memory disk where there is one: a journal waits for the disk at each append, and tests make thousands."""
-    if (
-        config.option.basetemp is None
-        and MEMORY_DISK.is_dir()
-        and shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_FREE_MIN_BYTES
-    ):
-        config.option.basetemp = str(MEMORY_DISK / f"hephaestus-tests-{os.getpid()}")
+    """Makes runs alike: the same examples each time, temporary folders in memory, and a mark on each process that is started.
+
+    `--hypothesis-profile=explore` looks for examples that nobody has seen yet.
+    """
+    settings.register_profile("alike", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("alike")
+    os.environ[STARTED_BY] = str(os.getpid())
+    if config.option.basetemp is None and MEMORY_DISK.is_dir():
+        remove_folders_of_the_dead(MEMORY_DISK)
+        if shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_FREE_MIN_BYTES:
+            # A journal waits for the disk at each append, and tests make thousands.
+            config.option.basetemp = str(MEMORY_DISK / f"{FOLDER_PREFIX}{os.getpid()}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Gives the memory disk back."""
-    folder = config.option.basetemp
-    if (
-        folder is not None
-        and str(folder).startswith(str(MEMORY_DISK / "hephaestus-tests-"))
-        and not hasattr(config, "workerinput")
-    ):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Gives the memory disk back; a worker's folders are within those of the process that started it, and go with them."""
+    if config.option.basetemp == str(MEMORY_DISK / f"{FOLDER_PREFIX}{os.getpid()}"):
+        shutil.rmtree(config.option.basetemp, ignore_errors=True)
+
+
+def remove_folders_of_the_dead(parent: Path) -> None:
+    """Removes what test processes left behind that were killed before they could."""
+    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
+        pid = folder.name.removeprefix(FOLDER_PREFIX)
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def started_here() -> dict[psutil.Process, str]:
+    """The processes that this one started, and those that they started, also when their parents are gone; each with its command."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
+            if process.environ().get(STARTED_BY) == str(os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
+                found[process] = " ".join(process.cmdline())
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """After the last test no process that a test started is left; what is left is named and ended."""
+    yield
+    found = started_here()
+    _, left = psutil.wait_procs(found, timeout=LEAVING_S_MAX)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    assert [] == [found[process] for process in left]
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.browser import find_chromium, install_command
+from tests.browser import find_chromium, install_commands, succeeds
 
 
 def test_a_named_browser_wins_also_when_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +34,7 @@ def test_a_browser_on_the_path_is_found(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("apt_get", "is_root", "sudo", "begins"),
     [
-        ("/usr/bin/apt-get", True, None, ["/usr/bin/apt-get", "install"]),
+        ("/usr/bin/apt-get", True, None, ["/usr/bin/apt-get", "--quiet"]),
         ("/usr/bin/apt-get", False, "/usr/bin/sudo", ["/usr/bin/sudo", "--non-interactive"]),
         ("/usr/bin/apt-get", False, None, None),
         (None, True, "/usr/bin/sudo", None),
@@ -43,5 +44,15 @@ def test_nothing_is_installed_without_leave(
     apt_get: str | None, is_root: bool, sudo: str | None, begins: list[str] | None
 ) -> None:
     """Only root, or who may become root without a password, installs a browser, and nobody is asked."""
-    command = install_command(apt_get=apt_get, is_root=is_root, sudo=sudo)
-    assert begins == (command[:2] if command else None)
+    commands = install_commands(apt_get=apt_get, is_root=is_root, sudo=sudo)
+    assert ([begins, begins] if begins else []) == [command[:2] for command, _ in commands]
+
+
+def test_a_command_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """A package manager that waits for a lock or a network costs its seconds and no more, also if its children live on."""
+    began = time.monotonic()
+    assert not succeeds(["sh", "-c", "sleep 30 & sleep 30"], seconds=0.2)
+    assert time.monotonic() - began < 20
+    assert succeeds(["true"], seconds=30)
+    assert not succeeds(["false"], seconds=30)
+    assert not succeeds([str(tmp_path / "missing")], seconds=30)

@@ -7,15 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("controlplane", "proxy", "detectors", "dashboards")
 RUNS_ON_IMPORT = {"__main__"}
 
 _QUIET = """
 import sys, builtins, importlib, socket, threading, subprocess
-name = sys.argv[1]
+name = ""
 def refuse(what):
     def f(*a, **k):
         raise AssertionError(f"importing {name} must not {what}: {a[:1]}")
@@ -40,7 +38,8 @@ socket.socket.connect = refuse("open sockets")
 socket.socket.bind = refuse("open sockets")
 threading.Thread.start = refuse("start threads")
 subprocess.Popen.__init__ = refuse("start processes")
-importlib.import_module(name)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 """
 
 
@@ -66,15 +65,10 @@ def test_the_import_contracts_hold() -> None:
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_importing_does_nothing(package: str) -> None:
+def test_importing_does_nothing() -> None:
     """Importing any module opens no socket, starts no thread or process and writes no file."""
-    names = [name for name in _modules() if name == package or name.startswith(package + ".")]
-    script = _QUIET.replace(
-        "importlib.import_module(name)", "for name in sys.argv[1:]:\n    importlib.import_module(name)"
-    )
     outcome = subprocess.run(
-        [sys.executable, "-c", script, *names], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _QUIET, *_modules()], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 0, outcome.stderr[-3000:]
 

@@ -190,7 +190,9 @@ def test_a_torn_tail_is_cut_off_and_reported(tmp_path: Path, cut: int) -> None:
     again.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     steps=st.lists(st.sampled_from(["append", "append", "append", "seal", "ship", "die", "close", "age"]), max_size=40)
 )

@@ -56,7 +56,9 @@ def _die(spool: Spool) -> None:
         os.close(spool._active.fd)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     lives=st.lists(
         st.tuples(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 4), st.integers(1, 400)), max_size=6)),

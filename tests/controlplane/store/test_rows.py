@@ -75,7 +75,9 @@ def test_attempts_keep_their_order_and_owner(store: Store) -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(st.tuples(NANOUSD, NANOUSD), min_size=1, max_size=30))
 def test_stored_sums_are_exact(store: Store, amounts: list[tuple[int, int]]) -> None:
     """Sums of stored money equal the sums of the records to the nano-USD, in the facts and in the roll-ups, however large."""

@@ -1,0 +1,37 @@
+"""What makes every run of the tests alike, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+
+from tests.conftest import FOLDER_PREFIX, remove_folders_of_the_dead, started_here
+
+
+def test_examples_are_the_same_in_every_run() -> None:
+    """Neither chance nor the machine's speed decides whether a property test passes."""
+    assert (True, None) == (settings.default.derandomize, settings.default.deadline)
+    assert HealthCheck.too_slow in settings.default.suppress_health_check
+
+
+def test_folders_of_dead_test_processes_are_removed(tmp_path: Path) -> None:
+    """What a killed run left in memory goes with the next one; the living keep theirs, and nobody else's is touched."""
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    for name in (f"{FOLDER_PREFIX}{ended.pid}", f"{FOLDER_PREFIX}{os.getpid()}", f"{FOLDER_PREFIX}notes", "other"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    remove_folders_of_the_dead(tmp_path)
+    assert {f"{FOLDER_PREFIX}{os.getpid()}", f"{FOLDER_PREFIX}notes", "other"} == {p.name for p in tmp_path.iterdir()}
+
+
+def test_a_process_that_was_started_here_is_found_also_without_its_parent() -> None:
+    """A child's child is known as ours when the child has gone."""
+    said = subprocess.run(["sh", "-c", "sleep 600 >&- & echo $!"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    try:
+        assert "sleep 600" == {process.pid: command for process, command in started_here().items()}[int(said)]
+    finally:
+        os.kill(int(said), signal.SIGKILL)
