@@ -234,7 +234,7 @@ class Ledger:
             ("tokens", tokens, settled.tokens, account.reserved_tokens),
             ("nanousd", nanousd, settled.nanousd, account.reserved_nanousd),
         ):
-            if asked is None:
+            if asked is None or not asked[1]:  # what costs nothing is not stopped by a pocket that is empty
                 continue
             limit, wanted = self._share.of(asked[0]), asked[1]
             if used + reserved + wanted > limit:

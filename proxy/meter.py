@@ -29,7 +29,7 @@ def estimated_tokens(
 ) -> Tokens:
     """What a try probably used when the upstream never said: the input by its size, the output by what was seen of it.
 
-    events: of a stream, as many as tokens; 0 when no stream came, then the output is elapsed_s at tokens_per_s.
+    events: what was seen of the output, in about as many pieces as tokens; 0 when nothing was, then it is elapsed_s at tokens_per_s.
     The output never exceeds what the request and the deployment allow, which is what was reserved.
     """
     view = call.view

@@ -49,10 +49,7 @@ def _chat_view(body: bytes) -> RequestView:
     messages = fields.messages
     if memoryview(messages)[:1].tobytes() != b"[":
         raise Malformed("`messages` must be an array", "messages")
-    ceiling = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
-    if ceiling is not None and not 1 <= ceiling <= openai.TOKENS_MAX:
-        param = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
-        raise Malformed(f"`{param}` must be between 1 and {openai.TOKENS_MAX}", param)
+    ceiling = _ceiling(fields)
     n = 1 if fields.n is None else fields.n
     if not 1 <= n <= openai.CHOICES_MAX:
         raise Malformed(f"`n` must be between 1 and {openai.CHOICES_MAX}", "n")
@@ -66,8 +63,24 @@ def _chat_view(body: bytes) -> RequestView:
         image_parts=(body.count(_IMAGE_PART) + 1) // 2,
         user=user,
         metadata=metadata,
-        ambiguous=openai.is_ambiguous(body),
+        ambiguous=openai.is_ambiguous(body, ceiling=ceiling is not None, n=fields.n is not None),
     )
+
+
+def _ceiling(fields: openai.ChatFields) -> int | None:
+    """The larger of the two names for it, because upstreams differ in which one they read."""
+    ceilings = [
+        (value, param)
+        for value, param in (
+            (fields.max_completion_tokens, "max_completion_tokens"),
+            (fields.max_tokens, "max_tokens"),
+        )
+        if value is not None
+    ]
+    for value, param in ceilings:
+        if not 1 <= value <= openai.TOKENS_MAX:
+            raise Malformed(f"`{param}` must be between 1 and {openai.TOKENS_MAX}", param)
+    return max(ceilings)[0] if ceilings else None
 
 
 def _embeddings_view(body: bytes) -> RequestView:

@@ -138,13 +138,21 @@ def rewritten(body: bytes, *, model: str, include_usage: bool, output_ceiling: i
     return _encode(fields)
 
 
-def is_ambiguous(body: bytes) -> bool:
-    """Whether two readers could find different models in this body: a repeated key, or one written with escapes."""
-    return body.count(b'"model"') != 1 or b"\\u00" in body
+def is_ambiguous(body: bytes, *, ceiling: bool = False, n: bool = False) -> bool:
+    """Whether two readers could find different values in this body: a repeated key, or one written with escapes.
+
+    ceiling, n: whether the request has them; one that a reader missed or took from the wrong place would cost more than was reserved.
+    """
+    return (
+        body.count(b'"model"') != 1
+        or b"\\u00" in body
+        or (ceiling and (body.count(b'"max_tokens"') > 1 or body.count(b'"max_completion_tokens"') > 1))
+        or (n and body.count(b'"n"') > 1)
+    )
 
 
 def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
-    """Tokens by disjoint kinds from a `usage` object; None if there is none or it makes no sense.
+    """Tokens by disjoint kinds from a `usage` object; None if there is none or it makes no sense, as one that counts nothing at all.
 
     OpenAI counts cached and audio tokens inside `prompt_tokens`, reasoning and audio inside `completion_tokens`. Some
     providers leave reasoning out of `completion_tokens`; their total tells. The kinds always sum to the two counts, and
@@ -155,7 +163,7 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    if not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX):
+    if not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX and prompt + completion):
         return None
     cache_read = audio_input = reasoning = audio_output = 0
     details = usage.prompt_tokens_details

@@ -89,7 +89,7 @@ class Attempt:
         self.started_ns = time.monotonic_ns()
         self.status = 0
         self.first_token_us = 0
-        self.events = 0
+        self.events = 0  # content seen, in about as many pieces as tokens
         self.tokens: Tokens | None = None  # None: the upstream has not said
         self.reply: Reply | None = None
         self.probe = False

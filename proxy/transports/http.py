@@ -10,6 +10,7 @@ from functools import lru_cache
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError
 from controlplane.contract.snapshot import Upstream
+from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects import openai
 from proxy.dialects.openai_stream import StreamScanner
@@ -165,6 +166,8 @@ class HttpTransport:
             attempt.tokens, reply.finish_reason = openai.read_reply(body)
         except openai.Malformed as error:
             raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
+        if attempt.tokens is None:
+            attempt.events = len(body) // meter.BYTES_PER_TOKEN  # of a stream these would be tokens
         reply.complete = True
         attempt.reply = reply
         attempt.finish(AttemptError.NONE)
