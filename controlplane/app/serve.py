@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 import uvicorn
@@ -13,6 +16,7 @@ from controlplane import logs
 from controlplane.app.plane import ControlPlane
 from controlplane.catalog.load import Loaded
 from controlplane.clock import SystemClock
+from controlplane.errors import Conflict
 from controlplane.secrets import ServerSecrets
 
 
@@ -23,7 +27,7 @@ def serve(loaded: Loaded, secrets: ServerSecrets) -> None:
 
 
 class StoppingServer(uvicorn.Server):
-    """A server that says when it begins to stop, so that nobody's long poll holds it up."""
+    """A server that says when it begins to stop, so that nobody's long poll holds it up, and leaves signals to `_serve`."""
 
     def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
         super().__init__(config)
@@ -34,11 +38,30 @@ class StoppingServer(uvicorn.Server):
         self._stopping.set()
         await super().shutdown(sockets)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen, and says where."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            structlog.get_logger("controlplane").info("serving", host=host, port=port)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Does nothing: uvicorn would raise a signal again once it has served, which ends the process before its stores are closed."""
+        yield
+
 
 async def _serve(loaded: Loaded, secrets: ServerSecrets) -> None:
-    plane = await ControlPlane.open(loaded, secrets, clock=SystemClock())
-    stop = asyncio.Event()
-    turning = asyncio.create_task(plane.run(stop))
+    listener = _listen(loaded.settings.host, loaded.settings.port)
+    with listener:
+        plane = await ControlPlane.open(loaded, secrets, clock=SystemClock())
+        try:
+            await _serve_until_told(plane, listener)
+        finally:
+            await plane.close()
+
+
+async def _serve_until_told(plane: ControlPlane, listener: socket.socket) -> None:
     settings = plane.settings
     server = StoppingServer(
         uvicorn.Config(
@@ -54,10 +77,28 @@ async def _serve(loaded: Loaded, secrets: ServerSecrets) -> None:
         ),
         plane.stopping,
     )
-    structlog.get_logger("controlplane").info("serving", address=settings.control_plane_url)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
+    stop = asyncio.Event()
+    turning = asyncio.create_task(plane.run(stop))
     try:
-        await server.serve()
+        await server.serve([listener])
     finally:
         stop.set()
         await turning
-        await plane.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The listening socket, bound before anything else is opened. Raises Conflict when the address cannot be had."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Conflict(
+            f"the control plane cannot listen on {host} port {port}: {error.strerror or error}; "
+            "stop who has it, or change `server.host` and `server.port`"
+        ) from error
+    return listener

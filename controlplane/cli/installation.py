@@ -12,6 +12,7 @@ import msgspec
 
 from controlplane.catalog.load import Loaded, load
 from controlplane.cli.remote import Remote
+from controlplane.errors import ConfigError
 from controlplane.journal.journal import Journal
 from controlplane.secrets import ServerSecrets, load_secrets
 from controlplane.settings import Settings
@@ -55,7 +56,14 @@ def open_installation(path: Path, *, data: Path | None = None, workers: int | No
         server = msgspec.structs.replace(server, workers=workers)
     settings = server.resolved()
     loaded = msgspec.structs.replace(loaded, settings=settings)
-    settings.data_path.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.data_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError.at(
+            str(path),
+            f"the data folder {settings.data_path} cannot be made: {error.strerror}",
+            hint="see server.data_dir",
+        ) from error
     return Installation(path=path, loaded=loaded, secrets=load_secrets(settings.data_path))
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
+from controlplane.errors import JournalUnavailable
 from controlplane.journal.events import JournalError
 
 WRITES = "journal_writes"  # execution option of a connection that will write: its transaction starts IMMEDIATE
@@ -23,9 +26,14 @@ def connect(url: str, *, busy_timeout_s: float) -> Engine:
 
     url: `sqlite:////absolute/path.db` or `sqlite:///relative.db`; the folder must exist. Never on a network file system.
     busy_timeout_s: how long a writer waits for another process's transaction before it fails.
-    Raises JournalError for a URL that the journal cannot serve.
+    Raises JournalError for a URL that the journal cannot serve, JournalUnavailable for a file that cannot be opened or is no journal.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise JournalError("`server.journal` is no URL; write sqlite:////absolute/path.db") from None
+    if parsed.get_backend_name() == "postgresql":
+        raise JournalError("a journal in PostgreSQL is not supported yet; write sqlite:////absolute/path.db")
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise JournalError(
             f"the journal needs a URL such as sqlite:///data/journal.db, not {parsed.render_as_string()}"
@@ -33,11 +41,24 @@ def connect(url: str, *, busy_timeout_s: float) -> Engine:
     engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s}, pool_size=8, max_overflow=24)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
-    with _alone(Path(parsed.database + ".lock"), wait_s=busy_timeout_s):
-        with closing(sqlite3.connect(parsed.database, timeout=busy_timeout_s)) as plain:  # not within a transaction
-            plain.execute("PRAGMA journal_mode=WAL")
-        with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
-            _migrate(connection)
+    try:
+        with _alone(Path(parsed.database + ".lock"), wait_s=busy_timeout_s):
+            with closing(sqlite3.connect(parsed.database, timeout=busy_timeout_s)) as plain:  # not within a transaction
+                plain.execute("PRAGMA journal_mode=WAL")
+            with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+                _migrate(connection)
+    except (sqlite3.DatabaseError, DatabaseError, OSError) as error:
+        engine.dispose()
+        reason = error.__cause__ or error
+        raise JournalUnavailable(
+            f"the journal {parsed.database} cannot be opened: {reason}; check the folder, its owner and the free disk space, "
+            "or restore it from a backup"
+        ) from error
+    except CommandError as error:
+        engine.dispose()
+        raise JournalUnavailable(
+            f"the journal {parsed.database} was written by a newer version of Hephaestus ({error}); run that version"
+        ) from error
     return engine
 
 

@@ -97,7 +97,7 @@ class StoreAddress(msgspec.Struct, frozen=True):
         """Reads `chdb:///path` or `clickhouse://user@host:port/database?secure=1`. Raises ConfigError."""
         parts = urlsplit(dsn)
         if parts.scheme == "chdb" and not parts.netloc and parts.path.strip("/"):
-            return cls(path=unquote(parts.path))
+            return cls(path="/" + unquote(parts.path).lstrip("/"))
         database = parts.path.strip("/") or DATABASE
         if parts.scheme == "clickhouse" and parts.hostname and _has_good_port(parts) and database.isidentifier():
             if parts.password is not None:
