@@ -195,6 +195,7 @@ async def test_an_outage_is_detected_failed_over_validated_and_resolved(
         f"{kind}: fired {fired - broken:.1f} s, drained {drained - broken:.1f} s, healed {healed - mended:.1f} s; {shares}"
     )
     assert all(len(seen) > 20 for seen in spans.values()), shares
+    assert ["closed"] == [run["state"] for run in _runs(swift, since_us=since_us)]
     assert failed_share(spans["before"]) == 0
     assert failed_share(_between(load, broken, mended)) <= FAILED_SHARE_MAX
     assert failed_share(spans["outage, drained"]) == 0
