@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from tests.e2e.processes import World, eventually, world
 pytestmark = pytest.mark.e2e
 REQUESTS = 10_000
 AT_ONCE = 50
+LOITERERS = 100
 RSS_GROWTH_MAX_BYTES = 48 * 1024 * 1024
 
 WORDS = (
@@ -147,20 +149,44 @@ def _proxy_process(made: World) -> psutil.Process:
     return max(family, key=lambda process: process.memory_info().rss)
 
 
-async def test_ten_thousand_hostile_requests_leave_no_trace(tmp_path: Path) -> None:
-    """Each gets a clean error or a closed connection; memory, sockets and calls in flight are as before."""
+async def _loiter(made: World) -> list[asyncio.StreamWriter]:
+    """Clients that send half a request and then nothing, in its head or in its body."""
+    writers = []
+    for number in range(LOITERERS):
+        _, writer = await asyncio.open_connection("127.0.0.1", made.proxy_port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        if number % 2:
+            writer.write(b"authorization: Bearer %s\r\ncontent-length: 100\r\n\r\n{" % made.key().encode())
+        writers.append(writer)
+    return writers
+
+
+async def test_ten_thousand_hostile_requests_leave_no_trace(tmp_path: Path, measured: Callable[[str], None]) -> None:
+    """Each gets a clean error or a closed connection; memory, sockets, files, threads and calls in flight are as before."""
     with world(tmp_path) as made:
         await storm(made, range(1_000))  # pools, caches and parsers are warm after this
         await Load(made.base_url, made.key()).burst(50)
         process = _proxy_process(made)
         rss, sockets = process.memory_info().rss, len(process.net_connections(kind="tcp"))
+        files, threads = process.num_fds(), process.num_threads()
+        loiterers = await _loiter(made)
         statuses = await storm(made, range(1_000, 1_000 + REQUESTS))
         assert statuses.total() == REQUESTS
         assert statuses[-1] == 0
         assert sum(count for status, count in statuses.items() if 400 <= status < 500) > REQUESTS / 2
         served = await Load(made.base_url, made.key()).burst(20)
         assert {one.status for one in served} == {200}
-        eventually(lambda: len(process.net_connections(kind="tcp")) <= sockets + 4, what="sockets given back")
+        for writer in loiterers:
+            writer.transport.abort()
+        await asyncio.to_thread(
+            eventually, lambda: len(process.net_connections(kind="tcp")) <= sockets + 4, what="sockets given back"
+        )
+        assert process.num_fds() <= files + 8
+        assert process.num_threads() <= threads + 4
         metrics = made.get(f"http://127.0.0.1:{made.proxy_port}/metrics").text
         assert 'heph_proxy_inflight_calls{worker="0"} 0.0' in metrics
-        assert process.memory_info().rss - rss < RSS_GROWTH_MAX_BYTES
+        grown = process.memory_info().rss - rss
+        measured(
+            f"{REQUESTS} hostile requests: {dict(sorted(statuses.items()))}; the proxy grew by {grown / 2**20:.1f} MiB"
+        )
+        assert grown < RSS_GROWTH_MAX_BYTES
