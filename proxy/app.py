@@ -25,16 +25,16 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_OPERATIONS = {
-    "/v1/chat/completions": ("chat", "POST"),
-    "/chat/completions": ("chat", "POST"),
-    "/v1/embeddings": ("embeddings", "POST"),
-    "/embeddings": ("embeddings", "POST"),
-    "/v1/models": ("models", "GET"),
-    "/models": ("models", "GET"),
+OPERATIONS = {
+    "/v1/chat/completions": ("chat", b"POST"),
+    "/chat/completions": ("chat", b"POST"),
+    "/v1/embeddings": ("embeddings", b"POST"),
+    "/embeddings": ("embeddings", b"POST"),
+    "/v1/models": ("models", b"GET"),
+    "/models": ("models", b"GET"),
 }
 _MODEL_PREFIXES = ("/v1/models/", "/models/")
-_MODELS = ("models", "GET")
+_MODELS = ("models", b"GET")
 _STAGES_BEFORE_BODY = 1  # identify: so that the record of a body too large says whose it was
 _STAGES_OF_MODELS = 2  # identify and admit
 _ENTROPY_BYTES = 10  # of one id
@@ -105,13 +105,13 @@ class ProxyApp:
     def handle(self, exchange: Exchange) -> None:
         """Answers one request, at once or in a task of its own."""
         path, method = exchange.path, exchange.method
-        operation = _OPERATIONS.get(path)
+        operation = OPERATIONS.get(path)
         if operation is None and path.startswith(_MODEL_PREFIXES):
             operation = _MODELS
         if operation is None:
-            self._ops.answer(path, method, exchange)
+            self._ops.answer(path, method.decode(), exchange)
         elif method != operation[1]:
-            message = f"{path} takes {operation[1]}, not {method}"
+            message = f"{path} takes {operation[1].decode()}, not {method.decode()}"
             self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange)
         elif self.runtime is None:
             message = (

@@ -48,29 +48,27 @@ class Exchange:
 
     __slots__ = (
         "_channel", "_chunked", "_head", "body", "ended", "gone", "headers", "keep_alive", "method", "on_gone", "path", "started",
-        "version",
     )  # fmt: skip
 
     def __init__(
         self,
         channel: Channel,
-        method: str,
+        method: bytes,
         path: str,
         headers: dict[bytes, bytes],
         body: bytes | None,
         *,
-        version: str,
         keep_alive: bool,
+        chunked: bool,
     ) -> None:
-        """body: None: it is larger than allowed, and the rest of it is thrown away."""
+        """body: None: it is larger than allowed, and the rest of it is thrown away. chunked: the client understands that."""
         self._channel = channel
         self._head = b""  # held back until the first bytes of the body
-        self._chunked = False
+        self._chunked = chunked  # else the end of the connection is the end of the body
         self.method = method
         self.path = path
         self.headers = headers  # lower-case names; the last of equal names
         self.body = body
-        self.version = version
         self.keep_alive = keep_alive
         self.started = False
         self.ended = False
@@ -94,7 +92,7 @@ class Exchange:
                 lines,
                 len(body),
                 close,
-                body if self.method != "HEAD" else b"",
+                body if self.method != b"HEAD" else b"",
             )
         )
         self._finish()
@@ -106,7 +104,6 @@ class Exchange:
         if self.started:
             raise RuntimeError("an answer starts once")
         self.started = True
-        self._chunked = self.version != "1.0"  # else the end of the connection is the end of the body
         self._head = b"%b%b%b%b%b\r\n" % (
             _STATUS_LINES.get(status) or _status_line(status),
             self._channel.date_line,

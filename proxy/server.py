@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from controlplane.contract.proxy_settings import ProxySettings
-from proxy.app import ProxyApp
+from proxy.app import OPERATIONS, ProxyApp
 from proxy.dialects import openai
 from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
@@ -27,6 +27,7 @@ from proxy.metrics import ProxyMetrics
 _BACKLOG = 4096
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _LENGTH_DIGITS_MAX = 18
+_PATHS = {path.encode(): path for path in OPERATIONS}  # the usual ones need no parsing
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log = structlog.get_logger("proxy.server")
@@ -53,6 +54,11 @@ class WorkerProtocol(asyncio.Protocol):
         del config, app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._server = server_state
+        self._headers: dict[bytes, bytes] = {}  # of the request that is arriving; lower-case names
+        self._raw: dict[bytes, bytes] = {}
+        self.on_header = (
+            self._raw.__setitem__
+        )  # for the parser: a method in Python would cost more than all of its work
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         # An answer may go out on the first of two pipelined requests although that one said `close`.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -78,7 +84,7 @@ class WorkerProtocol(asyncio.Protocol):
         """A request begins to arrive."""
         self._arriving = self._in_head = True
         self._url = b""
-        self._headers: dict[bytes, bytes] = {}
+        self._raw.clear()
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._skipped = False  # it has been answered already; what is left of it is thrown away
@@ -166,14 +172,10 @@ class WorkerProtocol(asyncio.Protocol):
         """Some of the request's target."""
         self._url += url
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; trailers are not looked at."""
-        if self._in_head:
-            self._headers[name.lower()] = value
-
     def on_headers_complete(self) -> None:
         """The head is whole; one that came in few large pieces may still be too large, and a body may say that it will be."""
-        headers, limit = self._headers, self.settings.header_bytes_max
+        self._headers = headers = {name.lower(): value for name, value in self._raw.items()}
+        limit = self.settings.header_bytes_max
         if self._head_bytes + self._piece_bytes > limit:
             size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())
             if size > limit:
@@ -258,18 +260,14 @@ class WorkerProtocol(asyncio.Protocol):
 
     def _exchange(self, body: bytes | None) -> Exchange:
         assert self._parser is not None  # noqa: S101
-        path, _, _ = self._url.partition(b"?")
-        text = path.decode("latin-1")
-        version = self._parser.get_http_version()
-        return Exchange(
-            self,
-            self._parser.get_method().decode("ascii"),
-            unquote(text) if "%" in text else text,
-            self._headers,
-            body,
-            version=version,
-            keep_alive=version != "1.0" and self._parser.should_keep_alive(),
-        )
+        parser, url = self._parser, self._url
+        keep_alive: bool = parser.should_keep_alive()
+        chunked = True
+        if not keep_alive or b"connection" in self._headers:
+            chunked = parser.get_http_version() != "1.0"
+            keep_alive = keep_alive and chunked
+        path = _PATHS.get(url) or _path_of(url)
+        return Exchange(self, parser.get_method(), path, self._headers, body, keep_alive=keep_alive, chunked=chunked)
 
     def _accept(self, exchange: Exchange) -> None:
         """Starts a request, or lets it wait for the one before it."""
@@ -374,6 +372,12 @@ class WorkerProtocol(asyncio.Protocol):
                 % (status, len(body), body)
             )
         self._transport.close()
+
+
+def _path_of(target: bytes) -> str:
+    """The path of a request's target."""
+    path = target.partition(b"?")[0].decode("latin-1")
+    return unquote(path) if "%" in path else path
 
 
 def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -> uvicorn.Server:

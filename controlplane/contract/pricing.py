@@ -28,7 +28,10 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def total(self) -> int:
         """All tokens, as the provider's own total counts them."""
-        return self.total_input + self.total_output
+        return (
+            self.input + self.cache_read + self.cache_write + self.cache_write_1h + self.audio_input
+            + self.output + self.reasoning + self.audio_output
+        )  # fmt: skip
 
     @property
     def total_input(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -34,11 +35,12 @@ _ALIASES = {
 }
 _PROPERTY = b"helicone-property-"
 _decode = msgspec.json.Decoder().decode
+_NAME_BYTES_MAX = 128
 
 
 def read_labels(call: Call, *, aliases: bool) -> None:
     """Fills in the call's labels from its headers; our own names win over the aliases of other proxies."""
-    found = [name for name in call.headers if name.startswith(_PREFIXES)]
+    found = [name for name in call.headers if len(name) <= _NAME_BYTES_MAX and _is_label(name)]
     if not found:
         return
     tags: dict[str, str] = {}
@@ -54,6 +56,11 @@ def read_labels(call: Call, *, aliases: bool) -> None:
         elif name == b"traceparent":
             call.trace_id = _trace_id(call.headers[name])
     call.tags = tags
+
+
+@lru_cache(maxsize=1024)
+def _is_label(name: bytes) -> bool:
+    return name.startswith(_PREFIXES)
 
 
 def _read_alias(call: Call, name: bytes, tags: dict[str, str]) -> None:

@@ -86,7 +86,7 @@ class Coalesce:
         while True:
             flight = self._joinable.get(call.cache_key)
             if flight is None:
-                return await self._lead(call)
+                break
             if self.followers >= self._calls_max:
                 self.full_total += 1
                 return await self._inner.send(call)
@@ -94,6 +94,7 @@ class Coalesce:
             if reply is not None:
                 return reply
             call.cache = CacheState.MISS  # the flight failed in a way that is the leader's own: start over
+        return await self._lead(call)
 
     def leave(self, call: Call) -> bool:
         """The call's client has gone: may its serving task be cancelled? See the protocol above; safe to call twice."""

@@ -16,7 +16,6 @@ _WRITE_JOINED_MAX = 64 * 1024  # up to here, head and body go out as one buffer
 
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-_FRAMING_LENGTHS = frozenset(map(len, _FRAMING))
 
 
 class Failure(Enum):
@@ -42,6 +41,7 @@ class Connection(asyncio.Protocol):
     Waiting is bounded by `expire_at`, which costs no task and, while connections are reused, hardly ever a timer: the timer that
     is armed looks at the time when it fires and is armed again for what is left.
 
+    shown_name: a header's name in lower case if it is wanted, b"" if not.
     on_closed: called once when the connection is gone, whoever closed it.
     """
 
@@ -51,9 +51,15 @@ class Connection(asyncio.Protocol):
         *,
         header_bytes_max: int,
         high_water_bytes: int,
+        shown_name: Callable[[bytes], bytes],
         on_closed: Callable[[Connection], None],
     ) -> None:
         self._loop = loop
+        self._shown_name = shown_name
+        self._raw: dict[bytes, bytes] = {}
+        self.on_header = (
+            self._raw.__setitem__
+        )  # for the parser: a method in Python would cost more than all of its work
         self._header_bytes_max = header_bytes_max
         self._high_water_bytes = high_water_bytes
         self._on_closed = on_closed
@@ -75,8 +81,8 @@ class Connection(asyncio.Protocol):
     def _reset(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
         self._body_bytes = 0
-        self._header_bytes = 0
-        self._framed = False  # its length is known from the head; otherwise it lasts until the connection closes
+        self._head_bytes = 0
+        self._raw.clear()
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._error: ConnectionFailed | None = None
@@ -105,17 +111,19 @@ class Connection(asyncio.Protocol):
         self._body_bytes_max = 0
         self._hold_back()
 
-    async def wait_head(self) -> None:
-        """Waits for status and headers. Raises ConnectionFailed."""
-        while not self.head_done:
-            await self._wait()
+    def wait(self) -> asyncio.Future[None]:
+        """What ends when there is news: await it until the news is what you want. Raises ConnectionFailed when there will be none."""
+        if self._error is not None:
+            raise self._error
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
     async def read(self) -> bytes:
         """What has come since the last read; b"" at the end of the body. Cancelling loses nothing. Raises ConnectionFailed."""
         while not self._parts:
             if self.complete:
                 return b""
-            await self._wait()
+            await self.wait()
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
@@ -125,10 +133,9 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    async def read_all(self) -> bytes:
-        """The whole body. Raises ConnectionFailed."""
-        while not self.complete:
-            await self._wait()
+    @property
+    def whole_body(self) -> bytes:
+        """The body, once the answer is complete; it has been read as a whole, not as a stream."""
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     @property
@@ -183,7 +190,7 @@ class Connection(asyncio.Protocol):
             self._tail.cancel()
             self._tail = None
         if self._busy and not self.complete and self._error is None:
-            if exc is None and self.head_done and not self._framed:
+            if exc is None and self.head_done and not _FRAMING & {name.lower() for name in self._raw}:
                 self.complete = True
             else:
                 self._error = ConnectionFailed(
@@ -198,10 +205,14 @@ class Connection(asyncio.Protocol):
             self.abort()  # an answer to nothing
             return
         self.answered = True
+        if not self.head_done:
+            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(Failure.MALFORMED, f"the upstream's answer is not valid HTTP: {error}")
+        if not self.head_done:
+            self._check_head(self._head_bytes)
         if self._paused is False:
             self._hold_back()
         self._wake()
@@ -215,23 +226,19 @@ class Connection(asyncio.Protocol):
         if self.complete:
             self.keep_alive = False
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, its name as it came, also of an interim answer; trailers are not kept."""
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self._header_bytes_max:
-            self._fail(Failure.MALFORMED, f"the upstream's headers are larger than {self._header_bytes_max} bytes")
-        elif not self.head_done:
-            if len(name) in _FRAMING_LENGTHS and name.lower() in _FRAMING:
-                self._framed = True
-            self.headers.append((name, value))
-
     def on_headers_complete(self) -> None:
         """The head is whole, unless it is that of an interim answer (1xx), which is passed over."""
         assert self._parser is not None  # noqa: S101
         status: int = self._parser.get_status_code()
-        if status >= 200:
-            self.status = status
-            self.head_done = True
+        if status < 200:
+            self._raw.clear()
+            return
+        self.status = status
+        self.head_done = True
+        shown_name = self._shown_name
+        self.headers = [(shown, value) for name, value in self._raw.items() if (shown := shown_name(name))]
+        if self._head_bytes > self._header_bytes_max:  # with some of the body, perhaps
+            self._check_head(sum(len(name) + len(value) for name, value in self._raw.items()))
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
@@ -245,33 +252,19 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
-        if not self.head_done:  # an interim one
-            self.headers = []
-            self._framed = False
-            return
-        if not self.complete and self._parser is not None:
+        if self.head_done and not self.complete and self._parser is not None:
             self.complete = True
             self.keep_alive = self._parser.should_keep_alive()
 
     # below
 
-    async def _wait(self) -> None:
-        self._raise_failure()
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        if not self._parts:
-            self._raise_failure()
-
-    def _raise_failure(self) -> None:
-        if self._error is not None:
-            raise self._error
-
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _check_head(self, size: int) -> None:
+        if size > self._header_bytes_max:
+            self._fail(Failure.MALFORMED, f"the upstream's head is larger than {self._header_bytes_max} bytes")
 
     def _hold_back(self) -> None:
         """Stops reading from the socket while a stream's reader is behind."""
@@ -291,7 +284,7 @@ class Connection(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._waiter is None:
+        if self._waiter is None or self._waiter.done():
             return
         if self._expires - time.monotonic() > 0.001:  # the loop's own resolution
             self._arm(self._expires)

@@ -22,13 +22,15 @@ from proxy.transports.pool import Pool, PoolExhausted
 from proxy.transports.upstream_stream import UpstreamStream
 
 # The client's own headers that an upstream may see. Everything else stays here, above all credentials and cookies.
-_FORWARDED = (
-    b"traceparent",
-    b"tracestate",
-    b"openai-organization",
-    b"openai-project",
-    b"openai-beta",
-    b"idempotency-key",
+_FORWARDED = frozenset(
+    (
+        b"traceparent",
+        b"tracestate",
+        b"openai-organization",
+        b"openai-project",
+        b"openai-beta",
+        b"idempotency-key",
+    )
 )
 # An upstream's headers that the client may see.
 _RETURNED = frozenset((b"content-type", b"x-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry"))
@@ -60,8 +62,19 @@ class HttpTransport:
         head, body = _request_of(attempt.call, candidate, endpoint)
         pool = self._pool(endpoint, candidate.upstream)
         began_ns = time.monotonic_ns()
+        connection = pool.take_idle()
         try:
-            return await self._exchange(attempt, pool, head, body)
+            if connection is not None:
+                try:
+                    return await self._answer(attempt, pool, connection, head, body)
+                except ConnectionFailed as failure:  # once more over a fresh one if a kept one turned out to be closed
+                    if failure.failure is not Failure.CLOSED or failure.answered:
+                        raise _as_failed(failure, attempt) from failure
+            connection = await self._connect(attempt, pool, fresh=connection is not None)
+            try:
+                return await self._answer(attempt, pool, connection, head, body)
+            except ConnectionFailed as failure:
+                raise _as_failed(failure, attempt) from failure
         finally:
             attempt.call.waited_ns += time.monotonic_ns() - began_ns
 
@@ -73,21 +86,6 @@ class HttpTransport:
         """Closes every connection; safe to call twice."""
         for pool in self._pools.values():
             pool.abort()
-
-    async def _exchange(self, attempt: Attempt, pool: Pool, head: bytes, body: bytes) -> Reply:
-        """Sends and reads the answer; once more over a fresh connection if a kept one turned out to be closed."""
-        connection = pool.take_idle()
-        if connection is not None:
-            try:
-                return await self._answer(attempt, pool, connection, head, body)
-            except ConnectionFailed as failure:
-                if failure.failure is not Failure.CLOSED or failure.answered:
-                    raise _as_failed(failure, attempt) from failure
-        connection = await self._connect(attempt, pool, fresh=connection is not None)
-        try:
-            return await self._answer(attempt, pool, connection, head, body)
-        except ConnectionFailed as failure:
-            raise _as_failed(failure, attempt) from failure
 
     async def _connect(self, attempt: Attempt, pool: Pool, *, fresh: bool) -> Connection:
         upstream = attempt.candidate.upstream
@@ -114,9 +112,11 @@ class HttpTransport:
                 raise ConnectionFailed(Failure.CLOSED, "the upstream closed the connection", answered=False)
             connection.start(head, body, body_bytes_max=self._settings.reply_bytes_max)
             connection.expire_at(min(call.deadline, time.monotonic() + upstream.first_byte_timeout_s))
-            await connection.wait_head()
+            while not connection.head_done:
+                await connection.wait()
             attempt.status = connection.status
-            headers, content_type = _returned(connection.headers)
+            headers = connection.headers
+            content_type = _value_of(headers, b"content-type")
             view = call.view
             if connection.status == 200 and view is not None and content_type.startswith(b"text/event-stream"):
                 streaming = True
@@ -124,7 +124,9 @@ class HttpTransport:
             else:
                 if not connection.complete:
                     connection.expire_at(min(call.deadline, time.monotonic() + upstream.idle_timeout_s))
-                reply = self._complete(attempt, headers, await connection.read_all())
+                    while not connection.complete:
+                        await connection.wait()
+                reply = self._complete(attempt, headers, connection.whole_body)
             return reply
         finally:
             if not streaming:
@@ -187,6 +189,7 @@ class HttpTransport:
                 connections_max=upstream.connections_max,
                 header_bytes_max=self._settings.header_bytes_max,
                 high_water_bytes=self._settings.stream_buffer_bytes,
+                shown_name=_shown_name,
             )
         pool.connections_max = upstream.connections_max  # a newer snapshot may say otherwise
         return pool
@@ -202,24 +205,17 @@ def _request_of(call: Call, candidate: Candidate, endpoint: Endpoint) -> tuple[b
             body = openai.rewritten(body, model=model, include_usage=include_usage, output_ceiling=ceiling)
     extra = b""
     headers = call.headers
-    for name in _FORWARDED:
-        value = headers.get(name)
-        if value is not None:
-            extra += b"%b: %b\r\n" % (name, value)
+    if not _FORWARDED.isdisjoint(headers):
+        extra = b"".join([b"%b: %b\r\n" % item for item in headers.items() if item[0] in _FORWARDED])
     return b"%b%bcontent-length: %d\r\n\r\n" % (endpoint.heads[call.operation], extra, len(body)), body
 
 
-def _returned(headers: Headers) -> tuple[Headers, bytes]:
-    """An upstream's headers as the client may see them, and their content type."""
-    kept: Headers = []
-    content_type = b""
+def _value_of(headers: Headers, wanted: bytes) -> bytes:
+    """The first header of this name; b"" if there is none."""
     for name, value in headers:
-        shown = _shown_name(name)
-        if shown:
-            kept.append((shown, value))
-            if shown == b"content-type":
-                content_type = value
-    return kept, content_type
+        if name == wanted:
+            return value
+    return b""
 
 
 @lru_cache(maxsize=512)
@@ -231,13 +227,10 @@ def _shown_name(name: bytes) -> bytes:
 
 def _retry_after_s(headers: Headers) -> float:
     """Seconds that the upstream wants us to wait; 0.0 if it does not say or says it as a date."""
-    for name, value in headers:
-        if name == b"retry-after":
-            try:
-                return min(max(float(value), 0.0), _RETRY_AFTER_S_MAX)
-            except ValueError:
-                return 0.0
-    return 0.0
+    try:
+        return min(max(float(_value_of(headers, b"retry-after")), 0.0), _RETRY_AFTER_S_MAX)
+    except ValueError:
+        return 0.0
 
 
 def _as_failed(failure: ConnectionFailed, attempt: Attempt) -> AttemptFailed:

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 
 from proxy.transports.connection import Connection
@@ -34,6 +35,7 @@ class Pool:
         connections_max: int,
         header_bytes_max: int,
         high_water_bytes: int,
+        shown_name: Callable[[bytes], bytes],
     ) -> None:
         self._loop = loop
         self._host = host
@@ -45,6 +47,7 @@ class Pool:
             loop,
             header_bytes_max=header_bytes_max,
             high_water_bytes=high_water_bytes,
+            shown_name=shown_name,
             on_closed=self._on_closed,
         )
         self._open: set[Connection] = set()
