@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import re
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -16,24 +18,26 @@ from controlplane.catalog.state import KeyRecord
 from controlplane.cli.installation import Installation, config_option, data_option, open_installation
 from controlplane.cli.output import json_option, moment, print_json, print_table, speaks_plainly, usd
 from controlplane.clock import US_PER_S
-from controlplane.errors import BadRequest
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_EXPIRY_S_MAX = 36_525 * 86_400  # a hundred years; a key for ever needs no expiry
 
 
 def _now_us() -> int:
     return time.time_ns() // 1_000
 
 
-def _keys(installation: Installation) -> Keys:
+@contextmanager
+def _keys(installation: Installation) -> Iterator[Keys]:
     config = installation.loaded.config
-    return Keys(
-        installation.journal(),
-        pepper=installation.secrets.key_pepper_bytes,
-        now_us=_now_us,
-        tenants=lambda: [tenant.name for tenant in config.tenants],
-        models=lambda: [model.name for model in config.models],
-    )
+    with closing(installation.journal()) as journal:
+        yield Keys(
+            journal,
+            pepper=installation.secrets.key_pepper_bytes,
+            now_us=_now_us,
+            tenants=lambda: [tenant.name for tenant in config.tenants],
+            models=lambda: [model.name for model in config.models],
+        )
 
 
 @click.group()
@@ -54,14 +58,12 @@ def create(
     config: Path, data: Path | None, tenant: str, name: str, models: tuple[str, ...], expires_in: str | None, as_json: bool
 ) -> None:  # fmt: skip
     """Makes a key and shows its secret, this once."""
+    expires_us = None if expires_in is None else _now_us() + _seconds(expires_in) * US_PER_S
     installation = open_installation(config, data=data)
-    issued = _keys(installation).create(
-        tenant,
-        name=name,
-        models=models or None,
-        expires_us=None if expires_in is None else _now_us() + _seconds(expires_in) * US_PER_S,
-        actor=f"cli:{getpass.getuser()}",
-    )
+    with _keys(installation) as known:
+        issued = known.create(
+            tenant, name=name, models=models or None, expires_us=expires_us, actor=f"cli:{getpass.getuser()}"
+        )
     if as_json:
         print_json({"id": issued.record.id, "key": issued.secret.reveal()})
         return
@@ -77,7 +79,8 @@ def create(
 @speaks_plainly
 def list_keys(config: Path, data: Path | None, tenant: str | None, as_json: bool) -> None:
     """Lists all keys, without their secrets."""
-    found = _keys(open_installation(config, data=data)).list(tenant=tenant)
+    with _keys(open_installation(config, data=data)) as known:
+        found = known.list(tenant=tenant)
     if as_json:
         print_json([_without_hash(record) for record in found])
         return
@@ -108,7 +111,8 @@ def list_keys(config: Path, data: Path | None, tenant: str | None, as_json: bool
 @speaks_plainly
 def revoke(config: Path, data: Path | None, key_id: str, reason: str, as_json: bool) -> None:
     """Makes a key worthless, on all proxies within a second."""
-    record = _keys(open_installation(config, data=data)).revoke(key_id, reason=reason, actor=f"cli:{getpass.getuser()}")
+    with _keys(open_installation(config, data=data)) as known:
+        record = known.revoke(key_id, reason=reason, actor=f"cli:{getpass.getuser()}")
     if as_json:
         print_json(_without_hash(record))
         return
@@ -174,9 +178,12 @@ def models(config: Path, as_json: bool) -> None:
 
 def _seconds(text: str) -> int:
     match = re.fullmatch(r"(\d{1,9})([smhd])", text.strip())
-    if match is None:
-        raise BadRequest(f"{text!r} is no length of time; say 90s, 15m, 12h or 30d")
-    return int(match[1]) * _UNITS_S[match[2]]
+    seconds = 0 if match is None else int(match[1]) * _UNITS_S[match[2]]
+    if not 0 < seconds <= _EXPIRY_S_MAX:
+        raise click.BadParameter(
+            f"{text!r} is no length of time up to 100 years; say 90s, 15m, 12h or 30d", param_hint="'--expires-in'"
+        )
+    return seconds
 
 
 def _state(key: KeyRecord, now_us: int) -> str:

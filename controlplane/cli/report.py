@@ -14,7 +14,6 @@ from controlplane.clock import US_PER_S
 from controlplane.costs import formats
 from controlplane.costs.report import CostReport, Reconciliation
 from controlplane.costs.savings import Savings
-from controlplane.errors import BadRequest
 
 _FORMATS = ("table", "json", "csv")
 _DAY_S = 86_400
@@ -120,7 +119,7 @@ def _period(from_: str | None, to: str | None) -> dict[str, str | int]:
     from_us = round(first.timestamp()) * US_PER_S if from_ is None else _moment_us(from_)
     to_us = now_us + 1 if to is None else _moment_us(to)
     if from_us >= to_us:
-        raise BadRequest(
+        raise click.UsageError(
             f"the period ends ({moment(to_us)}) before it begins ({moment(from_us)}); check --from and --to"
         )
     return {"from_us": from_us, "to_us": to_us}
@@ -129,11 +128,10 @@ def _period(from_: str | None, to: str | None) -> dict[str, str | int]:
 def _moment_us(text: str) -> int:
     try:
         parsed = dt.datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadRequest(f"{text!r} is no moment; say 2026-11-01 or 2026-11-01T12:00:00Z") from error
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=dt.UTC)
-    return round(parsed.timestamp() * US_PER_S)
+        since = parsed.replace(tzinfo=dt.UTC) if parsed.tzinfo is None else parsed.astimezone(dt.UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.UsageError(f"{text!r} is no moment; say 2026-11-01 or 2026-11-01T12:00:00Z") from error
+    return (since - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1)
 
 
 COMMANDS = (report,)
