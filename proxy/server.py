@@ -66,6 +66,8 @@ class WorkerProtocol(asyncio.Protocol):
         self._arrival: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
+        self._stall: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
         self._current: Exchange | None = None  # the one that is being answered
         self._waiting: deque[Exchange] = deque()  # whole requests behind it
         self._arrived: list[Exchange] = []  # in the data being read
@@ -150,12 +152,17 @@ class WorkerProtocol(asyncio.Protocol):
         """The client has said all; asyncio closes the connection."""
 
     def pause_writing(self) -> None:
-        """The client is behind with what it was sent."""
+        """The client is behind with what it was sent; one that takes nothing for as long as an idle connection lives is cut off."""
         self.write_paused = True
+        if self._stall is None:
+            self._watch_stall()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         self.write_paused = False
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
         if self._writable is not None:
             self._writable.set()
             self._writable = None
@@ -206,6 +213,8 @@ class WorkerProtocol(asyncio.Protocol):
         if not self._skipped:
             parts = self._parts
             self._arrived.append(self._exchange(parts[0] if len(parts) == 1 else b"".join(parts)))
+        elif self._current is None and self._idle is None:
+            self._rest()  # its answer has gone out long ago
 
     # what an exchange uses
 
@@ -318,8 +327,22 @@ class WorkerProtocol(asyncio.Protocol):
         left_s = self._idle_since + self.settings.keep_alive_s - self._loop.time()
         if left_s > 0.001:
             self._idle = self._loop.call_later(left_s, self._on_idle)
+        elif self._transport.get_write_buffer_size():
+            self._transport.abort()  # it has not even taken its last answer
         else:
             self._transport.close()
+
+    def _watch_stall(self) -> None:
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self._stall = self._loop.call_later(self.settings.keep_alive_s, self._stalled)
+
+    def _stalled(self) -> None:
+        self._stall = None
+        if self._transport.get_write_buffer_size() < self._unsent_bytes:  # slow, but it reads
+            self._watch_stall()
+            return
+        self.metrics.bound_hit("client_stalled")
+        self._transport.abort()
 
     def _too_large(self) -> None:
         """The rest of the body is thrown away; the application says what the client hears."""
