@@ -8,9 +8,11 @@ from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_
 from controlplane.contract.records import AttemptRecord, CallRecord, CostState, Payload
 from controlplane.contract.snapshot import Deployment
 from proxy.call import Call
+from proxy.view import label
 
 BYTES_PER_TOKEN = 4  # of a JSON body; an estimate, marked as one wherever it is used
 PAYLOAD_BYTES_MAX = 1024 * 1024
+FINISH_REASON_CHARS_MAX = 64
 
 
 def priced(tokens: Tokens, deployment: Deployment) -> tuple[int, CostState, str]:
@@ -83,14 +85,14 @@ def record_of(call: Call) -> CallRecord:
         channel=call.channel,
         priority=call.priority,
         trace_id=call.trace_id,
-        alias="" if view is None else view.model,
+        alias="" if view is None else label(view.model),
         model="" if reply is None else reply.model,
         deployment="" if reply is None else reply.deployment,
         stream=view is not None and view.stream,
         first_token_us=call.first_token_us,
         overhead_us=max(0, elapsed_us - call.waited_ns // 1000),
         error_code=call.error_code,
-        finish_reason="" if reply is None else reply.finish_reason,
+        finish_reason="" if reply is None else label(reply.finish_reason, FINISH_REASON_CHARS_MAX),
         cache=call.cache,
         tokens=call.tokens,
         cost_nanousd=call.cost_nanousd,

@@ -88,8 +88,9 @@ class Shipper:
             data = await asyncio.to_thread(self._spool.read, number)
         except FileNotFoundError:
             _log.error("segment %s is gone from the spool's directory; its records are lost", token)
+            if not self._spool.remove(number):
+                return "a segment is gone from the spool's directory, and the ledger's checkpoint cannot be written"
             self.lost_total += 1
-            self._spool.remove(number)
             return ""
         except OSError as error:
             return f"{type(error).__name__}: {error}"

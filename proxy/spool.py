@@ -217,7 +217,7 @@ class Spool:
 
     def _open(self) -> _Segment:
         number = self._next
-        replace_file(self._directory / "next-segment", b"%d" % (number + 1))
+        self._put("next-segment", b"%d" % (number + 1))
         fd = os.open(self._path(number), _APPEND, 0o600)
         self._next = number + 1
         self._active = _Segment(number, fd, self._monotonic())
@@ -236,13 +236,22 @@ class Spool:
         )
         payload = msgspec.msgpack.encode(checkpoint)
         try:
-            replace_file(self._directory / "ledger.checkpoint", zlib.crc32(payload).to_bytes(4, "little") + payload)
+            self._put("ledger.checkpoint", zlib.crc32(payload).to_bytes(4, "little") + payload)
         except OSError:
             self.checkpoint_failures_total += 1
             return False
         self._checkpoint_segment = segment
         self._checkpoint_due = False
         return True
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Writes one of the small files; into a new directory, with the worker's id, if somebody has deleted the old one."""
+        try:
+            replace_file(self._directory / name, data)
+        except FileNotFoundError:
+            self._quarantine.mkdir(parents=True, exist_ok=True, mode=0o700)
+            replace_file(self._directory / "proxy-id", self.proxy_id.encode())
+            replace_file(self._directory / name, data)
 
     def _recover(self) -> None:
         checkpoint = self._load_checkpoint()

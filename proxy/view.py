@@ -9,6 +9,7 @@ from proxy.dialects.openai import Malformed
 
 _IMAGE_PART = b'"image_url"'
 _NO_TAGS: dict[str, str] = {}
+LABEL_CHARS_MAX = 256
 
 
 class RequestView(msgspec.Struct, frozen=True):
@@ -23,6 +24,13 @@ class RequestView(msgspec.Struct, frozen=True):
     user: str = ""
     metadata: dict[str, str] = _NO_TAGS
     ambiguous: bool = False  # the body must be written anew, so that the upstream reads what the stages read
+
+
+def label(text: str, chars_max: int = LABEL_CHARS_MAX) -> str:
+    """A text that somebody else chose, as it may stand in a record: printable, of bounded length."""
+    if len(text) > chars_max:
+        text = text[:chars_max]
+    return text if text.isprintable() else "".join(character for character in text if character.isprintable())
 
 
 def read_view(operation: str, body: bytes) -> RequestView:

@@ -9,7 +9,7 @@ from proxy.call import Call, Reply
 from proxy.dialects.openai import Malformed
 from proxy.refusals import refuse
 from proxy.stages.labels import merge_tags
-from proxy.view import read_view
+from proxy.view import label, read_view
 
 
 class Decode:
@@ -24,7 +24,7 @@ class Decode:
         except Malformed as error:
             return refuse(refusals.MALFORMED, str(error), param=error.param)
         if view.user and not call.user:
-            call.user = view.user[:256]
+            call.user = label(view.user)
         if view.metadata:
             merge_tags(call, view.metadata)
         return None

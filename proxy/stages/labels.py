@@ -8,8 +8,8 @@ from functools import lru_cache
 import msgspec
 
 from proxy.call import Call
+from proxy.view import LABEL_CHARS_MAX, label
 
-LABEL_CHARS_MAX = 256
 TAGS_MAX = 32
 TAG_NAME_CHARS_MAX = 64
 
@@ -76,16 +76,14 @@ def _read_alias(call: Call, name: bytes, tags: dict[str, str]) -> None:
 
 def text_of(value: bytes) -> str:
     """A header's value as a label: UTF-8, printable, of bounded length."""
-    text = value[: LABEL_CHARS_MAX * 4].decode("utf-8", "replace").strip()
-    if not text.isprintable():
-        text = "".join(character for character in text if character.isprintable())
-    return text[:LABEL_CHARS_MAX]
+    return label(value[: LABEL_CHARS_MAX * 4].decode("utf-8", "replace").strip())
 
 
 def add_tag(tags: dict[str, str], name: str, value: str) -> None:
     """Adds a tag, as long as there is room and it has a name."""
+    name = label(name, TAG_NAME_CHARS_MAX)
     if name and (len(tags) < TAGS_MAX or name in tags):
-        tags[name[:TAG_NAME_CHARS_MAX]] = value[:LABEL_CHARS_MAX]
+        tags[name] = label(value)
 
 
 def merge_tags(call: Call, tags: Mapping[str, str]) -> None:

@@ -14,6 +14,9 @@ from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate
 
 _MISSING = frozenset((401, 403))
+_SAID_CHARS_MAX = 500  # of an upstream's own error message, where we quote it
+# About our account there, so none of the client's business: such a message often quotes the credential.
+_OURS = frozenset((AttemptError.AUTH, AttemptError.QUOTA))
 _QUOTA_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
 _UNBILLED = frozenset(
     (
@@ -48,6 +51,15 @@ class AttemptFailed(Exception):
         self.detail = detail or message
         self.reply = reply
         self.retry_after_s = retry_after_s
+
+
+def failed_by(
+    error: AttemptError, message: str, *, said: str, reply: Reply | None = None, retry_after_s: float = 0.0
+) -> AttemptFailed:
+    """A try that the upstream ended with an error of its own, in its words where the client may read them."""
+    said = said[:_SAID_CHARS_MAX]
+    text = said if said and error not in _OURS else message
+    return AttemptFailed(error, text, detail=f"{message}: {said}", reply=reply, retry_after_s=retry_after_s)
 
 
 class Judge(Protocol):

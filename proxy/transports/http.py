@@ -16,7 +16,7 @@ from proxy.dialects import openai
 from proxy.dialects.openai_stream import StreamScanner
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate, Endpoint
-from proxy.transports.attempt import Attempt, AttemptFailed, error_of
+from proxy.transports.attempt import Attempt, AttemptFailed, error_of, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool, PoolExhausted
 from proxy.transports.upstream_stream import UpstreamStream
@@ -36,9 +36,6 @@ _FORWARDED = frozenset(
 _RETURNED = frozenset((b"content-type", b"x-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry"))
 _RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-")
 _RETRY_AFTER_S_MAX = 86_400.0
-_SAID_CHARS_MAX = 500  # of an upstream's own error message, where we quote it
-# About our account there, so none of the client's business: such a message often quotes the credential.
-_OURS = frozenset((AttemptError.AUTH, AttemptError.QUOTA))
 
 
 class HttpTransport:
@@ -138,7 +135,14 @@ class HttpTransport:
             hide_usage=view is None or not view.include_usage, event_bytes_max=self._settings.stream_event_bytes_max
         )
         connection.stream_body()
-        stream = UpstreamStream(attempt, pool, connection, scanner, timeout_s_max=self._settings.timeout_s_max)
+        stream = UpstreamStream(
+            attempt,
+            pool,
+            connection,
+            scanner,
+            timeout_s_max=self._settings.timeout_s_max,
+            beginning_bytes_max=self._settings.stream_event_bytes_max,
+        )
         reply = Reply(200, headers, stream=stream)
         reply.deployment = attempt.candidate.deployment.id
         reply.model = attempt.candidate.deployment.model
@@ -156,14 +160,7 @@ class HttpTransport:
             code, said = openai.read_error(body)
             error = error_of(status, code)
             message = f"upstream {attempt.candidate.upstream.id} answered with status {status}"
-            said = said[:_SAID_CHARS_MAX]
-            raise AttemptFailed(
-                error,
-                said if said and error not in _OURS else message,
-                detail=f"{message}: {said}",
-                reply=reply,
-                retry_after_s=_retry_after_s(headers),
-            )
+            raise failed_by(error, message, said=said, reply=reply, retry_after_s=_retry_after_s(headers))
         try:
             attempt.tokens, reply.finish_reason = openai.read_reply(body)
         except openai.Malformed as error:

@@ -8,7 +8,7 @@ from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import StreamBroken
 from proxy.dialects.openai import Malformed
 from proxy.dialects.openai_stream import StreamScanner
-from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event
+from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool
 
@@ -18,11 +18,22 @@ _TAIL_S = 1.0  # how long the last bytes behind the protocol's end may take befo
 class UpstreamStream:
     """The chunks of one try. Before the first content it may fail as a try; after it, only as a broken stream."""
 
-    __slots__ = ("_attempt", "_connection", "_ended", "_expires", "_opened", "_pool", "_ready", "_scanner")
+    __slots__ = (
+        "_attempt", "_beginning_bytes_max", "_connection", "_ended", "_expires", "_opened", "_pool", "_ready", "_scanner",
+    )  # fmt: skip
 
     def __init__(
-        self, attempt: Attempt, pool: Pool, connection: Connection, scanner: StreamScanner, *, timeout_s_max: float
+        self,
+        attempt: Attempt,
+        pool: Pool,
+        connection: Connection,
+        scanner: StreamScanner,
+        *,
+        timeout_s_max: float,
+        beginning_bytes_max: int,
     ) -> None:
+        """beginning_bytes_max: what may come before the first content, and is held back until then."""
+        self._beginning_bytes_max = beginning_bytes_max
         self._attempt = attempt
         self._pool = pool
         self._connection = connection
@@ -41,11 +52,13 @@ class UpstreamStream:
         expires = attempt.started_ns / 1e9 + attempt.candidate.upstream.first_byte_timeout_s
         connection.expire_at(min(expires, attempt.call.deadline))
         held: list[bytes] = []
+        held_bytes = 0
         try:
             while not (scanner.content_seen or scanner.done):
                 data = await connection.read()
                 held.append(scanner.feed(data) if data else scanner.finish())
-                self._check_beginning(ended=not data)
+                held_bytes += len(data)
+                self._check_beginning(ended=not data, held_bytes=held_bytes)
         except Malformed as error:
             self.close()
             raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
@@ -60,16 +73,18 @@ class UpstreamStream:
             attempt.content_seen()
         self._ready = b"".join(held)
 
-    def _check_beginning(self, *, ended: bool) -> None:
-        """Raises AttemptFailed if the upstream sent an error, or its end, before any content."""
+    def _check_beginning(self, *, ended: bool, held_bytes: int) -> None:
+        """Raises AttemptFailed if the upstream sent an error, its end, or too much, before any content."""
         scanner = self._scanner
         if scanner.content_seen or scanner.done:
             return
         if scanner.error_event:
-            error, message = error_of_event(scanner.error_event)
-            raise AttemptFailed(error, message or "the upstream sent an error instead of an answer")
+            error, said = error_of_event(scanner.error_event)
+            raise failed_by(error, "the upstream sent an error instead of an answer", said=said)
         if ended:
             raise AttemptFailed(AttemptError.TRUNCATED, "the upstream ended its stream before any content")
+        if held_bytes > self._beginning_bytes_max:
+            raise AttemptFailed(AttemptError.MALFORMED, f"the upstream sent {held_bytes} bytes before any content")
 
     async def read(self) -> bytes:
         """The next whole events; b"" at the protocol's end. Raises StreamBroken."""

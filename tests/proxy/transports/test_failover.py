@@ -192,6 +192,10 @@ async def test_a_missing_credential_is_our_trouble_and_no_401(world: World) -> N
         replies(
             answer(b'{"error":{"message":"account sk-upstream-secret of 127.0.0.1","code":"insufficient_quota"}}', 429)
         ),
+        sends_then_aborts(
+            STREAM_HEAD
+            + chunk(b'data: {"error":{"message":"sk-upstream-secret at 127.0.0.1","code":"insufficient_quota"}}\n\n')
+        ),
         None,
     ],
 )
