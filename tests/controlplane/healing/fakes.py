@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from prometheus_client import CollectorRegistry
 
@@ -181,8 +182,9 @@ class FakeWorld:
         return Measurement(0.1 if bad else 1.0, samples, self.telemetry_age_s)
 
 
+@cache  # reading YAML costs more than most of these tests
 def quick_library(**more: str | int | float | bool) -> tuple[LoadedPlaybook, ...]:
-    """The built-in playbook with short times; `more` replaces values, with `__` for a dot."""
+    """The built-in playbook with short times, read once for all; `more` replaces values, with `__` for a dot."""
     changes = {name.replace("__", "."): value for name, value in more.items()}
     return load_library(overrides={"provider-outage-failover": {**QUICK, **changes}})
 
