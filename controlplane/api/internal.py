@@ -62,12 +62,35 @@ async def batches(request: Request[object, object, State], parts: PartsOf) -> No
 @post(STATUS_PATH, status_code=200, summary="Report a proxy's state")
 async def status(data: JSONBody[ProxyStatus], parts: PartsOf) -> StatusAnswer:
     """Takes a proxy's word about itself; the proof that a snapshot was applied, whether or not the store can keep it."""
+    if absurd := _absurd(data):
+        raise BadRequest(f"{absurd} of this status cannot be")
     parts.publisher.confirm(data)
     try:
         await parts.ingest.status(data)
     except HephaestusError as error:
         structlog.get_logger(__name__).warning("status not stored", proxy=data.proxy_id, code=error.code)
     return StatusAnswer(snapshot_version=parts.publisher.current.version)
+
+
+_PROXY_ID_CHARS_MAX = 128
+_NUMBER_MAX = 2**63 - 1  # what a column holds
+_COUNTS = ("calls_inflight", "ledger_calls", "ledger_nanousd", "spool_bytes", "spool_dropped", "calls_total")
+_STATES = frozenset({"closed", "open", "half_open"})
+
+
+def _absurd(status: ProxyStatus) -> str:
+    """The first field that no proxy of ours can have said; empty when there is none. What is let through can be stored and shown."""
+    if not 0 < len(status.proxy_id) <= _PROXY_ID_CHARS_MAX or not status.proxy_id.isprintable():
+        return "proxy_id"
+    numbers = {name: getattr(status, name) for name in ("at_us", "snapshot_version", *_COUNTS)}
+    for breaker in status.breakers:
+        if breaker.state not in _STATES:
+            return "breakers.state"
+        if not 0.0 <= breaker.error_ratio <= 1.0:
+            return "breakers.error_ratio"
+        if not (0 <= breaker.since_us <= _NUMBER_MAX and 0 <= breaker.calls <= _NUMBER_MAX):
+            return "breakers"
+    return next((name for name, number in numbers.items() if not 0 <= number <= _NUMBER_MAX), "")
 
 
 def routes(*, batch_bytes_max: int) -> Router:

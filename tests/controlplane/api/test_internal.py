@@ -129,3 +129,44 @@ async def test_a_damaged_status_is_refused(world: World, proxy: httpx.AsyncClien
     """What is no status confirms nothing."""
     assert 400 == (await proxy.post(STATUS_PATH, content=body)).status_code
     assert [] == world.publisher.statuses()
+
+
+def a_breaker(**changes: object) -> dict[str, object]:
+    """A breaker as JSON."""
+    return {"deployment": "a/m", "state": "open", "since_us": 1, **changes}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("proxy_id", ""),
+        ("proxy_id", "p" * 129),
+        ("proxy_id", "p\n"),
+        ("at_us", -1),
+        ("at_us", 2**63),
+        ("snapshot_version", -1),
+        ("snapshot_version", 2**63),
+        ("calls_inflight", -1),
+        ("calls_total", 2**64),
+        ("ledger_calls", -1),
+        ("ledger_nanousd", 10**40),
+        ("spool_bytes", -1),
+        ("spool_dropped", -1),
+        ("breakers", [a_breaker(state="broken")]),
+        ("breakers", [a_breaker(error_ratio=1.5)]),
+        ("breakers", [a_breaker(error_ratio=-1)]),
+        ("breakers", [a_breaker(since_us=-1)]),
+        ("breakers", [a_breaker(calls=2**63)]),
+    ],
+)
+async def test_a_status_that_cannot_be_is_refused(
+    world: World, proxy: httpx.AsyncClient, field: str, value: object
+) -> None:
+    """Absurd values reach neither the publisher nor the store; the answer names the field."""
+    sane = {"proxy_id": "p9", "at_us": START_US, "snapshot_version": 7}
+    before = world.publisher.statuses()
+    answer = await proxy.post(STATUS_PATH, json={**sane, field: value})
+    assert 400 == answer.status_code, answer.text
+    assert field.removesuffix("s") in answer.text or field in answer.text
+    assert before == world.publisher.statuses()
+    assert 200 == (await proxy.post(STATUS_PATH, json={**sane, "breakers": [a_breaker()]})).status_code
