@@ -127,7 +127,10 @@ class Dispatcher:
             if not self._buckets[sink.name].take():
                 break
             tried += 1
-            if await self._try(sink, entry) is Result.GONE:
+            result = await self._try(sink, entry)
+            if result is Result.RETRY:
+                break  # it is down or hangs: one wait a turn, so that the other sinks' turns come soon
+            if result is Result.GONE:
                 disabled.add((sink.name, sink.address))
         return tried
 

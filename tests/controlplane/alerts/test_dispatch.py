@@ -52,10 +52,12 @@ async def receiver() -> AsyncIterator[Receiver]:
 class Sending:
     """A dispatcher with what tests look at."""
 
-    def __init__(self, journal: Journal, clock: ManualClock, *configs: AlertSink, attempts_max: int = 12) -> None:
+    def __init__(
+        self, journal: Journal, clock: ManualClock, *configs: AlertSink, attempts_max: int = 12, timeout_s: float = 10.0
+    ) -> None:
         self.journal, self.clock = journal, clock
         self.registry = CollectorRegistry()
-        settings = AlertSettings(attempts_max=attempts_max)
+        settings = AlertSettings(attempts_max=attempts_max, timeout_s=timeout_s)
         self.router = AlertRouter(configs)
         self.dispatcher = Dispatcher(
             journal,
@@ -214,6 +216,21 @@ async def test_one_broken_sink_does_not_hold_up_another(
     sending.say()
     await sending.dispatcher.turn()
     assert (1, 1.0, 1.0) == (len(receiver.got), sending.count("given_up"), sending.count("ok"))
+
+
+async def test_a_receiver_that_hangs_costs_one_wait_a_turn(
+    journal: Journal, clock: ManualClock, receiver: Receiver
+) -> None:
+    """However many messages wait for it, the other sinks are served, and a turn lasts no longer than one timeout."""
+    async with receiving() as hanging:
+        hanging.hang = True
+        stuck = ops(hanging, name="stuck")
+        sending = Sending(journal, clock, stuck, ops(receiver), timeout_s=0.1)
+        for number in range(5):
+            sending.say(number)
+        assert 6 == await sending.dispatcher.turn()
+        assert (1, 5) == (len(hanging.got), len(receiver.got))
+        await sending.dispatcher.aclose()
 
 
 async def test_messages_for_a_removed_sink_are_given_up(
