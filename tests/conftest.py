@@ -45,6 +45,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config.option.basetemp, ignore_errors=True)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names cases of bytes by number: the processes that share the tests must agree on names, and compressed bytes hold the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 def remove_folders_of_the_dead(parent: Path) -> None:
     """Removes what test processes left behind that were killed before they could."""
     for folder in parent.glob(f"{FOLDER_PREFIX}*"):
