@@ -268,9 +268,7 @@ class RedisTier:
         return self._seal(key, payload) + payload
 
     def _unsealed(self, key: bytes, data: bytes) -> CacheEntry | None:
-        payload = memoryview(data)[SEAL_BYTES:]
-        if len(data) > self._settings.redis_entry_bytes_max:
-            return None
+        payload = memoryview(data)[SEAL_BYTES:]  # what was cut off at the bound does not fit its seal
         if not hmac.compare_digest(self._seal(key, payload), data[:SEAL_BYTES]):
             return None
         return decode_entry(bytes(payload))

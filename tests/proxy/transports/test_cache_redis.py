@@ -23,6 +23,7 @@ from proxy.transports.cache import Cache
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_redis import KEY_PREFIX, RedisTier, watch_redis
+from tests.proxy.fakes import World, answer, completion, replies, whole_stream
 from tests.proxy.redis_server import RedisServer
 from tests.proxy.state_fakes import FakeInner, complete_reply, make_call, read_all
 
@@ -109,6 +110,40 @@ async def test_two_workers_share_an_answer(server: RedisServer) -> None:
     assert (1, 1) == (second.hits_memory_total, second.hits_redis_total)
     await first.aclose()
     await second.aclose()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_two_hosts_serve_each_other_s_answers(server: RedisServer, tmp_path: Path, *, stream: bool) -> None:
+    """Over HTTP: what came through one proxy is a hit with the same bytes at another, and without Redis the other asks for itself."""
+    hosts = [await World(tmp_path / name).start(redis=server.url, redis_timeout_s=5.0) for name in "ab"]
+    policy = TenantPolicy(id="acme")
+    answers = [replies(whole_stream("Hel", "lo") if stream else answer(completion())) for _ in hosts]
+    upstreams = [await host.upstream(script) for host, script in zip(hosts, answers, strict=True)]
+    for host in hosts:
+        host.apply(tenant=policy)
+    tiers = [host.worker.cache.redis for host in hosts]
+    assert None not in tiers
+    await _until(lambda: not any(tier.degraded for tier in tiers if tier))
+    first = await hosts[0].chat(stream=stream)
+    for tier in tiers:
+        assert tier is not None
+        await tier.flush()
+    second = await hosts[1].chat(stream=stream)
+    assert ("miss", "hit") == (first.headers["x-heph-cache"], second.headers["x-heph-cache"])
+    assert ([1, 0], _content(first.text)) == ([len(up.received) for up in upstreams], _content(second.text))
+    server.kill()
+    third = await hosts[1].chat(stream=stream, n=1)
+    assert (200, "miss", 1) == (third.status_code, third.headers["x-heph-cache"], len(upstreams[1].received))
+    metrics = (await hosts[1].client.get("/metrics")).text
+    assert 'heph_proxy_cache_redis_hits_total{worker="0"} 1.0' in metrics
+    assert 'heph_proxy_cache_redis_degraded{worker="0"} 1.0' in metrics
+    for host in hosts:
+        await host.stop()
+
+
+def _content(text: str) -> str:
+    """A body without the comment of ours that ends a stream and tells its cost."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(":"))
 
 
 async def test_a_stream_is_shared_with_its_blocks(server: RedisServer, tier: RedisTier) -> None:
@@ -236,6 +271,21 @@ async def test_a_frozen_redis_costs_the_deadline_a_few_times_and_then_nothing(se
     assert 100 == tier.skipped_total
     server.thaw()
     await _until(lambda: not tier.degraded)
+    await tier.aclose()
+
+
+async def test_only_failures_in_a_row_open_the_breaker(server: RedisServer) -> None:
+    """A look-up that was answered in time, if only with nothing, starts the count anew."""
+    tier = await _opened(server.url, redis_timeout_s=0.05, redis_failures_max=3, redis_pause_s=3600)
+    hasty = tier._settings
+    for _ in range(4):
+        server.freeze()
+        assert await tier.get(KEY) is None
+        server.thaw()
+        tier._settings = msgspec.structs.replace(hasty, redis_timeout_s=WAIT_S)  # a busy machine must not fail this one
+        assert await tier.get(KEY) is None
+        tier._settings = hasty
+    assert (4, 4, False) == (tier.errors_total, tier.misses_total, tier.degraded)
     await tier.aclose()
 
 

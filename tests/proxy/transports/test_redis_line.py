@@ -91,6 +91,7 @@ async def test_closing_is_no_loss(server: RedisServer) -> None:
     """A line that its owner closes, twice even, does not report itself lost, and answers nobody any more."""
     lost: list[str] = []
     line = await _line(server, lost)
+    assert b"PONG" == await line.ask("PING")
     await line.aclose()
     await line.aclose()
     assert [] == lost
