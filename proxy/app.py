@@ -49,6 +49,14 @@ class Flights(Protocol):
         ...
 
 
+class Doorman(Protocol):
+    """Who may come in with a large body: the stage that identifies."""
+
+    def knows(self, runtime: Runtime, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the key in these headers is one of ours."""
+        ...
+
+
 class Lifespan(Protocol):
     """What has to run beside the calls."""
 
@@ -90,17 +98,23 @@ class ProxyApp:
         flights: Flights,
         metrics: ProxyMetrics,
         lifespan: Lifespan,
+        doorman: Doorman,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._flights = flights
         self._lifespan = lifespan
+        self._doorman = doorman
         self._ops = Ops(metrics, self._not_ready)
         self._call_ids = CallIds()
         self.runtime: Runtime | None = None  # swapped by one assignment; a call keeps the one it began with
         self.draining = False
         self.inflight = 0
         self.calls_total = 0
+
+    def takes_body(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a body that is not small is worth keeping until it is whole: only that of somebody we know."""
+        return self.runtime is not None and self._doorman.knows(self.runtime, headers)
 
     def handle(self, exchange: Exchange) -> None:
         """Answers one request, at once or in a task of its own."""

@@ -27,6 +27,7 @@ from proxy.metrics import ProxyMetrics
 _BACKLOG = 4096
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _LENGTH_DIGITS_MAX = 18
+_STRANGERS_BODY_BYTES_MAX = 64 * 1024  # without a key of ours; more would let anybody fill our memory
 _PATHS = {path.encode(): path for path in OPERATIONS}  # the usual ones need no parsing
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -89,6 +90,7 @@ class WorkerProtocol(asyncio.Protocol):
         self._raw.clear()
         self._parts: list[bytes] = []
         self._parts_bytes = 0
+        self._known = False  # by its key; asked only when its body is not small
         self._skipped = False  # it has been answered already; what is left of it is thrown away
 
     # what the event loop calls
@@ -204,6 +206,12 @@ class WorkerProtocol(asyncio.Protocol):
             return
         self._parts.append(body)
         self._parts_bytes += len(body)
+        if self._parts_bytes > _STRANGERS_BODY_BYTES_MAX and not self._known:
+            self._known = self.app.takes_body(self._headers)
+            if not self._known:
+                self.metrics.bound_hit("strangers_body_bytes")
+                self._skip_body()
+                return
         if self._parts_bytes > self.settings.body_bytes_max:
             self._too_large()
 
@@ -347,6 +355,9 @@ class WorkerProtocol(asyncio.Protocol):
     def _too_large(self) -> None:
         """The rest of the body is thrown away; the application says what the client hears."""
         self.metrics.bound_hit("body_bytes_max")
+        self._skip_body()
+
+    def _skip_body(self) -> None:
         self._skipped = True
         self._parts = []
         self._arrived.append(self._exchange(None))

@@ -107,8 +107,9 @@ class Worker:
             redis=RedisTier(settings, secrets) if settings.redis else None,
         )
         self.admit = Admit(metrics, share=self._share)
+        identify = Identify(secrets.pepper_bytes)
         stages = (
-            Identify(secrets.pepper_bytes),
+            identify,
             self.admit,
             Decode(),
             Guard(),
@@ -116,7 +117,7 @@ class Worker:
             Reserve(self.ledger, image_tokens_max=settings.image_tokens_max),
         )
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, metrics)
-        self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self)
+        self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self, identify)
 
     def _watch(self) -> None:
         """Shows the figures that the parts keep themselves."""

@@ -10,6 +10,7 @@ from controlplane.contract.keys import hash_key
 from proxy import refusals
 from proxy.call import Call, Reply
 from proxy.refusals import refuse
+from proxy.runtime import Runtime
 from proxy.stages.labels import read_labels
 
 _KEY_BYTES_MAX = 512
@@ -23,6 +24,11 @@ class Identify:
     def __init__(self, pepper: bytes, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self._pepper = pepper
         self._now_us = now_us
+
+    def knows(self, runtime: Runtime, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the key in these headers is one of ours, expired or not."""
+        key = _key_of(headers)
+        return 0 < len(key) <= _KEY_BYTES_MAX and hash_key(key, self._pepper) in runtime.keys
 
     def enter(self, call: Call) -> Reply | None:
         """Refuses a key that is missing, unknown or expired."""

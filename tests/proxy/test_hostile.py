@@ -258,6 +258,23 @@ async def test_a_request_that_two_parsers_could_read_differently_is_none(world: 
     assert [] == upstream.received
 
 
+@pytest.mark.parametrize("framing", [b"content-length: 10000000", b"transfer-encoding: chunked"])
+async def test_nobody_fills_our_memory_without_a_key(world: World, framing: bytes) -> None:
+    """A stranger is refused while its body still comes, and nothing of it is kept; somebody we know is waited for."""
+    await world.upstream(GOOD)
+    world.apply()
+    piece = b"x" * 100_000 if b"length" in framing else chunk(b"x" * 100_000)
+    for key in (b"", b"authorization: Bearer sk-heph-stranger\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(world.url.rsplit(":", 1)[1]))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\n" + key + framing + b"\r\n\r\n" + piece)
+        async with asyncio.timeout(5.0):
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 401")
+        writer.close()
+    assert 2 == len(world.records())
+    text = "word " * 50_000
+    assert 200 == (await world.chat(messages=[{"role": "user", "content": text}])).status_code
+
+
 async def test_trailers_say_nothing(world: World) -> None:
     """A header behind the body of a chunked request cannot replace the one that was looked at."""
     await world.upstream(GOOD)
