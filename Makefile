@@ -24,8 +24,11 @@ help:  ## list the targets
 run: .venv/.run  ## control plane, proxy, simulated provider and a fleet of agents on this machine
 	@$(BIN)/hephaestus demo
 
-test: .venv/.dev browser  ## the whole test suite
-	@$(BIN)/python -m pytest
+test: .venv/.dev browser  ## the whole test suite: the parts in two processes, then the whole with the machine to itself
+	@failed=0; \
+	$(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist loadfile || failed=1; \
+	$(BIN)/python -m pytest tests/e2e || failed=1; \
+	exit $$failed
 
 check: .venv/.dev  ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
