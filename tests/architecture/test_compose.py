@@ -16,6 +16,7 @@ import yaml
 
 from controlplane.catalog.load import load
 from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.redis_address import parse_redis_address
 from controlplane.secrets import INTERNAL_TOKEN_ENV, KEY_PEPPER_ENV, OPERATOR_TOKEN_ENV
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,20 @@ def test_the_proxy_finds_its_control_plane() -> None:
     """The proxy's settings are of its type and name the control plane's service."""
     settings = msgspec.json.decode((ROOT / "deploy" / "config" / "proxy.json").read_bytes(), type=ProxySettings)
     assert ("http://controlplane:4001", 4000, "/data") == (settings.control_plane_url, settings.port, settings.data_dir)
+
+
+def test_the_proxy_shares_its_answers() -> None:
+    """It uses the Redis of the configuration, on a network they both are on, which forgets before it refuses to write."""
+    settings = msgspec.json.decode((ROOT / "deploy" / "config" / "proxy.json").read_bytes(), type=ProxySettings)
+    redis = load(ROOT / "deploy" / "config" / "hephaestus.yaml").settings.redis
+    assert redis is not None
+    assert redis == settings.redis
+    assert "redis" == parse_redis_address(redis).host
+    assert set(SERVICES["redis"]["networks"]) <= set(SERVICES["proxy"]["networks"])
+    command = SERVICES["redis"]["command"]
+    assert ("256mb", "volatile-lru") == tuple(
+        command[command.index(name) + 1] for name in ("--maxmemory", "--maxmemory-policy")
+    )
 
 
 def test_prometheus_scrapes_what_runs() -> None:
