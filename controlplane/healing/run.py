@@ -237,16 +237,21 @@ def _renew_us(step: StepState, ttl_s: float) -> int:
 def _acting(state: RunState, playbook: Playbook, inputs: Inputs) -> Task:
     if state.status is Status.RUNNING:
         return _running(state, playbook, inputs)
+    if state.status is Status.VALIDATING and inputs.now_us < state.since_us:  # the clock went back: bake anew
+        return Record((e.ValidationStarted(),))
     if state.status is Status.VALIDATING:
         next_us = state.measured_us + _us(playbook.validation.every)
-        return Measure() if inputs.now_us >= next_us else Wait(_next(state, playbook, next_us))
+        due = inputs.now_us >= next_us or inputs.now_us < state.measured_us  # the clock went back
+        return Measure() if due else Wait(_next(state, playbook, next_us))
     recovery = playbook.spec.recovery
     if state.streak >= recovery.successes:
         return Record((e.ReleaseStarted(reason=f"{state.streak} probes in a row succeeded"),))
     if not any(step.holds for step in state.steps):
         return Record((e.ReleaseStarted(reason="there is no override to hold"),))
-    next_us = max(state.since_us, inputs.probed_us) + _us(recovery.probe_every)
-    return ProbeTarget() if inputs.now_us >= next_us else Wait(_next(state, playbook, next_us))
+    last_us = inputs.probed_us or state.since_us
+    next_us = last_us + _us(recovery.probe_every)
+    due = inputs.now_us >= next_us or inputs.now_us < last_us  # the clock went back
+    return ProbeTarget() if due else Wait(_next(state, playbook, next_us))
 
 
 def _running(state: RunState, playbook: Playbook, inputs: Inputs) -> Task:
@@ -316,6 +321,8 @@ def _reverting(state: RunState, playbook: Playbook, inputs: Inputs) -> Task:
 
 
 def _probation(state: RunState, playbook: Playbook, inputs: Inputs) -> Task:
+    if inputs.now_us < state.since_us:  # the clock went back
+        return Record((e.ProbationStarted(),))
     end_us = state.since_us + _us(playbook.spec.probation.span)
     if state.measured_us >= end_us:
         return Record((e.Closed(),))

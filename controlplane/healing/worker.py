@@ -76,7 +76,7 @@ class Healing:
         )
         self._codec = HappenedCodec()
         self._control = Control()
-        self._up_since_us = world.clock.now_us()
+        self._up_since_us = self._turned_us = world.clock.now_us()
         self._waiting: dict[str, tuple[int, int]] = {}  # stream: (due_us of its timer, do not look before)
         self._probed_us: dict[str, int] = {}
         self._playbooks: dict[str, Playbook] = {}  # by content hash
@@ -116,6 +116,9 @@ class Healing:
             self._metrics.open.set(len(timers))
             self._metrics.enabled.set(0 if why_stopped(self._settings, control, "", "") else 1)
             self._forget({timer.stream_id for timer in timers})
+            if now_us < self._turned_us:  # the clock went back: no wait that was reckoned before it means anything
+                self._waiting = {timer.stream_id: (timer.due_us, now_us) for timer in timers}
+            self._turned_us = now_us
             due = [timer for timer in timers if now_us >= self._not_before_us(timer.stream_id, timer.due_us)]
             await asyncio.gather(*(self._advance(timer) for timer in due))
 

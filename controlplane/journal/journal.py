@@ -16,7 +16,7 @@ from typing import Self
 import msgspec
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Connection, Engine, Row, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from controlplane.contract.ids import new_id
@@ -272,10 +272,12 @@ class Journal:
     @staticmethod
     @contextmanager
     def _answering() -> Iterator[None]:
-        """Map the driver's trouble (locked for too long, disk full, file gone) to our one word for it."""
+        """Map the driver's trouble (locked for too long, disk full, file gone or damaged) to our one word for it."""
         try:
             yield
-        except (OperationalError, PoolTimeout) as error:
+        except IntegrityError:
+            raise  # two writers at once: whoever appends knows
+        except (DatabaseError, PoolTimeout) as error:
             raise JournalUnavailable(
                 f"the journal does not answer: {error.__cause__ or error}; see `hephaestus doctor`"
             ) from error

@@ -257,6 +257,21 @@ async def test_a_quiet_validation_ends_with_its_incident(world: FakeWorld, heali
     assert not world.drained
 
 
+@pytest.mark.parametrize("second", [8, 15, 30, 50])
+async def test_a_clock_that_goes_back_delays_nothing(world: FakeWorld, healing: Healing, second: int) -> None:
+    """Whatever the run waited for, it goes on within the usual time, and nobody is probed more often than usual."""
+    run_id = await begin(healing)
+    await live(world, healing, second)
+    world.clock.move(-7_200)
+    before = world.probes
+    await live(world, healing, 45)
+    assert healing.runs.show(run_id).run.status == "holding"
+    assert world.probes - before <= 45 / 5 + 2
+    recover(world)()
+    await live(world, healing, 45)
+    assert "closed" == healing.runs.show(run_id).run.status
+
+
 async def test_a_quiet_route_whose_failover_breaks_is_still_harm(world: FakeWorld, journal: Journal) -> None:
     """What is measured as harm ends an unproven fix, however few calls validation has."""
     library = quick_library(validate__min_samples=10_000)
