@@ -253,6 +253,7 @@ async def test_a_killed_redis_costs_nothing_and_is_used_again_when_it_is_back(se
     await _written(tier, KEY, _entry())
     assert await tier.get(KEY) is not None
     await cache.aclose()
+    assert (True, None) == (tier.degraded, cache.redis)  # the tier is closed with its cache
 
 
 async def test_a_frozen_redis_costs_the_deadline_a_few_times_and_then_nothing(server: RedisServer) -> None:
