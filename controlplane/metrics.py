@@ -217,9 +217,12 @@ class ApiMetrics:
 
 
 class LoopMetrics:
-    """The loops that app.py keeps running."""
+    """The loops that app.py keeps running, and the disk that all of them need."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.disk_free_bytes = Gauge(
+            "heph_disk_free_bytes", "Free space on the disk of the data folder.", registry=registry
+        )
         self.turns = Counter(
             "heph_loop_turns",
             "Turns of a background loop, by loop and result (ok, failed).",

@@ -259,6 +259,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_dir: Annotated[
         str, Meta(min_length=1, description="Folder for everything that is kept; `${data_dir}` elsewhere means it.")
     ] = "./data"
+    disk_free_bytes_min: Annotated[
+        int, Meta(ge=0, description="The console and the log warn when the data folder's disk has less than this.")
+    ] = 2 * 1024 * 1024 * 1024
     telemetry: Annotated[
         str,
         Meta(min_length=1, description="Telemetry store: `chdb:///path` or `clickhouse://user@host:8123/database`."),

@@ -33,6 +33,7 @@ class OverviewReader:
         incidents: Callable[[], Awaitable[Sequence[views.IncidentDetail]]],
         kill_switch: Callable[[], Awaitable[views.KillSwitch]],
         config_problems: Callable[[], Sequence[str]],
+        disk_trouble: Callable[[], str] = lambda: "",
     ) -> None:
         self._store = store
         self._publisher = publisher
@@ -40,6 +41,7 @@ class OverviewReader:
         self._incidents = incidents
         self._kill_switch = kill_switch
         self._config_problems = config_problems
+        self._disk_trouble = disk_trouble
 
     async def overview(self) -> views.Overview:
         """Everything on the first page, as of now. Raises StoreUnavailable when the store does not answer at all."""
@@ -58,6 +60,8 @@ class OverviewReader:
         dropped = sum(status.spool_dropped for status in statuses)
         if dropped:
             troubles.append(f"{dropped} records were dropped by full spools")
+        if short := self._disk_trouble():
+            troubles.append(short)
         return views.Overview(
             at_us=now_us,
             snapshot_version=self._publisher.current.version,

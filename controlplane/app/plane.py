@@ -17,6 +17,7 @@ from controlplane.api.clickhouse_door import ClickHouseDoor
 from controlplane.api.parts import Parts
 from controlplane.app.answers import StoredCalls, StoredCosts
 from controlplane.app.copies import EventCopies
+from controlplane.app.disk import DiskWatch
 from controlplane.app.healing import (
     CatalogLeases,
     CatalogRoutes,
@@ -62,6 +63,7 @@ from controlplane.store.migrate import apply_retention, migrate
 
 TICK_S = 1.0
 DAY_S = 86_400
+DISK_EVERY_S = 30.0
 TIDY_EVERY_S = 6 * 3_600.0
 
 
@@ -122,6 +124,7 @@ class ControlPlane:
             metrics=metrics.door,
             password=None if settings.door.password is None else resolve(settings.door.password),
         )
+        self._disk = DiskWatch(settings, metrics.loops)
         self.stopping = asyncio.Event()
         self.app = self._make_app(secrets, intake)
 
@@ -196,6 +199,7 @@ class ControlPlane:
             stay_up("reload", lambda: self.reloader.run(stop, every_s=every_s), clock=clock, metrics=loops),
             stay_up("alerts", self._telling.run, clock=clock, metrics=loops),
             keep_turning("copies", self._copies.turn, every_s=TICK_S, clock=clock, metrics=loops),
+            keep_turning("disk", self._disk.turn, every_s=DISK_EVERY_S, clock=clock, metrics=loops),
             keep_turning("tidy", self._tidy, every_s=TIDY_EVERY_S, clock=clock, metrics=loops),
         ]
 
@@ -284,6 +288,7 @@ class ControlPlane:
             incidents=lambda: incidents.newest(settings.console.incidents_max),
             kill_switch=runs.kill_switch,
             config_problems=lambda: self.reloader.problems,
+            disk_trouble=self._disk.trouble,
         )
         parts = Parts(
             publisher=self._publisher,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,7 +20,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.app.measures import all_metrics
+from controlplane.contract.records import Payload
+from controlplane.contract.wire import BATCH_PATH, TOKEN_HEADER
 from tests.controlplane.app.scene import TEXT
+from tests.controlplane.store.fakes import a_call, a_segment
 
 END_S_MAX = 12.0  # a busy machine is slow; a poll that is not told lasts 25
 GIVE_UP_S = 90.0
@@ -86,8 +91,11 @@ class Process:
 
     def internal(self) -> dict[str, str]:
         """What proxies show."""
-        token = (self.folder / "data" / "secrets" / "internal-token").read_text().strip()
-        return {"authorization": f"Bearer {token}"}
+        return {"authorization": f"Bearer {self.secret('internal-token')}"}
+
+    def secret(self, name: str) -> str:
+        """One of its own secrets."""
+        return (self.folder / "data" / "secrets" / name).read_text().strip()
 
 
 def free_port() -> int:
@@ -195,3 +203,36 @@ def test_it_starts_again_after_a_kill(tmp_path: Path) -> None:
         finally:
             process.end()
     assert versions[0] == versions[1]
+
+
+def limit_files(process: Process, size_bytes: int) -> None:
+    """From now on no file of the process can grow beyond this: to it the disk is full."""
+    resource.prlimit(process.running.pid, resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_is_got_over(tmp_path: Path) -> None:
+    """While nothing can be written each request is told to come again, and proxies still get snapshots; then all of it is stored, once."""
+    process = Process(tmp_path / "p", free_port()).start()
+    calls = [a_call(number, payload=Payload(os.urandom(100_000), b"", 7)) for number in range(10)]
+    try:
+        process.wait_up()
+        batch = {TOKEN_HEADER: "p/1", **process.internal()}
+        operator = {"authorization": f"Bearer {process.secret('operator-token')}"}
+        with httpx.Client(base_url=process.url, timeout=GIVE_UP_S) as client:
+
+            def ship() -> int:
+                return client.post(BATCH_PATH, content=a_segment(*calls), headers=batch).status_code
+
+            def make_key() -> int:
+                return client.post("/api/v1/keys", json={"tenant": "acme"}, headers=operator).status_code
+
+            limit_files(process, 4_096)
+            assert (503, 503) == (ship(), make_key())
+            snapshot = client.get("/api/v1/internal/snapshot", params={"have": 0}, headers=process.internal())
+            assert 200 == snapshot.status_code
+            limit_files(process, resource.RLIM_INFINITY)
+            assert (200, 200, 201) == (ship(), ship(), make_key())
+            counted = client.get("/clickhouse/", params={"query": "SELECT count(), uniqExact(call_id) FROM calls"})
+            assert "10\t10\n" == counted.text
+    finally:
+        process.end()

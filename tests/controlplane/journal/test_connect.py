@@ -6,11 +6,18 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from controlplane.errors import HephaestusError, JournalUnavailable
-from controlplane.journal.events import JournalError
+from controlplane.journal.events import JournalError, NewEvent
 from controlplane.journal.journal import Journal
+
+
+class Noted(msgspec.Struct, frozen=True, tag="noted"):
+    """Something to write."""
+
+    text: str
 
 
 @pytest.mark.parametrize(
@@ -75,3 +82,24 @@ def test_a_journal_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         connection.commit()
     with pytest.raises(HephaestusError, match="newer version"):
         Journal.open(url)
+
+
+def read_all(url: str) -> None:
+    """Opens a journal and reads what is in it."""
+    with closing(Journal.open(url)) as journal:
+        journal.load("s-1")
+        journal.read(0, 1_000)
+
+
+def test_a_journal_that_is_damaged_later_has_a_name_for_it(tmp_path: Path) -> None:
+    """A page that rots on the disk ends the reading with an error that callers know."""
+    url = f"sqlite:///{tmp_path}/journal.db"
+    journal = Journal.open(url)
+    for number in range(200):
+        journal.append(f"s-{number}", 0, [NewEvent(Noted("x" * 500))])
+    journal.close()
+    path = tmp_path / "journal.db"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\x55" * (len(whole) - 4096))
+    with pytest.raises(JournalUnavailable):
+        read_all(url)
