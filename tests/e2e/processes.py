@@ -160,8 +160,16 @@ upstreams:
     def key(self, tenant: str = "acme") -> str:
         """A virtual key of the tenant, made on first use."""
         if tenant not in self.keys:
-            self.keys[tenant] = json.loads(self.cli("keys", "create", "--tenant", tenant, "--json").stdout)["key"]
+            made = self.keys[tenant] = str(
+                json.loads(self.cli("keys", "create", "--tenant", tenant, "--json").stdout)["key"]
+            )
+            if "proxy" in self.running:
+                eventually(lambda: self._knows(made), what=f"the proxy knows the key of {tenant}")
         return self.keys[tenant]
+
+    def _knows(self, key: str) -> bool:
+        """Whether the proxy takes a key."""
+        return self.get(f"{self.base_url}/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
 
     @property
     def base_url(self) -> str:
