@@ -99,7 +99,7 @@ class CatalogMetrics:
         self.leases = Gauge("heph_catalog_leases", "Leased overrides in force.", registry=registry)
         self.confirm_seconds = Histogram(
             "heph_catalog_confirm_seconds",
-            "Time until all live proxies had a snapshot that was waited for.",
+            "Time from a snapshot's publication until all live proxies had it.",
             buckets=_FAST_S,
             registry=registry,
         )

@@ -34,6 +34,7 @@ class Publisher:
         self._published = asyncio.Event()  # set and replaced at each publication
         self._reported = asyncio.Event()  # set and replaced at each status
         self._waiters = 0
+        self._published_s: float | None = None  # when, until all live proxies have it
         self._proxies: dict[str, tuple[ProxyStatus, float]] = {}
         metrics.version.set(first.version)
 
@@ -104,6 +105,9 @@ class Publisher:
             return
         self._proxies[status.proxy_id] = (status, self._clock.monotonic())
         self._update_metrics()
+        if self._published_s is not None and self.is_confirmed(self._current.version):
+            self._metrics.confirm_seconds.observe(self._clock.monotonic() - self._published_s)
+            self._published_s = None
         reported, self._reported = self._reported, asyncio.Event()
         reported.set()
 
@@ -124,13 +128,13 @@ class Publisher:
         while not self.is_confirmed(version):
             if not await self._wait(self._reported, started + timeout_s):
                 return self.is_confirmed(version)  # a proxy that fell silent may have been what was missing
-        self._metrics.confirm_seconds.observe(self._clock.monotonic() - started)
         return True
 
     async def _publish(self, compiled: Snapshot, *, above: int, changed: tuple[str, ...]) -> Snapshot:
         self._current = await asyncio.to_thread(
             self._versions.number, compiled, now_us=self._clock.now_us(), above=above, changed=changed
         )
+        self._published_s = self._clock.monotonic()
         self._metrics.version.set(self._current.version)
         self._update_metrics()
         published, self._published = self._published, asyncio.Event()

@@ -133,6 +133,27 @@ async def test_all_live_proxies_must_confirm(publisher: Publisher, clock: Manual
     assert await confirmed
 
 
+async def test_the_time_to_all_live_proxies_is_measured_once(
+    publisher: Publisher, clock: ManualClock, metrics: CatalogMetrics
+) -> None:
+    """From the publication until the last live worker has it; later reports of the same version add nothing."""
+
+    def measured() -> dict[str, float]:
+        (family,) = metrics.confirm_seconds.collect()
+        return {one.name.rpartition("_")[2]: one.value for one in family.samples if not one.labels}
+
+    publisher.confirm(status("a", 1))
+    publisher.confirm(status("b", 1))
+    await publisher.publish(content("second"))
+    await clock.advance(1.0)
+    publisher.confirm(status("a", 2))
+    assert 0.0 == measured()["count"]
+    await clock.advance(2.0)
+    for _ in range(2):
+        publisher.confirm(status("b", 2))
+    assert (1.0, 3.0) == (measured()["count"], measured()["sum"])
+
+
 async def test_nobody_cannot_confirm(publisher: Publisher, clock: ManualClock) -> None:
     """Without a live proxy nothing is confirmed, and the wait ends in time."""
     confirmed = asyncio.create_task(publisher.confirmed(1, 5.0))
