@@ -49,6 +49,7 @@ def share_out(settings: ProxySettings, *, now_us: int | None = None) -> None:
     retired = retired_names(settings)
     if len(names) == 1 and not retired and not plan.exists():
         return  # the usual case: one worker, and never more
+    complete = all((root / name).exists() for name in names)
     with contextlib.ExitStack() as stack:
         spools: dict[str, Spool] = {}
         for name in (*names, *retired):
@@ -62,7 +63,16 @@ def share_out(settings: ProxySettings, *, now_us: int | None = None) -> None:
         if states == found:
             return
         payload = msgspec.msgpack.encode(states)
-        replace_file(plan, zlib.crc32(payload).to_bytes(4, "little") + payload)
+        try:
+            replace_file(plan, zlib.crc32(payload).to_bytes(4, "little") + payload)
+        except OSError as error:
+            if not complete or any(found[name].tenants for name in retired):
+                raise
+            # The same workers as before, each within its part: a full disk must not keep them from serving.
+            _log.warning(
+                "what was spent cannot be shared out evenly and stays with the workers that have it: %s", error
+            )
+            return
         _carry_out(plan, states, spools)
 
 

@@ -22,6 +22,7 @@ from proxy.succession import Retired, dealt_out, open_spool, places_of, retired_
 from proxy.uplink import open_uplink
 from tests.proxy.control_plane_fake import control_plane
 from tests.proxy.state_fakes import NOON_US, make_record
+from tests.proxy.test_spool import _files_limited_to as files_limited_to
 
 LIMIT = 1000
 POLICY = TenantPolicy("acme", budgets=(Budget("t", Window.MONTH, nanousd=LIMIT),))
@@ -147,6 +148,23 @@ def test_nothing_is_shared_out_while_an_earlier_worker_runs(tmp_path: Path) -> N
         share_out(_settings(tmp_path, 1))
     old.close()
     share_out(_settings(tmp_path, 1))
+
+
+def test_a_full_disk_stops_only_a_start_that_must_share_out(tmp_path: Path) -> None:
+    """The same workers start with what each has; a retired one's spending that nobody could take over is an error."""
+    config = _settings(tmp_path, 2)
+    share_out(config, now_us=NOON_US)
+    for number, (spool, _) in enumerate(_workers(config)):
+        spool.append(make_record(nanousd=100 * number + 1))
+        spool.close()
+    with files_limited_to(0):
+        share_out(config, now_us=NOON_US)
+        with pytest.raises(OSError, match="large"):
+            share_out(_settings(tmp_path, 1), now_us=NOON_US)
+    running = _workers(config)
+    assert [1, 101] == [ledger.settled("acme", Window.MONTH, now_us=NOON_US).nanousd for _, ledger in running]
+    for spool, _ in running:
+        spool.close()
 
 
 def test_a_single_worker_that_never_had_siblings_costs_nothing(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Process, int]]:
 async def said(process: Process, what: str, times: int = 1) -> None:
     """Waits until the log has said something so often."""
     assert process.stderr is not None
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60.0):
         while times:
             line = (await process.stderr.readline()).decode()
             assert line, "the proxy ended"
