@@ -8,7 +8,15 @@ from controlplane.clock import ManualClock
 from controlplane.detection.metrics import ProbeMetrics
 from controlplane.detection.probes import Probes, ProbeSettings
 from controlplane.detection.signals import Anomaly, Cleared
+from controlplane.settings import DetectionSettings
 from tests.controlplane.detection.fakes import GivenProber
+
+
+def test_the_settings_give_the_bounds() -> None:
+    """What is written in the file is what probes are bounded by, and both have the same defaults."""
+    assert ProbeSettings() == ProbeSettings.of(DetectionSettings())
+    changed = ProbeSettings.of(DetectionSettings(probe_timeout_s=1.0, probe_targets_max=2, probe_ok_needed=4))
+    assert ProbeSettings(timeout_s=1.0, targets_max=2, ok_needed=4) == changed
 
 
 class _Rig:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from controlplane.errors import ConfigError, StoreUnavailable, TooMany
 from controlplane.metrics import StoreMetrics
+from controlplane.settings import StoreSettings
 from controlplane.store import schema
 from controlplane.store.client import QueryFailed, Store, StoreAddress, StoreLimits, UnfitValue
 from controlplane.store.rows import batch_rows
@@ -204,3 +208,33 @@ def test_server_that_does_not_answer(tmp_path: Path) -> None:
     """A server that is not there is unavailable, not a stack trace."""
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1 does not answer"):
         Store.open("clickhouse://127.0.0.1:1/x", data_dir=tmp_path, metrics=StoreMetrics(CollectorRegistry()))
+
+
+def test_the_settings_give_the_bounds() -> None:
+    """What is written in the file is what the store is opened with, and both have the same defaults."""
+    assert StoreLimits() == StoreLimits.of(StoreSettings())
+    changed = StoreSettings(readers=5, query_s_max=7.0, memory_bytes_max=2**30)
+    limits = StoreLimits.of(changed)
+    assert (5, 7.0, 2**30) == (limits.readers, limits.query_s_max, limits.engine.memory_bytes_max)
+
+
+def test_a_servers_password_is_shown_to_the_server_alone(tmp_path: Path) -> None:
+    """It travels in a header of the first request, and no message of ours holds it."""
+    asked: list[bytes] = []
+
+    def refuse(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    asked.append(connection.recv(65_536))
+                    connection.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=refuse, args=(listener,), daemon=True).start()
+        address = f"clickhouse://hephaestus@127.0.0.1:{listener.getsockname()[1]}/hephaestus"
+        with pytest.raises(StoreUnavailable) as caught:
+            Store.open(address, data_dir=tmp_path, password="open sesame")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert base64.b64encode(b"hephaestus:open sesame") in asked[0] or b"open sesame" in asked[0]
+    assert "sesame" not in caught.value.message
