@@ -19,6 +19,7 @@ from benchmarks.processes import Measured, free_port, start, wait_for_port
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".bench"
+LITELLM_KEY = "sk-bench-0d4c8ad51f6e4b6b9f1d2c3a4e5f6071"  # it will not start without one
 LITELLM = "litellm[proxy]==1.106.2"
 
 
@@ -101,7 +102,7 @@ model_list:
   - model_name: gpt-4o-mini
     litellm_params: {{model: openai/gpt-4o-mini, api_base: "http://127.0.0.1:{upstream_port}/v1", api_key: sk-bench}}
 litellm_settings: {{telemetry: false, drop_params: true, callbacks: [], success_callback: [], failure_callback: []}}
-general_settings: {{disable_spend_logs: true}}
+general_settings: {{disable_spend_logs: true, master_key: "{LITELLM_KEY}"}}
 """)
     measured = start(
         "litellm",
@@ -110,8 +111,9 @@ general_settings: {{disable_spend_logs: true}}
         env={"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
     )
     if not wait_for_port(port, measured, seconds=120):
+        measured.stop()
         raise Unavailable(f"LiteLLM did not start; see {work}/litellm.log")
-    return Gateway("litellm", port, "sk-bench", measured)
+    return Gateway("litellm", port, LITELLM_KEY, measured)
 
 
 def hephaestus(work: Path, upstream_port: int, *, workers: int = 1) -> Gateway:

@@ -40,6 +40,7 @@ class Plan:
     first_bytes: list[float] = field(default_factory=list)
     errors: int = 0
     sent: int = 0
+    events: int = 0  # of streams
     stop_at: float = 0.0
     run: str = field(default_factory=lambda: secrets.token_hex(4))  # so that no run repeats the prompts of another
 
@@ -117,6 +118,7 @@ class Connection(asyncio.Protocol):
         """Notes the first byte and keeps the tail, to see whether a stream is whole."""
         if not self.first:
             self.first = time.perf_counter()
+        self.plan.events += body.count(b"\n\n") if self.plan.stream else 0
         self.tail = body[-64:] if len(body) >= 64 else (self.tail + body)[-64:]
 
     def on_message_complete(self) -> None:
@@ -160,6 +162,7 @@ async def run(plan: Plan) -> dict[str, float]:
     return {
         "calls": len(latencies),
         "errors": plan.errors,
+        "events": plan.events,
         "seconds": elapsed,
         "calls_per_s": len(latencies) / elapsed,
         "p50_ms": _quantile(latencies, 0.5) * 1e3,
