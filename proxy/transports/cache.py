@@ -28,7 +28,7 @@ from proxy.savings import avoided_nanousd
 from proxy.transports.cache_control import CacheControl, read_cache_control
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry, joined
-from proxy.transports.cache_key import cache_key
+from proxy.transports.cache_key import cache_key, variant_of
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_redis import RedisTier
 
@@ -165,7 +165,13 @@ class Cache:
             ttl_s = min(ttl_s, control.ttl_s)
         if not policy.enabled or ttl_s <= 0 or control.no_store:
             return False
-        key = cache_key(tenant=identity.tenant.id, operation=call.operation, alias=route.route.alias, body=call.body)
+        key = cache_key(
+            tenant=identity.tenant.id,
+            operation=call.operation,
+            alias=route.route.alias,
+            body=call.body,
+            variant=variant_of(call.headers),
+        )
         if key is None:
             return False
         call.cache_key = key

@@ -7,6 +7,7 @@ comes first and from the virtual key alone, so no two tenants can share an entry
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 
@@ -20,13 +21,28 @@ IGNORED_FIELDS = (
     "prompt_cache_key",  # which machine may hold the prompt's prefix; changes speed, not text
 )
 
+# Headers of the client that are forwarded and may change the answer, or whose books it is on there.
+VARYING_HEADERS = (b"openai-beta", b"openai-organization", b"openai-project")
+
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(order="sorted").encode
 _PERSON = b"heph-cache-1"  # keys of another meaning of this module never match
 
 
-def cache_key(*, tenant: str, operation: str, alias: str, body: bytes) -> bytes | None:
+def variant_of(headers: Mapping[bytes, bytes]) -> str:
+    """The headers that change the key, each with its length; empty, as almost always, if there are none."""
+    found = ""
+    for name in VARYING_HEADERS:
+        if name in headers:
+            value = headers[name].decode("latin-1")
+            found += f"{name.decode()}{len(value)}:{value}"
+    return found
+
+
+def cache_key(*, tenant: str, operation: str, alias: str, body: bytes, variant: str = "") -> bytes | None:
     """The key of a request, KEY_BYTES long; None if its body is not a JSON object that can be written again.
+
+    variant: its VARYING_HEADERS, from `variant_of`.
 
     Canonical: names sorted at every level, no white space, strings unescaped, floats in their shortest form. An integer and a
     float of equal value differ (`1`, `1.0`), which costs at most a miss. Of equal names the last counts.
@@ -41,5 +57,5 @@ def cache_key(*, tenant: str, operation: str, alias: str, body: bytes) -> bytes 
         canonical = _encode(document)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-    scope = f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}".encode()
+    scope = f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}{variant}".encode()
     return hashlib.blake2b(scope + canonical, digest_size=KEY_BYTES, person=_PERSON).digest()

@@ -258,6 +258,16 @@ async def test_a_request_that_two_parsers_could_read_differently_is_none(world: 
     assert [] == upstream.received
 
 
+async def test_headers_that_reach_the_upstream_are_part_of_what_is_stored(world: World) -> None:
+    """A client that switches a beta on is not served an answer made without it, nor the reverse; labels change nothing."""
+    upstream = await world.upstream(GOOD)
+    world.apply(tenant=TenantPolicy("acme"))
+    variants: tuple[dict[str, str], ...] = ({}, {"openai-beta": "a"}, {"openai-beta": "b"}, {"openai-project": "a"})
+    for headers in variants * 2:
+        await world.chat(headers=headers | {"x-heph-agent": "any", "idempotency-key": "1"})
+    assert (4, 4) == (len(upstream.received), world.worker.cache.hits_memory_total)
+
+
 @pytest.mark.parametrize("framing", [b"content-length: 10000000", b"transfer-encoding: chunked"])
 async def test_nobody_fills_our_memory_without_a_key(world: World, framing: bytes) -> None:
     """A stranger is refused while its body still comes, and nothing of it is kept; somebody we know is waited for."""
