@@ -45,7 +45,8 @@ def main() -> int:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # One write for each line, also when PYTHONUNBUFFERED is set: the workers share what they write to.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     try:
         settings = load_settings(arguments.settings)

@@ -1,0 +1,27 @@
+"""The proxy's command: what it writes about itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_each_line_of_the_log_is_one_write(tmp_path: Path) -> None:
+    """Workers share what they write to, so a line and its end go out together, also when Python does not buffer."""
+    (tmp_path / "settings.json").write_text(f'{{"data_dir": "{tmp_path}/none", "host": "192.0.2.1", "port": 1}}')
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # tells one write from two
+    with ours, theirs:
+        status = subprocess.run(
+            [sys.executable, "-m", "proxy", "--settings", str(tmp_path / "settings.json")],
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "HEPH_KEY_PEPPER": "07" * 32, "HEPH_INTERNAL_TOKEN": "t"},
+            stderr=theirs,
+            timeout=120,
+            check=False,
+        ).returncode
+        ours.setblocking(False)
+        written = ours.recv(65536)
+    assert 1 == status
+    assert (b"the worker cannot serve" in written, b"\n") == (True, written[-1:])
