@@ -74,7 +74,7 @@ def main(*, rounds: int = 3, seconds: float = 1.5) -> None:
     work.mkdir(parents=True)
     python, missing = environment(console)
     pairs = [pair for pair in PAIRS if not any(name in "-".join(pair) for name in missing)]
-    provider = gateways.provider(work)
+    upstream = gateways.upstream(work)
     running: dict[tuple[str, str], tuple[int, Measured]] = {}
     samples: dict[tuple[str, str], list[dict[str, float]]] = {}
     try:
@@ -82,7 +82,7 @@ def main(*, rounds: int = 3, seconds: float = 1.5) -> None:
             port = free_port()
             command = [
                 str(python), "-m", "benchmarks.prototype", "--server", server, "--client", client, "--port", str(port),
-                "--upstream-port", str(provider.port),
+                "--upstream-port", str(upstream.port),
             ]  # fmt: skip
             process = start(f"{server}-{client}", command, log=work / f"{server}-{client}.log")
             running[server, client] = (port, process)
@@ -99,7 +99,7 @@ def main(*, rounds: int = 3, seconds: float = 1.5) -> None:
     finally:
         for _, process in running.values():
             process.stop()
-        provider.stop()
+        upstream.stop()
     figures = [
         {"server": server, "client": client}
         | {key: statistics.median(run[key] for run in runs) for key in runs[0]}

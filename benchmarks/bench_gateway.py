@@ -67,7 +67,7 @@ def one_run(gateway: Gateway, scenario: Scenario, seconds: float) -> dict[str, f
 
 def start_all(work: Path, console: Console) -> dict[str, Gateway]:
     """All gateways that can be had here; a peer that cannot is named and left out."""
-    direct = gateways.provider(work)
+    direct = gateways.upstream(work)
     running = {"direct": direct}
     for name, make in gateways.PEERS.items():
         try:

@@ -108,16 +108,16 @@ def main(*, rounds: int = 3, seconds: float = 1.5) -> None:
     work = gateways.WORK / "profile"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    provider = gateways.provider(work)
+    upstream = gateways.upstream(work)
     try:
-        costs = features(work, provider.port, rounds=rounds, seconds=seconds)
+        costs = features(work, upstream.port, rounds=rounds, seconds=seconds)
         profiles = {
-            "pass-through": profiled(work, provider.port, "--unique"),
-            "cache hit": profiled(work, provider.port),
-            "stream": profiled(work, provider.port, "--unique", "--stream"),
+            "pass-through": profiled(work, upstream.port, "--unique"),
+            "cache hit": profiled(work, upstream.port),
+            "stream": profiled(work, upstream.port, "--unique", "--stream"),
         }
     finally:
-        provider.stop()
+        upstream.stop()
     table = Table(title="CPU time of a pass-through call", title_justify="left")
     table.add_column("features")
     table.add_column("us", justify="right")

@@ -43,15 +43,13 @@ class Unavailable(Exception):
     """A peer that cannot be had here; says why."""
 
 
-def provider(work: Path) -> Gateway:
-    """The simulated provider with no latency: the target of every gateway, and `direct` itself."""
-    port, admin = free_port(), free_port()
-    command = [
-        sys.executable, "-m", "controlplane.demo.provider", "--port", str(port), "--admin-port", str(admin), "--latency-scale", "0",
-    ]  # fmt: skip
-    measured = start("provider", command, log=work / "provider.log")
+def upstream(work: Path) -> Gateway:
+    """The upstream of every gateway, and `direct` itself."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.upstream", "--port", str(port)]
+    measured = start("upstream", command, log=work / "upstream.log")
     if not wait_for_port(port, measured, seconds=30):
-        raise RuntimeError(f"the simulated provider did not start; see {work}/provider.log")
+        raise RuntimeError(f"the upstream did not start; see {work}/upstream.log")
     return Gateway("direct", port, "sk-bench", measured)
 
 
