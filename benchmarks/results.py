@@ -38,13 +38,17 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The commit that was measured, marked when the tree had changes on top."""
+    """The commit that was measured, marked when the tree had changes on top, other than results."""
     root = Path(__file__).parents[1]
     head = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=False
     ).stdout.strip()
     dirty = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False
+        ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     return head + ("+changes" if dirty else "")
 
