@@ -72,6 +72,7 @@ class WorkerProtocol(asyncio.Protocol):
         self._current: Exchange | None = None  # the one that is being answered
         self._waiting: deque[Exchange] = deque()  # whole requests behind it
         self._arrived: list[Exchange] = []  # in the data being read
+        self._advancing = False
         self._read_paused = False
         self._writable: asyncio.Event | None = None  # made when somebody waits
         self._stopping = False
@@ -136,12 +137,14 @@ class WorkerProtocol(asyncio.Protocol):
         except httptools.HttpParserError:  # counted, not logged: whoever sends it could fill the log
             self._not_http()
             return
-        if self._arrived:
-            arrived, self._arrived = self._arrived, []
+        arrived = self._arrived
+        if arrived:
+            self._arrived = []
             for exchange in arrived:
                 self._accept(exchange)
         if self._in_head:
-            self._head_bytes += len(data)
+            if not arrived:  # else most of the data was not this head's
+                self._head_bytes += len(data)
             if self._head_bytes > self.settings.header_bytes_max:
                 self._refuse_head()
         if self._arriving:
@@ -260,8 +263,7 @@ class WorkerProtocol(asyncio.Protocol):
         if not exchange.keep_alive:
             self._transport.close()
         elif self._waiting:
-            if not self.write_paused:
-                self._next()
+            self._next()
         elif not self._transport.is_closing():
             self._rest()
 
@@ -297,10 +299,16 @@ class WorkerProtocol(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _next(self) -> None:
-        if self._read_paused and len(self._waiting) <= _PIPELINED_MAX:
-            self._read_paused = False
-            self._transport.resume_reading()
-        self._start(self._waiting.popleft())
+        """Starts what waits, until something has to be waited for again."""
+        if self._advancing:  # the loop below goes on
+            return
+        self._advancing = True
+        while self._waiting and self._current is None and not self.write_paused:
+            if self._read_paused and len(self._waiting) <= _PIPELINED_MAX:
+                self._read_paused = False
+                self._transport.resume_reading()
+            self._start(self._waiting.popleft())
+        self._advancing = False
 
     def _start(self, exchange: Exchange) -> None:
         if self._transport.is_closing():
