@@ -9,8 +9,9 @@ from litestar import get
 from litestar.params import FromQuery, PathParameter, QueryParameter
 
 from controlplane.api.pages import Period, Rows, bounded
-from controlplane.api.parts import CallFilter, PartsOf
+from controlplane.api.parts import PartsOf
 from controlplane.contract.records import CallRecord, Outcome
+from controlplane.store.queries.calls import CallFilter
 
 _TAGS = ["calls"]
 _Label = Annotated[str, QueryParameter(max_length=256)]

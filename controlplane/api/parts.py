@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
@@ -32,6 +31,7 @@ from controlplane.costs.savings import Savings
 from controlplane.metrics import Metrics
 from controlplane.secrets import ServerSecrets
 from controlplane.settings import ConsoleSettings, Settings
+from controlplane.store.queries.calls import CallFilter
 
 
 class Publisher(Protocol):
@@ -113,22 +113,6 @@ class Runs(Protocol):
     async def release(self, *, actor: str, reason: str) -> None:
         """Lets healing act again."""
         ...
-
-
-class CallFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which calls are wanted, newest first; empty strings match everything.
-
-    before_us: only calls that started earlier than this, for the next page.
-    """
-
-    from_us: int
-    to_us: int
-    tenant: str = ""
-    agent: str = ""
-    session: str = ""
-    model: str = ""
-    outcome: str = ""
-    limit: int = 100
 
 
 class Calls(Protocol):

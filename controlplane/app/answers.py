@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
-from controlplane.api.parts import CallFilter
 from controlplane.clock import Clock
 from controlplane.contract.pricing import NO_TOKENS
 from controlplane.contract.records import CallRecord
@@ -24,10 +21,9 @@ class StoredCalls:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def list(self, wanted: CallFilter) -> Sequence[CallRecord]:
+    async def list(self, wanted: calls.CallFilter) -> Sequence[CallRecord]:
         """Matching calls, newest first."""
-        asked = calls.CallFilter(**msgspec.structs.asdict(wanted))
-        return await self._store.run(calls.list_calls, self._store, asked)
+        return await self._store.run(calls.list_calls, self._store, wanted)
 
     async def show(self, call_id: str) -> CallRecord:
         """One call with its attempts; raises NotFound."""

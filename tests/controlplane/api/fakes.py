@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from controlplane.api.parts import CallFilter, Parts
+from controlplane.api.parts import Parts
 from controlplane.api.views import (
     CacheSavings,
     DeploymentView,
@@ -38,6 +38,7 @@ from controlplane.errors import BadRequest, Conflict, HephaestusError, NotFound,
 from controlplane.metrics import Metrics
 from controlplane.secrets import Secret, ServerSecrets
 from controlplane.settings import ConsoleSettings, Settings
+from controlplane.store.queries.calls import CallFilter
 from controlplane.store.queries.costs import CostRow
 
 OPERATOR = "operator-token-of-the-tests"
