@@ -9,8 +9,8 @@ from controlplane.contract.pricing import NO_TOKENS, Tokens
 from controlplane.contract.records import AttemptRecord, CacheState, CostState, Outcome
 
 if TYPE_CHECKING:
+    from proxy.dialects.dialect import RequestView
     from proxy.runtime import Candidate, KeyIdentity, RouteEntry, Runtime
-    from proxy.view import RequestView
 
 Headers = list[tuple[bytes, bytes]]
 RateLimit = tuple[int, int, float]  # limit, remaining, seconds until the limit is whole again

@@ -5,25 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from proxy.dialects import openai
-from proxy.dialects.openai import Malformed
+from proxy.dialects.dialect import Malformed, RequestView
 
 _IMAGE_PART = b'"image_url"'
-_NO_TAGS: dict[str, str] = {}
 LABEL_CHARS_MAX = 256
-
-
-class RequestView(msgspec.Struct, frozen=True):
-    """What the stages know of a request's body."""
-
-    model: str
-    stream: bool = False
-    include_usage: bool = False  # the client itself asked for the usage of its stream
-    max_output_tokens: int | None = None  # the client's own ceiling for one answer
-    n: int = 1  # answers asked for
-    image_parts: int = 0  # at least as many images as the request carries
-    user: str = ""
-    metadata: dict[str, str] = _NO_TAGS
-    ambiguous: bool = False  # the body must be written anew, so that the upstream reads what the stages read
 
 
 def label(text: str, chars_max: int = LABEL_CHARS_MAX) -> str:

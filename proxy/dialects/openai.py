@@ -5,19 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from controlplane.contract.pricing import Tokens
+from proxy.dialects.dialect import Malformed
 
 TOKENS_MAX = 1_000_000_000  # a count above this is a provider's mistake, not a usage
 CHOICES_MAX = 128
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"[]", b"{}"))
 _NOTHING = msgspec.Raw(b"")
-
-
-class Malformed(ValueError):
-    """Bytes that are not what the protocol says; carries the name of the field at fault, where there is one."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class StreamOptions(msgspec.Struct):

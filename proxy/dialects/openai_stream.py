@@ -9,7 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from controlplane.contract.pricing import Tokens
-from proxy.dialects.openai import Malformed, read_usage
+from proxy.dialects.dialect import Malformed
+from proxy.dialects.openai import read_usage
 
 _NOTHING = msgspec.Raw(b"")
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b'""', b"[]", b"{}"))

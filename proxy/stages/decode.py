@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from proxy import refusals
 from proxy.call import Call, Reply
-from proxy.dialects.openai import Malformed
+from proxy.dialects.dialect import Malformed
 from proxy.refusals import refuse
 from proxy.stages.labels import merge_tags
 from proxy.view import label, read_view

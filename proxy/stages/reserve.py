@@ -24,9 +24,9 @@ from typing import ClassVar
 from controlplane.contract.pricing import worst_case_nanousd
 from controlplane.contract.snapshot import TenantPolicy, Unpriced
 from proxy.call import Call, Reply
+from proxy.dialects.dialect import RequestView
 from proxy.ledger import NEVER_US, TOKENS_PER_MINUTE, Ledger, Refused, Reservation
 from proxy.refusals import OVER_BUDGET, RATE_LIMITED, UNPRICED, refuse
-from proxy.view import RequestView
 
 
 class Reserve:

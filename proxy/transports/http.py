@@ -13,6 +13,7 @@ from controlplane.contract.snapshot import Upstream
 from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects import openai
+from proxy.dialects.dialect import Malformed
 from proxy.dialects.openai_stream import StreamScanner
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate, Endpoint
@@ -163,7 +164,7 @@ class HttpTransport:
             raise failed_by(error, message, said=said, reply=reply, retry_after_s=_retry_after_s(headers))
         try:
             attempt.tokens, reply.finish_reason = openai.read_reply(body)
-        except openai.Malformed as error:
+        except Malformed as error:
             raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
         if attempt.tokens is None:
             attempt.events = len(body) // meter.BYTES_PER_TOKEN  # of a stream these would be tokens

@@ -6,7 +6,7 @@ import time
 
 from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import StreamBroken
-from proxy.dialects.openai import Malformed
+from proxy.dialects.dialect import Malformed
 from proxy.dialects.openai_stream import StreamScanner
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure

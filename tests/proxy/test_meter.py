@@ -10,8 +10,8 @@ from controlplane.contract.records import AttemptRecord, CostState
 from controlplane.contract.snapshot import Deployment, Snapshot
 from proxy import meter
 from proxy.call import Call
+from proxy.dialects.dialect import RequestView
 from proxy.runtime import compile_runtime
-from proxy.view import RequestView
 from tests.proxy.fakes import PRICE
 
 DEPLOYMENT = Deployment(id="d", upstream="u", model="m", price=PRICE, max_output_tokens=100)

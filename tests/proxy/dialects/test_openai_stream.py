@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.contract.pricing import Tokens
-from proxy.dialects.openai import Malformed
+from proxy.dialects.dialect import Malformed
 from proxy.dialects.openai_stream import StreamScanner
 from tests.proxy.fakes import DONE, event, usage_event
 

@@ -9,10 +9,10 @@ import pytest
 
 from controlplane.contract.snapshot import Deployment, Lease, LeaseKind, Route, Snapshot, Upstream
 from proxy.call import Call
+from proxy.dialects.dialect import RequestView
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import compile_runtime
 from proxy.stages.route import RouteStage
-from proxy.view import RequestView
 from tests.proxy.fakes import Clock
 
 HOUR_US = 3_600_000_000
