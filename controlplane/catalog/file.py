@@ -62,6 +62,8 @@ class PriceEntry(msgspec.Struct, frozen=True):
     reasoning: Annotated[Usd | None, Meta(description="Hidden reasoning; as output when it is left out.")] = None
     audio_input: Annotated[Usd | None, Meta(description="Audio in.")] = None
     audio_output: Annotated[Usd | None, Meta(description="Audio out.")] = None
+    image_input: Annotated[Usd | None, Meta(description="Images in.")] = None
+    image_output: Annotated[Usd | None, Meta(description="Images out.")] = None
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True):

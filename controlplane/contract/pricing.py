@@ -24,24 +24,28 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: int = 0
     audio_input: int = 0
     audio_output: int = 0
+    image_input: int = 0
+    image_output: int = 0
 
     @property
     def total(self) -> int:
         """All tokens, as the provider's own total counts them."""
         return (
             self.input + self.cache_read + self.cache_write + self.cache_write_1h + self.audio_input
-            + self.output + self.reasoning + self.audio_output
+            + self.image_input + self.output + self.reasoning + self.audio_output + self.image_output
         )  # fmt: skip
 
     @property
     def total_input(self) -> int:
         """All tokens that went in."""
-        return self.input + self.cache_read + self.cache_write + self.cache_write_1h + self.audio_input
+        return (
+            self.input + self.cache_read + self.cache_write + self.cache_write_1h + self.audio_input + self.image_input
+        )
 
     @property
     def total_output(self) -> int:
         """All tokens that came out."""
-        return self.output + self.reasoning + self.audio_output
+        return self.output + self.reasoning + self.audio_output + self.image_output
 
 
 NO_TOKENS = Tokens()
@@ -62,6 +66,8 @@ class Price(msgspec.Struct, frozen=True):
     reasoning: int | None = None  # None: priced as output, as every provider that reports it does
     audio_input: int | None = None
     audio_output: int | None = None
+    image_input: int | None = None
+    image_output: int | None = None
     version: str = ""
 
 
@@ -97,6 +103,8 @@ def _special_millionths(tokens: Tokens, price: Price) -> int:
         ("cache_write_1h", tokens.cache_write_1h, price.cache_write_1h),
         ("audio_input", tokens.audio_input, price.audio_input),
         ("audio_output", tokens.audio_output, price.audio_output),
+        ("image_input", tokens.image_input, price.image_input),
+        ("image_output", tokens.image_output, price.image_output),
     ):
         if count == 0:
             continue
@@ -109,8 +117,13 @@ def _special_millionths(tokens: Tokens, price: Price) -> int:
 def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price) -> int:
     """The most an attempt can cost: every token at the dearest kind of its direction, in nano-USD, rounded up."""
     dearest_in = max(
-        price.input, price.cache_read or 0, price.cache_write or 0, price.cache_write_1h or 0, price.audio_input or 0
+        price.input,
+        price.cache_read or 0,
+        price.cache_write or 0,
+        price.cache_write_1h or 0,
+        price.audio_input or 0,
+        price.image_input or 0,
     )
-    dearest_out = max(price.output, price.reasoning or 0, price.audio_output or 0)
+    dearest_out = max(price.output, price.reasoning or 0, price.audio_output or 0, price.image_output or 0)
     millionths = tokens_in * dearest_in + tokens_out * dearest_out
     return -(-millionths // TOKENS_PER_PRICE_UNIT)

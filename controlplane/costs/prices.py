@@ -38,6 +38,8 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     reasoning: int | None = None
     audio_input: int | None = None
     audio_output: int | None = None
+    image_input: int | None = None
+    image_output: int | None = None
     tiered: bool = False
 
 
@@ -102,6 +104,8 @@ class PriceBook:
             reasoning=row.reasoning,
             audio_input=row.audio_input,
             audio_output=row.audio_output,
+            image_input=row.image_input,
+            image_output=row.image_output,
             version=f"{self.version}/{name}",
         )
 
@@ -146,4 +150,6 @@ def _amounts(row: PriceRow) -> tuple[int | None, ...]:
         row.reasoning,
         row.audio_input,
         row.audio_output,
+        row.image_input,
+        row.image_output,
     )

@@ -24,7 +24,9 @@ PROVIDERS = frozenset(
         "moonshot", "openai", "vertex_ai-anthropic_models", "vertex_ai-embedding-models", "vertex_ai-language-models", "voyage", "xai",
     }
 )  # fmt: skip
-MODES = frozenset({"chat", "embedding", "responses"})
+MODES = frozenset(
+    {"audio_speech", "audio_transcription", "chat", "completion", "embedding", "image_generation", "responses"}
+)
 KINDS = {
     "input": "input_cost_per_token",
     "output": "output_cost_per_token",
@@ -34,6 +36,8 @@ KINDS = {
     "reasoning": "output_cost_per_reasoning_token",
     "audio_input": "input_cost_per_audio_token",
     "audio_output": "output_cost_per_audio_token",
+    "image_input": "input_cost_per_image_token",
+    "image_output": "output_cost_per_image_token",
 }
 """Our kinds of tokens, and what litellm calls their price."""
 
@@ -67,7 +71,7 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
         }
         embedding = entry["mode"] == "embedding"
         prices = {kind: price for kind, price in prices.items() if price}  # zero means that nobody filled it in
-        if not prices.get("input") or not (prices.get("output") or embedding):
+        if not prices.get("input") or not (prices.get("output") or prices.get("image_output") or embedding):
             continue
         prices.setdefault("output", 0)
         tiered = any(key.startswith("input_cost_per_token_above_") for key in entry)

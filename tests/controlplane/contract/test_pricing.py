@@ -29,6 +29,8 @@ PRICES = st.builds(
     reasoning=st.none() | UNIT_PRICES,
     audio_input=UNIT_PRICES,
     audio_output=UNIT_PRICES,
+    image_input=UNIT_PRICES,
+    image_output=UNIT_PRICES,
 )
 
 
@@ -91,7 +93,7 @@ def test_the_worst_case_rounds_up(tokens_in: int, tokens_out: int, input_: int, 
     assert int(exact.to_integral_value(rounding=ROUND_CEILING)) == worst
 
 
-@pytest.mark.parametrize("kind", ["cache_read", "cache_write", "cache_write_1h", "audio_input", "audio_output"])
+@pytest.mark.parametrize("kind", ["cache_read", "cache_write", "cache_write_1h", "audio_input", "audio_output", "image_input", "image_output"])
 def test_tokens_of_an_unpriced_kind_raise(kind: str) -> None:
     """A kind without a price is never free: it raises and names the kind."""
     with pytest.raises(UnknownPrice) as caught:

@@ -28,7 +28,7 @@ def test_what_is_no_price_stops_the_command(text: str) -> None:
 
 
 def test_only_priced_models_of_known_providers_are_kept() -> None:
-    """Free, unpriced, foreign and image models are left out; names become lower-case, zeros of optional kinds vanish, tiers are marked."""
+    """Free, unpriced, foreign models and those paid by the picture are left out; names become lower-case, zeros of optional kinds vanish, tiers are marked."""
     table: dict[str, dict[str, object]] = {
         "Good": {
             "litellm_provider": "openai",
@@ -62,12 +62,20 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
             "litellm_provider": "openai",
             "mode": "image_generation",
             "input_cost_per_token": Decimal("1e-06"),
+            "output_cost_per_image_token": Decimal("4e-06"),
+        },
+        "picture": {"litellm_provider": "openai", "mode": "image_generation", "output_cost_per_image": Decimal("0.04")},
+        "video": {
+            "litellm_provider": "openai",
+            "mode": "video_generation",
+            "input_cost_per_token": Decimal("1e-06"),
             "output_cost_per_token": Decimal("1e-06"),
         },
     }
     assert {
         "embed": {"input": 20_000_000, "output": 0, "mode": "embedding"},
         "good": {"input": 150_000_000, "output": 600_000_000, "mode": "chat"},
+        "image": {"input": 10**9, "image_output": 4 * 10**9, "output": 0, "mode": "image_generation"},
         "tiered": {"input": 10**9, "output": 10**9, "mode": "chat", "tiered": True},
     } == reduced(table)
 

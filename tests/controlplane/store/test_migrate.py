@@ -15,12 +15,12 @@ def test_second_time_does_nothing(store: Store) -> None:
 
 
 def test_files_are_numbered_and_repeatable() -> None:
-    """Every shipped statement may be run again: it creates only what is missing."""
+    """Every shipped statement may be run again: it creates only what is missing, or says what a view shall be."""
     migrations = load_migrations()
-    assert [1, 2, 3] == [migration.version for migration in migrations]
+    assert [1, 2, 3, 4] == [migration.version for migration in migrations]
     for migration in migrations:
         assert migration.statements
-        assert all("IF NOT EXISTS" in statement for statement in migration.statements)
+        assert all("IF NOT EXISTS" in statement or " MODIFY QUERY" in statement for statement in migration.statements)
 
 
 def test_all_statements_can_be_run_twice(store: Store) -> None:
@@ -48,17 +48,17 @@ def test_killed_migration_is_run_again(store: Store) -> None:
     """What fails in the middle is not noted as applied, and the next start finishes it."""
     known = load_migrations()
     sql = "CREATE TABLE IF NOT EXISTS half (a UInt8) ENGINE = Memory;\n"
-    broken = Migration.parse("0004_half.sql", sql + "CREATE TABLE IF NOT EXISTS other (a Nonsense) ENGINE = Memory;\n")
-    whole = Migration.parse("0004_half.sql", sql + "CREATE TABLE IF NOT EXISTS other (a UInt8) ENGINE = Memory;\n")
+    broken = Migration.parse("0005_half.sql", sql + "CREATE TABLE IF NOT EXISTS other (a Nonsense) ENGINE = Memory;\n")
+    whole = Migration.parse("0005_half.sql", sql + "CREATE TABLE IF NOT EXISTS other (a UInt8) ENGINE = Memory;\n")
     try:
         with pytest.raises(QueryFailed):
             migrate(store, [*known, broken])
-        assert migrate(store, [*known, whole]) == ("0004_half.sql",)
+        assert migrate(store, [*known, whole]) == ("0005_half.sql",)
         assert migrate(store, [*known, whole]) == ()
     finally:
         store.command("DROP TABLE IF EXISTS half")
         store.command("DROP TABLE IF EXISTS other")
-        store.command("DELETE FROM schema_migrations WHERE version = 4")
+        store.command("DELETE FROM schema_migrations WHERE version = 5")
 
 
 @pytest.mark.parametrize(

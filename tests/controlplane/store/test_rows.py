@@ -40,7 +40,7 @@ def test_columns_match_their_tables() -> None:
 
 def test_call_comes_back_as_it_was(store: Store) -> None:
     """Every field of a call is found under its name."""
-    call = a_call(3, cost_nanousd=1_000_000_001, saved_nanousd=7, tokens=Tokens(1, 2, 3, 4, 5, 6, 7, 8))
+    call = a_call(3, cost_nanousd=1_000_000_001, saved_nanousd=7, tokens=Tokens(1, 2, 3, 4, 5, 6, 7, 8, 9, 10))
     store.insert(schema.CALLS, batch_rows([call], token="proxy-1/000000000007", body_bytes=1).calls)
     names = [column.name for column in schema.CALLS.written]
     (row,) = store.rows(f"SELECT {', '.join(names)} FROM calls")
