@@ -11,6 +11,19 @@ from enum import StrEnum
 import msgspec
 
 from controlplane.contract.pricing import Price
+from controlplane.contract.routing import (
+    Affinity,
+    AllOpen,
+    BreakerWeights,
+    Canary,
+    Concurrency,
+    Fallbacks,
+    Hedge,
+    Priority,
+    Retries,
+    Shadow,
+    Strategy,
+)
 
 
 class Window(StrEnum):
@@ -32,11 +45,22 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int | None = None
 
 
+class CoalesceCost(StrEnum):
+    """Who pays for an answer that several identical calls in flight shared."""
+
+    LEADER = "leader"  # the call that asked
+    SPLIT = "split"  # all that got it, in equal parts
+
+
 class CachePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whether and for how long answers are kept."""
+    """Whether and for how long answers are kept, and what may be served past that."""
 
     enabled: bool = True
     ttl_s: int = 3600
+    stale_while_revalidate_s: int = 0  # past its time an answer is served for so long while it is asked anew behind
+    stale_if_error_s: int = 0  # and for so long where the upstreams fail
+    negative_ttl_s: int = 0  # how long an upstream's permanent refusal of a request is kept; 0: not at all
+    coalesce_cost: CoalesceCost = CoalesceCost.LEADER
 
 
 class PayloadPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -66,6 +90,7 @@ class TenantPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     cache: CachePolicy = CachePolicy()
     payloads: PayloadPolicy = PayloadPolicy()
     unpriced: Unpriced = Unpriced.ALLOW
+    priority_max: Priority = Priority.NORMAL  # the best that `x-heph-priority` can ask for
 
 
 class KeyEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -101,6 +126,14 @@ class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):
     weight: int = 1
     order: int = 0
     max_output_tokens: int = 16_384  # what one answer can reach when the client sets no ceiling
+    concurrency: Concurrency | None = None  # None: no limit
+
+
+class BatchPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How embeddings calls of one tenant that come at about the same time are asked as one."""
+
+    window_s: float = 0.01  # the longest that a call waits for others; none waits while nothing is under way
+    items_max: int = 256  # inputs of one request to the upstream
 
 
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -111,6 +144,16 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_s: float = 120.0
     attempts_max: int = 3
     cache_ttl_s: int | None = None  # None: the tenant's
+    cache_stale_while_revalidate_s: int | None = None  # None: the tenant's
+    cache_stale_if_error_s: int | None = None  # None: the tenant's
+    batch: BatchPolicy | None = None  # None: every call goes alone
+    strategy: Strategy = Strategy.WEIGHTED
+    retries: Retries = Retries()  # what it leaves out is as the snapshot's own has it
+    fallbacks: Fallbacks = Fallbacks()
+    hedge: Hedge | None = None
+    canary: Canary | None = None
+    affinity: Affinity | None = None
+    shadow: Shadow | None = None
 
 
 class LeaseKind(StrEnum):
@@ -132,6 +175,23 @@ class Lease(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
+class CacheInvalidation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Stored answers that must not be served again: those asked for before a moment that fit every selector which is set.
+
+    A rule without selectors is an epoch: it fits all answers before its moment. expires_us: when no answer can be that old any more.
+    """
+
+    id: str
+    before_us: int
+    expires_us: int
+    tenant: str = ""
+    tag: str = ""  # `name=value`, or `name` for any value
+    alias: str = ""  # the route
+    model: str = ""  # the model that served
+    agent: str = ""
+    reason: str = ""
+
+
 class BreakerPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """When a deployment's breaker opens and how it is probed."""
 
@@ -142,6 +202,9 @@ class BreakerPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     slow_ratio: float = 0.8
     open_s: float = 5.0
     probes: int = 2
+    failures_in_row: float = 5.0  # opens after so many without a success between them, by weight
+    weights: BreakerWeights = BreakerWeights()
+    all_open: AllOpen = AllOpen.REFUSE
 
 
 class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -157,6 +220,8 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     leases: tuple[Lease, ...] = ()
     breaker: BreakerPolicy = BreakerPolicy()
     label_aliases: bool = True  # accept other proxies' label headers
+    invalidations: tuple[CacheInvalidation, ...] = ()
+    retries: Retries = Retries()  # of all routes
 
 
 class BreakerStatus(msgspec.Struct, frozen=True, omit_defaults=True):
