@@ -7,8 +7,10 @@ hashes. A proxy keeps the last good one on disk and starts from it when the cont
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from controlplane.contract.pricing import Price
 from controlplane.contract.routing import (
@@ -24,6 +26,9 @@ from controlplane.contract.routing import (
     Shadow,
     Strategy,
 )
+
+
+_YEAR_S = 31_536_000
 
 
 class Window(StrEnum):
@@ -45,6 +50,53 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int | None = None
 
 
+class QuotaScope(StrEnum):
+    """Whose use one instance of a quota counts."""
+
+    TENANT = "tenant"
+    KEY = "key"
+    AGENT = "agent"
+    USER = "user"
+    SESSION = "session"
+    MODEL = "model"  # the alias that serves: the one asked for, unless a quota or a fallback chose another
+    TAG = "tag"
+
+
+class QuotaAction(StrEnum):
+    """What happens to a call that would pass a quota."""
+
+    HARD = "hard"  # refused
+    SOFT = "soft"  # served, with a warning
+    DOWNGRADE = "downgrade"  # served by another alias
+
+
+class QuotaMatch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which calls a quota is about; what is left out matches all."""
+
+    models: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    tags: dict[str, str] = {}
+
+
+class Quota(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A ceiling for each value of a scope; one of the four amounts is set, and concurrency has no window."""
+
+    id: str
+    per: QuotaScope = QuotaScope.TENANT
+    tag: str = ""  # with TAG: its name
+    window: Window = Window.MONTH
+    timezone: str = "UTC"  # whose midnights begin days and months
+    requests: int | None = None
+    tokens: int | None = None
+    nanousd: int | None = None
+    concurrency: int | None = None
+    action: QuotaAction = QuotaAction.HARD
+    to: str = ""  # with DOWNGRADE: the alias
+    match: QuotaMatch = QuotaMatch()
+
+
 class CoalesceCost(StrEnum):
     """Who pays for an answer that several identical calls in flight shared."""
 
@@ -57,10 +109,18 @@ class CachePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
 
     enabled: bool = True
     ttl_s: int = 3600
-    stale_while_revalidate_s: int = 0  # past its time an answer is served for so long while it is asked anew behind
-    stale_if_error_s: int = 0  # and for so long where the upstreams fail
-    negative_ttl_s: int = 0  # how long an upstream's permanent refusal of a request is kept; 0: not at all
-    coalesce_cost: CoalesceCost = CoalesceCost.LEADER
+    stale_while_revalidate_s: Annotated[
+        int, Meta(ge=0, le=_YEAR_S, description="Past its time an answer is served for so long while it is asked anew.")
+    ] = 0
+    stale_if_error_s: Annotated[
+        int, Meta(ge=0, le=_YEAR_S, description="Past its time an answer is served for so long where upstreams fail.")
+    ] = 0
+    negative_ttl_s: Annotated[
+        int, Meta(ge=0, le=3600, description="How long an upstream's permanent refusal is kept; 0: not at all.")
+    ] = 0
+    coalesce_cost: Annotated[
+        CoalesceCost, Meta(description="Who pays for an answer that identical calls in flight share.")
+    ] = CoalesceCost.LEADER
 
 
 class PayloadPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -91,6 +151,8 @@ class TenantPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     payloads: PayloadPolicy = PayloadPolicy()
     unpriced: Unpriced = Unpriced.ALLOW
     priority_max: Priority = Priority.NORMAL  # the best that `x-heph-priority` can ask for
+    quotas: tuple[Quota, ...] = ()
+    fair_weights: dict[str, int] | None = None  # of agents, 1 for those not named; None: first come, first served
 
 
 class KeyEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -132,8 +194,10 @@ class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):
 class BatchPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """How embeddings calls of one tenant that come at about the same time are asked as one."""
 
-    window_s: float = 0.01  # the longest that a call waits for others; none waits while nothing is under way
-    items_max: int = 256  # inputs of one request to the upstream
+    window_s: Annotated[
+        float, Meta(gt=0, le=1, description="The longest that a call waits for others; in quiet times none waits.")
+    ] = 0.01
+    items_max: Annotated[int, Meta(ge=2, le=2048, description="Inputs of one request to the upstream.")] = 256
 
 
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -245,6 +309,11 @@ class BudgetStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     reserved_nanousd: int = 0
     settled_tokens: int = 0
     reserved_tokens: int = 0
+    value: str = ""  # of the quota's scope: an agent's name, a key's id; empty for the tenant as a whole
+    window_end_us: int = 0
+    settled_requests: int = 0
+    reserved_requests: int = 0  # calls in flight
+    degraded: bool = False  # Redis is out, and the worker goes on with its part of the limit
 
 
 class ProxyStatus(msgspec.Struct, frozen=True, omit_defaults=True):
