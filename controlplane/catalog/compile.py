@@ -83,6 +83,9 @@ def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *,
                 timeout_s=model.timeout_s,
                 attempts_max=model.attempts_max,
                 cache_ttl_s=model.cache_ttl_s,
+                cache_stale_while_revalidate_s=model.cache_stale_while_revalidate_s,
+                cache_stale_if_error_s=model.cache_stale_if_error_s,
+                batch=model.batch,
             )
             for model in sorted(config.models, key=lambda model: model.name)
         ),

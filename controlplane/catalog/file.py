@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from controlplane.catalog.bind import DECIMAL, REFERENCE
-from controlplane.contract.snapshot import BreakerPolicy, CachePolicy, PayloadPolicy, Unpriced, Window
+from controlplane.contract.snapshot import BatchPolicy, BreakerPolicy, CachePolicy, PayloadPolicy, Unpriced, Window
 from controlplane.settings import Settings
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}\Z"
@@ -96,6 +96,16 @@ class ModelEntry(msgspec.Struct, frozen=True):
     attempts_max: Annotated[int, Meta(ge=1, le=20, description="Tries at most.")] = 3
     cache_ttl_s: Annotated[
         int | None, Meta(ge=0, le=31_536_000, description="How long answers are kept; the tenant's policy unless set.")
+    ] = None
+    cache_stale_while_revalidate_s: Annotated[
+        int | None, Meta(ge=0, le=31_536_000, description="As in `cache`; the tenant's policy unless set.")
+    ] = None
+    cache_stale_if_error_s: Annotated[
+        int | None, Meta(ge=0, le=31_536_000, description="As in `cache`; the tenant's policy unless set.")
+    ] = None
+    batch: Annotated[
+        BatchPolicy | None,
+        Meta(description="Whether embeddings calls that come together are asked as one; not unless set."),
     ] = None
 
 

@@ -27,7 +27,6 @@ from controlplane.contract.routing import (
     Strategy,
 )
 
-
 _YEAR_S = 31_536_000
 
 
