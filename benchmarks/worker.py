@@ -36,7 +36,7 @@ from proxy.worker import Worker
 
 KEY = "sk-bench"
 MODEL = "gpt-4o-mini"
-FEATURES = ("cache", "limits", "budgets")
+FEATURES = ("cache", "disk", "limits", "budgets")
 _PEPPER = b"\x07" * 32
 
 
@@ -89,11 +89,20 @@ def main() -> None:
     parser.add_argument("--upstream-port", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--without", default="", help=f"of {', '.join(FEATURES)}, comma-separated")
+    parser.add_argument(
+        "--memory", type=int, default=128 << 20, help="bytes of the cache's memory; few: it fills, and spills to disk"
+    )
     parser.add_argument("--profile", type=Path, help="where cProfile's figures go")
     given = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    without = frozenset(given.without.split(","))
     settings = ProxySettings(
-        port=given.port, data_dir=str(given.data), control_plane_url="http://127.0.0.1:9", segment_age_s=60.0
+        port=given.port,
+        data_dir=str(given.data),
+        control_plane_url="http://127.0.0.1:9",
+        segment_age_s=60.0,
+        cache_memory_bytes=given.memory,
+        cache_disk_bytes=0 if "disk" in without else ProxySettings().cache_disk_bytes,
     )
     secrets = ProxySecrets(key_pepper=Secret(_PEPPER.hex()), internal_token=Secret("bench"))
     worker = Worker(settings, secrets, environ={"UPSTREAM_KEY": "sk-bench"})

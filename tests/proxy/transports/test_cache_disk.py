@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import diskcache
+import msgspec
 import pytest
 
 from proxy.transports.cache_disk import BytesDisk, DiskTier
@@ -29,7 +30,7 @@ async def _opened(directory: Path, *, bytes_max: int = TIER_BYTES, pending_bytes
 
 
 def _files(directory: Path) -> list[Path]:
-    """The files of the large entries."""
+    """The files of the pages."""
     return list(directory.rglob("*.val"))
 
 
@@ -42,7 +43,7 @@ async def tier(tmp_path: Path) -> AsyncIterator[DiskTier]:
 
 
 async def test_an_entry_comes_back_small_or_large(tier: DiskTier) -> None:
-    """Small answers lie in the database, large ones in files; both come back equal."""
+    """Entries of any size share a page and come back equal."""
     small, large = _entry("s"), _entry("l", size=200_000)
     tier.put(b"small", small)
     tier.put(b"large", large)
@@ -117,15 +118,67 @@ async def test_a_file_that_is_gone_is_a_miss(tmp_path: Path) -> None:
 
 
 async def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
-    """A value that is not plain bytes is refused, whoever put it there."""
-    foreign = diskcache.Cache(str(tmp_path))
-    foreign.set(b"k", {"not": "bytes"})
-    foreign.set(b"text", "text")
-    foreign.close()
+    """A value that is not a file of plain bytes is refused, whoever put it there."""
     tier = await _opened(tmp_path)
-    assert [None, None] == [await tier.get(b"k"), await tier.get(b"text")]
-    assert 2 == tier.errors_total
+    tier.put(b"k", _entry("x"))
+    await tier.flush()
+    with diskcache.Cache(str(tmp_path)) as foreign:
+        (page,) = foreign.iterkeys()
+        foreign.set(page, {"not": "bytes"})
+    assert await tier.get(b"k") is None
+    assert (1, False) == (tier.errors_total, tier.holds(b"k", now_us=NOON_US))
     await tier.aclose()
+
+
+async def test_what_others_wrote_is_passed_over(tmp_path: Path) -> None:
+    """Keys that are not pages, as older versions wrote them, are no entries and do no harm."""
+    with diskcache.Cache(str(tmp_path)) as foreign:
+        foreign.set(b"twenty bytes of a key", b"an entry")
+        foreign.set(b"page-2:\0\0\0\0\0\0\0\7", b"no page", expire=60)
+    tier = await _opened(tmp_path)
+    tier.put(b"k", _entry("x"))
+    await tier.flush()
+    assert (1, _entry("x")) == (len(tier), await tier.get(b"k"))
+    await tier.aclose()
+
+
+async def test_entries_share_a_page(tmp_path: Path) -> None:
+    """Hundreds of entries are few files: what the disk costs is shared."""
+    tier = await _opened(tmp_path)
+    for number in range(600):
+        tier.put(b"%d" % number, _entry(str(number)))
+    await tier.flush()
+    assert (600, 3) == (tier.written_total, len(_files(tmp_path)))
+    assert [_entry(str(number)) for number in range(600)] == [await tier.get(b"%d" % number) for number in range(600)]
+    await tier.aclose()
+
+
+async def test_the_newest_of_equal_keys_counts_after_a_restart(tmp_path: Path) -> None:
+    """An answer that was renewed lies in two pages; the later one is found."""
+    first = await _opened(tmp_path)
+    for name in ("old", "new"):
+        first.put(b"k", msgspec.structs.replace(_entry(name), ttl_s=len(name) + (name == "new")))
+        await first.flush()
+    await first.aclose()
+    second = await _opened(tmp_path)
+    found = await second.get(b"k")
+    assert found is not None
+    assert (_entry("new").body, 1) == (found.body, len(second))
+    await second.aclose()
+
+
+async def test_a_page_whose_directory_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    """A bit that changed in a page's directory costs its entries at the next start, nothing else."""
+    first = await _opened(tmp_path)
+    first.put(b"k", _entry("x"))
+    await first.aclose()
+    (file,) = _files(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[12] ^= 1
+    file.write_bytes(data)
+    second = await _opened(tmp_path)
+    assert 0 == len(second)
+    await second.aclose()
 
 
 def test_a_pickled_key_is_refused() -> None:
@@ -197,12 +250,13 @@ async def test_the_tier_stays_within_its_bytes(tmp_path: Path) -> None:
 
 
 async def test_the_index_stays_within_its_entries(tmp_path: Path) -> None:
-    """Many tiny answers cannot make the index grow without end: the oldest keys go, on disk too."""
+    """Many tiny answers cannot make the index grow without end: the oldest keys go."""
     tier = await _opened(tmp_path, bytes_max=4096 * 20)
     for number in range(50):
         tier.put(b"%d" % number, _entry("x"))
         await tier.flush()
         assert len(tier) <= 20
+    assert (False, True) == (tier.holds(b"29", now_us=NOON_US), tier.holds(b"30", now_us=NOON_US))
     await tier.aclose()
     again = await _opened(tmp_path, bytes_max=4096 * 20)
     assert len(again) <= 20
