@@ -19,6 +19,7 @@ from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
 from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
+from proxy.shared import SharedState, watch_shared
 from proxy.shipper import Shipper
 from proxy.snapshots import Snapshots
 from proxy.stages.admit import Admit
@@ -35,6 +36,7 @@ from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_redis import RedisTier, watch_redis
 from proxy.transports.coalesce import Coalesce
+from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover
 from proxy.transports.http import HttpTransport
 from proxy.uplink import open_uplink
@@ -65,6 +67,7 @@ class Worker:
         place = places_of(settings)
         self._share = Share(int(name), settings.workers)
         self.metrics = ProxyMetrics(name)
+        self.shared = SharedState(settings, secrets) if settings.redis else None
         self.ledger = Ledger(share=self._share)
         self.spool = open_spool(settings, name, self.ledger)
         self._join(place / name, secrets)
@@ -90,7 +93,7 @@ class Worker:
         """Stages and transports in the order in which a call meets them."""
         settings, metrics = self.settings, self.metrics
         self.http = HttpTransport(settings, metrics)
-        self.breaker = BreakerTransport(self.http, metrics)
+        self.breaker = BreakerTransport(Dispatch(self.http, special={}), metrics)
         failover = Failover(self.breaker, settings, metrics)
         self.coalesce = Coalesce(
             failover,
@@ -142,6 +145,7 @@ class Worker:
             lambda: self.reporter.failures_total,
         )
         watch("budget_exceeded_total", "Calls that cost more than was reserved.", lambda: self.ledger.exceeded_total)
+        watch_shared(watch, self.shared)
         self._watch_spool()
         self._watch_cache()
         self._watch_coalesce()
@@ -254,6 +258,8 @@ class Worker:
 
     async def start(self) -> None:
         """Opens the cache's disk tier and begins to talk to the control plane; calls need not wait for either."""
+        if self.shared is not None:
+            self.shared.open()
         await self.cache.open()
         loop = asyncio.get_running_loop()
         self._tasks = [
@@ -277,6 +283,8 @@ class Worker:
                 await self.shipper.drain()
                 await self.reporter.send()
         await self.cache.aclose()
+        if self.shared is not None:
+            await self.shared.aclose()
         await self._uplink.aclose()
         self.spool.close()
         if self.retired is not None:

@@ -53,7 +53,7 @@ class RedisServer:
     async def start(self) -> RedisServer:
         """Runs it, and returns when it answers. Raises RedisNotStarted."""
         process = self._process = self._run()
-        await asyncio.to_thread(_wait_until_ready, process)
+        await asyncio.to_thread(wait_until_ready, process)
         return self
 
     def kill(self) -> None:
@@ -78,10 +78,10 @@ class RedisServer:
         return subprocess.Popen([*command, "--appendonly", "no", "--dir", str(self._folder)], stdout=subprocess.PIPE)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], says: bytes = b"Ready to accept connections") -> None:
     """Reads the server's log until it says that it listens; the pipe holds the few lines that come later."""
     assert process.stdout is not None
     for line in process.stdout:
-        if b"Ready to accept connections" in line:
+        if says in line:
             return
     raise RedisNotStarted

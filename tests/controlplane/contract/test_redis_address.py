@@ -18,6 +18,13 @@ from controlplane.contract.redis_address import RedisAddress, parse_redis_addres
         ("rediss://user@cache.example:6379/0", RedisAddress("cache.example", tls=True, username="user")),
         ("redis://[::1]:1/15", RedisAddress("::1", 1, database=15)),
         ("unix:///run/redis.sock", RedisAddress(path="/run/redis.sock")),
+        ("redis+sentinel://a,b:1/main", RedisAddress(nodes=(("a", 26379), ("b", 1)), master="main")),
+        (
+            "rediss+sentinel://heph@a/main/3",
+            RedisAddress(nodes=(("a", 26379),), master="main", database=3, tls=True, username="heph"),
+        ),
+        ("redis+cluster://a,[::1]:7001", RedisAddress(nodes=(("a", 6379), ("::1", 7001)))),
+        ("rediss+cluster://heph@a:7000/", RedisAddress(nodes=(("a", 7000),), tls=True, username="heph")),
     ],
 )
 def test_addresses(url: str, expected: RedisAddress) -> None:
@@ -46,6 +53,16 @@ def test_addresses(url: str, expected: RedisAddress) -> None:
         ("http://hunter2", "scheme"),
         ("hunter2:6379", "scheme"),
         ("", "scheme"),
+        ("redis+sentinel://a", "name of the master"),
+        ("redis+sentinel://a/main/hunter2", "number of a database"),
+        ("redis+sentinel://a/main/0/1", "name of the master"),
+        ("redis+sentinel:///main", "hosts"),
+        ("redis+sentinel://a:hunter2/main", "hosts"),
+        ("redis+cluster://:hunter2@a", "password"),
+        ("redis+cluster://a/1", "no databases"),
+        ("redis+cluster://a,,b", "hosts"),
+        ("redis+cluster://a?b=hunter2", "options"),
+        ("redis+cluster://" + ",".join("a" * 101), "more than 100"),
     ],
 )
 def test_bad_addresses(url: str, says: str) -> None:
@@ -55,11 +72,11 @@ def test_bad_addresses(url: str, says: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@given(st.text() | st.from_regex(r"(redis|rediss|unix)://[^\s]{0,30}", fullmatch=True))
+@given(st.text() | st.from_regex(r"(redis|rediss|unix|redis[+]sentinel|redis[+]cluster)://[^\s]{0,30}", fullmatch=True))
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     """No text raises anything else."""
     try:
         address = parse_redis_address(text)
     except ValueError:
         return
-    assert bool(address.host) != bool(address.path)
+    assert bool(address.host) + bool(address.path) + bool(address.nodes) == 1

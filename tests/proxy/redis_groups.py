@@ -1,0 +1,99 @@
+"""Real groups of Redis servers for tests: a master behind a sentinel, and a cluster of two nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+from redis import Redis
+
+from tests.proxy.redis_server import RedisServer, redis_executable, wait_until_ready
+
+MASTER = "heph"
+
+
+class RedisSentinel:
+    """A master and one sentinel that watches it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.master = RedisServer(folder)
+        self._port = RedisServer(folder).port  # a free one
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """As the settings want it."""
+        return f"redis+sentinel://127.0.0.1:{self._port}/{MASTER}/0"
+
+    async def start(self) -> RedisSentinel:
+        """Runs both, and returns when the sentinel knows its master."""
+        await self.master.start()
+        config = self._folder / "sentinel.conf"
+        config.write_text(
+            f"port {self._port}\nbind 127.0.0.1\ndir {self._folder}\nsentinel monitor {MASTER} 127.0.0.1 {self.master.port} 1\n"
+        )
+        process = self._process = _run_sentinel(config)
+        await asyncio.to_thread(wait_until_ready, process, b"+monitor master")
+        return self
+
+    def kill(self) -> None:
+        """Ends both at once."""
+        self.master.kill()
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def _run_sentinel(config: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([redis_executable(), str(config), "--sentinel"], stdout=subprocess.PIPE)
+
+
+class RedisCluster:
+    """Two nodes that share the slots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = []
+        self._bus_ports = [RedisServer(folder).port for _ in range(2)]  # free ones
+        for index, port in enumerate(self._bus_ports):
+            place = folder / f"node-{index}"
+            place.mkdir()
+            self.nodes.append(RedisServer(place, "--cluster-enabled", "yes", "--cluster-port", str(port)))
+
+    def url(self, node: int) -> str:
+        """As the settings want it, by one of the nodes."""
+        return f"redis+cluster://127.0.0.1:{self.nodes[node].port}"
+
+    async def start(self) -> RedisCluster:
+        """Runs the nodes, shares out the slots, and returns when both say that the cluster is whole."""
+        for node in self.nodes:
+            await node.start()
+        await asyncio.to_thread(self._join)
+        return self
+
+    def kill(self) -> None:
+        """Ends both at once."""
+        for node in self.nodes:
+            node.kill()
+
+    def _join(self) -> None:
+        one, other = (node.client() for node in self.nodes)
+        _cluster(one, "ADDSLOTSRANGE", 0, 8191)
+        _cluster(other, "ADDSLOTSRANGE", 8192, 16383)
+        _cluster(one, "SET-CONFIG-EPOCH", 1)
+        _cluster(other, "SET-CONFIG-EPOCH", 2)
+        _cluster(one, "MEET", "127.0.0.1", self.nodes[1].port, self._bus_ports[1])
+        for client in (one, other):
+            while not _whole(client):
+                client.ping()
+
+
+def _cluster(client: Redis, command: str, *args: str | int) -> object:
+    answer: object = client.execute_command(f"CLUSTER {command}", *args)  # type: ignore[no-untyped-call]  # redis-py has no type for it
+    return answer
+
+
+def _whole(client: Redis) -> bool:
+    info = str(_cluster(client, "INFO"))
+    return "ok" in info.split("cluster_state", 1)[1][:8] and "16384" in info.split("cluster_slots_ok", 1)[1][:12]

@@ -1,0 +1,196 @@
+"""Tests of the door to shared state, against real Redis servers: one alone, one behind sentinels, and a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.contract.proxy_settings import ProxySettings
+from proxy.settings import ProxySecrets, Secret
+from proxy.shared import Script, SharedState, SharedUnavailable
+from tests.proxy.redis_groups import RedisCluster, RedisSentinel
+from tests.proxy.redis_server import RedisServer
+
+SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("token"))
+DEADLINE_S = 20.0
+ADD = Script(
+    "add", "return redis.call('INCRBY', KEYS[1], ARGV[1]) + redis.call('INCRBY', KEYS[2], 0)"
+)  # two keys of one hash tag
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A server of its own for each test."""
+    server = await RedisServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, **bounds: float) -> AsyncIterator[SharedState]:
+    """A door that has answered."""
+    settings = ProxySettings(
+        redis=url,
+        redis_timeout_s=bounds.get("timeout_s", 2.0),
+        redis_pause_s=bounds.get("pause_s", 0.02),
+        redis_failures_max=int(bounds.get("failures_max", 3)),
+    )
+    shared = SharedState(settings, SECRETS)
+    shared.open()
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await shared.ready()
+        yield shared
+    finally:
+        await shared.aclose()
+
+
+def named(shared: SharedState, name: bytes) -> bytes:
+    """A key of this installation."""
+    return shared.prefix + b"{" + name + b"}"
+
+
+async def test_a_script_runs_as_one_step_and_is_loaded_by_itself(server: RedisServer) -> None:
+    """A script that the server has never seen is sent once and then run by its hash."""
+    async with opened(server.url) as shared:
+        keys = (named(shared, b"a") + b":1", named(shared, b"a") + b":2")
+        assert [5, 7, 9] == [await shared.run(ADD, keys, amount) for amount in (5, 2, 2)]
+        assert 1 == len(server.client().script_exists(ADD.sha))
+
+
+async def test_nothing_is_asked_before_the_first_answer(server: RedisServer) -> None:
+    """A door that is not open yet is degraded: a caller learns it at once instead of waiting."""
+    shared = SharedState(ProxySettings(redis=server.url), SECRETS)
+    with pytest.raises(SharedUnavailable):
+        await shared.ask("GET", b"heph:x", key=b"heph:x")
+    assert shared.degraded
+
+
+async def test_a_frozen_server_is_left_alone_and_used_again(server: RedisServer) -> None:
+    """After so many late answers in a row nothing is asked; when the server answers again, the door opens by itself."""
+    async with opened(server.url, timeout_s=0.05, failures_max=2) as shared:
+        key = named(shared, b"k")
+        server.freeze()
+        for _ in range(2):
+            with pytest.raises(SharedUnavailable, match="in time"):
+                await shared.ask("SET", key, b"1", key=key)
+        with pytest.raises(SharedUnavailable, match="is out"):
+            await shared.ask("SET", key, b"1", key=key)
+        server.thaw()
+        async with asyncio.timeout(DEADLINE_S):
+            await shared.ready()
+        assert b"OK" == await shared.ask("SET", key, b"2", key=key)
+        assert b"2" == await shared.ask("GET", key, key=key)
+        assert 1 == shared.degradations_total
+
+
+async def test_an_answer_that_came_too_late_goes_to_nobody_else(server: RedisServer) -> None:
+    """A command that nobody waits for any more leaves no answer behind for the next one."""
+    async with opened(server.url, timeout_s=0.05, failures_max=100) as shared:
+        keys = [named(shared, b"%d" % index) for index in range(5)]
+        for index, key in enumerate(keys):
+            await shared.ask("SET", key, index, key=key)
+        server.freeze()
+        late = await asyncio.gather(*(shared.ask("GET", key, key=key) for key in keys), return_exceptions=True)
+        server.thaw()
+        assert all(isinstance(answer, SharedUnavailable) for answer in late)
+        answers = [await shared.ask("GET", key, key=key) for key in reversed(keys)]
+        assert [b"4", b"3", b"2", b"1", b"0"] == answers
+
+
+async def test_a_server_that_comes_back_is_used_again(server: RedisServer) -> None:
+    """A lost server raises SharedUnavailable, never anything else, and is found again when it is back."""
+    async with opened(server.url, failures_max=1) as shared:
+        key = named(shared, b"k")
+        server.kill()
+        with pytest.raises(SharedUnavailable):
+            await shared.ask("SET", key, b"1", key=key)
+        await server.start()
+        async with asyncio.timeout(DEADLINE_S):
+            await shared.ready()
+        assert b"OK" == await shared.ask("SET", key, b"1", key=key)
+
+
+async def test_a_refused_command_is_a_failure_of_the_door(server: RedisServer) -> None:
+    """A key of another type, which somebody else must have put there, is no exception of redis-py's."""
+    async with opened(server.url) as shared:
+        key = named(shared, b"k")
+        await shared.ask("RPUSH", key, b"1", key=key)
+        with pytest.raises(SharedUnavailable, match="refuses"):
+            await shared.ask("GET", key, key=key)
+        assert not shared.degraded
+
+
+async def test_a_message_reaches_every_subscriber(server: RedisServer) -> None:
+    """What one worker publishes the others hear, subscriptions made while listening included."""
+    async with opened(server.url) as one, opened(server.url) as other:
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+        one.subscribe(b"a", heard.put_nowait)
+        async with asyncio.timeout(DEADLINE_S):
+            await one.ready()
+            one.subscribe(b"b", heard.put_nowait)
+            await one.ready()
+            await other.publish(b"a", b"1")
+            await other.publish(b"b", b"2")
+            assert [b"1", b"2"] == [await heard.get(), await heard.get()]
+
+
+async def test_subscriptions_outlive_the_connection(server: RedisServer) -> None:
+    """After the server was gone, messages are heard again without a new subscription."""
+    async with opened(server.url, failures_max=1) as shared:
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+        shared.subscribe(b"a", heard.put_nowait)
+        async with asyncio.timeout(DEADLINE_S):
+            await shared.ready()
+            server.kill()
+            with pytest.raises(SharedUnavailable):
+                await shared.publish(b"a", b"lost")
+            await server.start()
+            while heard.empty():
+                await shared.ready()
+                with contextlib.suppress(SharedUnavailable):
+                    await shared.publish(b"a", b"1")
+                await asyncio.sleep(0)
+            assert b"1" == await heard.get()
+
+
+async def test_the_master_is_found_through_sentinels(tmp_path: Path) -> None:
+    """With an address of sentinels, scripts and messages go to the server that they call the master."""
+    group = await RedisSentinel(tmp_path).start()
+    try:
+        async with opened(group.url) as shared:
+            keys = (named(shared, b"a") + b":1", named(shared, b"a") + b":2")
+            assert 3 == await shared.run(ADD, keys, 3)
+            assert b"3" == group.master.client().get(keys[0])
+            await hears(shared, shared)
+    finally:
+        group.kill()
+
+
+async def test_a_cluster_keeps_each_hash_tag_on_its_node(tmp_path: Path) -> None:
+    """With an address of a cluster, scripts reach the node of their tag and messages reach everybody."""
+    group = await RedisCluster(tmp_path).start()
+    try:
+        async with opened(group.url(0)) as one, opened(group.url(1)) as other:
+            for name in (b"a", b"b", b"c", b"d"):
+                keys = (named(one, name) + b":1", named(one, name) + b":2")
+                assert [1, 3] == [await one.run(ADD, keys, 1), await other.run(ADD, keys, 2)]
+            assert b"OK" == await one.ask("SET", named(one, b"e"), b"1", key=named(one, b"e"))
+            assert all(node.client().dbsize() > 0 for node in group.nodes)
+            await hears(one, other)
+    finally:
+        group.kill()
+
+
+async def hears(listener: SharedState, speaker: SharedState) -> None:
+    """A message goes from one door to the other."""
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    listener.subscribe(b"a", heard.put_nowait)
+    async with asyncio.timeout(DEADLINE_S):
+        await listener.ready()
+        await speaker.publish(b"a", b"1")
+        assert b"1" == await heard.get()
