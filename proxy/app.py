@@ -13,6 +13,7 @@ from controlplane.contract.ids import ulid
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy import refusals
 from proxy.call import Call, Reply
+from proxy.dialects.operations import Operation, exact_paths, resolve
 from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
 from proxy.ops import Ops, models_reply
@@ -25,18 +26,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-OPERATIONS = {
-    "/v1/chat/completions": ("chat", b"POST"),
-    "/chat/completions": ("chat", b"POST"),
-    "/v1/embeddings": ("embeddings", b"POST"),
-    "/embeddings": ("embeddings", b"POST"),
-    "/v1/models": ("models", b"GET"),
-    "/models": ("models", b"GET"),
-}
-_MODEL_PREFIXES = ("/v1/models/", "/models/")
-_MODELS = ("models", b"GET")
+PATHS: Mapping[str, Operation] = exact_paths()
 _STAGES_BEFORE_BODY = 1  # identify: so that the record of a body too large says whose it was
-_STAGES_OF_MODELS = 2  # identify and admit
+_STAGES_OF_LOCAL = 2  # identify and admit
 _ENTROPY_BYTES = 10  # of one id
 _ENTROPY_DRAWS = 256
 
@@ -119,13 +111,13 @@ class ProxyApp:
     def handle(self, exchange: Exchange) -> None:
         """Answers one request, at once or in a task of its own."""
         path, method = exchange.path, exchange.method
-        operation = OPERATIONS.get(path)
-        if operation is None and path.startswith(_MODEL_PREFIXES):
-            operation = _MODELS
+        operation = PATHS.get(path)
+        if operation is None or method != operation.method:
+            operation = resolve(path, method)
         if operation is None:
             self._ops.answer(path, method.decode(), exchange)
-        elif method != operation[1]:
-            message = f"{path} takes {operation[1].decode()}, not {method.decode()}"
+        elif method != operation.method:
+            message = f"{path[:128]} takes {operation.method.decode()}, not {method.decode()}"
             self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange)
         elif self.runtime is None:
             message = (
@@ -133,14 +125,14 @@ class ProxyApp:
             )
             self._ops.refuse(refusals.NOT_READY, message, exchange)
         else:
-            self._call(self.runtime, operation[0], exchange)
+            self._call(self.runtime, operation, exchange)
 
-    def _call(self, runtime: Runtime, operation: str, exchange: Exchange) -> None:
+    def _call(self, runtime: Runtime, operation: Operation, exchange: Exchange) -> None:
         self.calls_total += 1
         body = exchange.body
         call = Call(
             runtime,
-            operation,
+            operation.name,
             exchange.path,
             exchange.headers,
             b"" if body is None else body,
@@ -148,7 +140,9 @@ class ProxyApp:
             started_us=time.time_ns() // 1000,
             started_ns=time.monotonic_ns(),
         )
-        reply = self._reply_at_once(call, too_large=body is None)
+        if b"?" in exchange.target:
+            call.query = exchange.target.partition(b"?")[2]
+        reply = self._reply_at_once(call, operation, too_large=body is None)
         if reply is not None and reply.stream is None:
             self._pipeline.answer(call, reply, exchange)
             return
@@ -167,15 +161,16 @@ class ProxyApp:
         if self._flights.leave(call):
             task.cancel()
 
-    def _reply_at_once(self, call: Call, *, too_large: bool) -> Reply | None:
+    def _reply_at_once(self, call: Call, operation: Operation, *, too_large: bool) -> Reply | None:
         """What can be said without waiting: a refusal, the list of models, an answer from memory."""
         pipeline = self._pipeline
         if too_large:
             limit = self._settings.body_bytes_max
             refused = pipeline.enter(call, stages=_STAGES_BEFORE_BODY)
             return refused or refuse(refusals.TOO_LARGE, f"the request's body is larger than {limit} bytes")
-        if call.operation == "models":
-            return pipeline.enter(call, stages=_STAGES_OF_MODELS) or models_reply(call, call.path)
+        if operation.local:
+            refused = pipeline.enter(call, stages=_STAGES_OF_LOCAL)
+            return refused or (models_reply(call) if operation.name == "models" else None)
         return pipeline.enter(call)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:

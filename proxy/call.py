@@ -23,7 +23,7 @@ class ChunkStream(Protocol):
     """
 
     async def read(self) -> bytes:
-        """The next chunk: whole SSE events, never the closing `[DONE]` (the pump writes it); b"" when the protocol's end was seen.
+        """The next chunk: whole SSE events, never the protocol's last one (`Reply.ending`, which the pump writes); b"" when the protocol's end was seen.
 
         Raises StreamBroken when the stream cannot go on.
         """
@@ -55,8 +55,8 @@ class Reply:
     """
 
     __slots__ = (
-        "age_s", "body", "complete", "deployment", "error_code", "finish_reason", "headers", "model", "outcome", "source",
-        "status", "stored_ttl_s", "stream", "tokens", "usage_known",
+        "age_s", "body", "complete", "deployment", "ending", "error_code", "finish_reason", "headers", "model", "outcome",
+        "refusal", "source", "status", "stored_ttl_s", "stream", "tokens", "usage_known",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,8 @@ class Reply:
         self.usage_known = False
         self.finish_reason = ""
         self.complete = False
+        self.ending = b""  # of a stream, once it has ended: the protocol's last event; b"": `data: [DONE]`
+        self.refusal: object | None = None  # (line of the table, message), owned by refusals.py: shaped when it is sent
         self.age_s = -1.0  # >= 0: a stored reply of this age
         self.stored_ttl_s = 0
 
@@ -94,7 +96,7 @@ class Call:
         "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s",
         "call_id", "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered",
         "error_code", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path",
-        "price_version", "priority", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache",
+        "price_version", "priority", "query", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache",
         "reservation", "responding", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd",
         "session", "settled", "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user", "view",
         "waited_ns",
@@ -117,6 +119,7 @@ class Call:
         self.path = path
         self.headers = headers  # lower-case names; the last of equal names
         self.body = body
+        self.query = b""  # of the request's target, for the upstream
         self.call_id = call_id
         self.started_us = started_us  # wall clock
         self.started_ns = started_ns  # monotonic

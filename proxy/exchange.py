@@ -48,6 +48,7 @@ class Exchange:
 
     __slots__ = (
         "_channel", "_chunked", "_head", "body", "ended", "gone", "headers", "keep_alive", "method", "on_gone", "path", "started",
+        "target",
     )  # fmt: skip
 
     def __init__(
@@ -60,11 +61,13 @@ class Exchange:
         *,
         keep_alive: bool,
         chunked: bool,
+        target: bytes = b"",
     ) -> None:
         """body: None: it is larger than allowed, and the rest of it is thrown away. chunked: the client understands that."""
         self._channel = channel
         self._head = b""  # held back until the first bytes of the body
         self._chunked = chunked  # else the end of the connection is the end of the body
+        self.target = target  # of the request, as it came: path and query
         self.method = method
         self.path = path
         self.headers = headers  # lower-case names; the last of equal names

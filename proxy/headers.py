@@ -8,6 +8,7 @@ from functools import lru_cache
 from controlplane.contract.pricing import NANOUSD_PER_USD
 from controlplane.contract.records import CacheState
 from proxy.call import Call, Headers, RateLimit, Reply
+from proxy.dialects.operations import Protocol, protocol_of
 
 _CACHE_STATUS = {
     CacheState.HIT: b"hephaestus; hit",
@@ -24,7 +25,15 @@ _CACHE_LINES = {
 _UPSTREAM = frozenset((CacheState.MISS, CacheState.BYPASS))
 _SOURCE_LINES = {source: f"x-heph-error-source: {source}\r\n".encode() for source in ("gateway", "upstream", "client")}
 _ERROR_STATUS_MIN = 400
-_RATE_LIMIT_PREFIX = b"x-ratelimit-"
+# What is replaced when we have limits of our own; Anthropic's `unified` ones are of an account and stay.
+_RATE_LIMIT_PREFIXES = (b"x-ratelimit-",)
+_RATE_LIMIT_PREFIXES_ANTHROPIC = (
+    b"x-ratelimit-",
+    b"anthropic-ratelimit-requests-",
+    b"anthropic-ratelimit-tokens-",
+    b"anthropic-ratelimit-input-tokens-",
+    b"anthropic-ratelimit-output-tokens-",
+)
 _STREAM_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -36,8 +45,11 @@ def response_lines(call: Call, reply: Reply, *, stream: bool) -> bytes:
     headers = reply.headers
     limits = b""
     if call.ratelimit_requests is not None or call.ratelimit_tokens is not None:
-        headers = [header for header in headers if not header[0].startswith(_RATE_LIMIT_PREFIX)]
-        limits = _rate_limit(b"requests", call.ratelimit_requests) + _rate_limit(b"tokens", call.ratelimit_tokens)
+        anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
+        theirs = _RATE_LIMIT_PREFIXES_ANTHROPIC if anthropic else _RATE_LIMIT_PREFIXES
+        shown = _rate_limit_anthropic if anthropic else _rate_limit
+        headers = [header for header in headers if not header[0].startswith(theirs)]
+        limits = shown(b"requests", call.ratelimit_requests) + shown(b"tokens", call.ratelimit_tokens)
     running = stream and call.cache in _UPSTREAM  # its record is made when it ends
     overhead_us = max(0, (time.monotonic_ns() - call.started_ns - call.waited_ns) // 1000)
     return b"%b%bx-heph-call-id: %b\r\n%b%b%bx-heph-attempts: %d\r\nx-heph-overhead-ms: %d.%03d\r\n%b%b" % (
@@ -87,6 +99,18 @@ def _rate_limit(what: bytes, limit: RateLimit | None) -> bytes:
         remaining,
         what,
         _duration(reset_s),
+    )
+
+
+def _rate_limit_anthropic(what: bytes, limit: RateLimit | None) -> bytes:
+    """The three headers that Anthropic's clients look for; the reset is a moment, as RFC 3339 writes it."""
+    if limit is None:
+        return b""
+    most, remaining, reset_s = limit
+    resets = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + reset_s + 1.0)).encode()  # rounded up
+    return (
+        b"anthropic-ratelimit-%b-limit: %d\r\nanthropic-ratelimit-%b-remaining: %d\r\nanthropic-ratelimit-%b-reset: %b\r\n"
+        % (what, most, what, remaining, what, resets)
     )
 
 

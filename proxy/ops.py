@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import msgspec
 
+from controlplane.contract.ids import new_id
 from proxy import refusals
 from proxy.call import Call, Reply
+from proxy.dialects.operations import Protocol, protocol_of
 from proxy.exchange import Exchange
 from proxy.headers import header_lines
 from proxy.metrics import ProxyMetrics
-from proxy.refusals import Refusal, refuse
+from proxy.refusals import Refusal, refuse, shape
 
 _JSON = (b"content-type", b"application/json")
 _JSON_LINE = b"content-type: application/json\r\n"
@@ -49,24 +52,38 @@ class Ops:
     def refuse(self, refusal: Refusal, message: str, exchange: Exchange) -> None:
         """A refusal of something that never became a call."""
         reply = refuse(refusal, message)
+        shape(reply, protocol_of("", exchange.headers), new_id("call"))
         source = (b"x-heph-error-source", refusal.source.encode())
         exchange.answer(reply.status, header_lines([*reply.headers, source]), reply.body)
 
 
-def models_reply(call: Call, path: str) -> Reply:
-    """The aliases that this key may use, in OpenAI's shape; or one of them, by its name in the path."""
+def models_reply(call: Call) -> Reply:
+    """The aliases that this key may use, in the shape of the client's protocol; or one of them, by its name in the path."""
     identity = call.identity
     assert identity is not None, "identify comes first"  # noqa: S101
     allowed = identity.models
     names = sorted(name for name in call.runtime.routes if allowed is None or name in allowed)
-    created = call.runtime.snapshot.created_us // 1_000_000
-    _, _, wanted = path.partition("models/")
+    created_us = call.runtime.snapshot.created_us
+    _, _, wanted = call.path.partition("models/")
     if wanted and wanted not in names:
         return refuse(refusals.NO_ROUTE, f"there is no model `{wanted[:128]}` for this key", param="model")
-    rows = [{"id": name, "object": "model", "created": created, "owned_by": "hephaestus"} for name in names]
+    anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
+    rows = [(_anthropic_model if anthropic else _openai_model)(name, created_us) for name in names]
     document: object = {"object": "list", "data": rows}
     if wanted:
         document = rows[names.index(wanted)]
+    elif anthropic:
+        ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
+        document = {"data": rows, "has_more": False, **ends}
     reply = Reply(200, [_JSON], body=_encode(document), source="gateway")
     reply.complete = True
     return reply
+
+
+def _openai_model(name: str, created_us: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created_us // 1_000_000, "owned_by": "hephaestus"}
+
+
+def _anthropic_model(name: str, created_us: int) -> dict[str, object]:
+    created = datetime.fromtimestamp(created_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": "model", "id": name, "display_name": name, "created_at": created}

@@ -16,10 +16,12 @@ from controlplane.contract.records import CallRecord, Outcome
 from proxy import meter, refusals
 from proxy.call import Call, ChunkStream, Reply, Stage, StreamBroken, Transport
 from proxy.dialects.openai_stream import DONE
+from proxy.dialects.operations import Protocol as ClientProtocol
+from proxy.dialects.operations import protocol_of
 from proxy.exchange import Exchange
 from proxy.headers import closing_comment, response_lines
 from proxy.metrics import ProxyMetrics
-from proxy.refusals import error_event, refuse
+from proxy.refusals import Refused, error_event, refuse, shape
 
 _CLIENT_CLOSED_STATUS = 499
 
@@ -111,9 +113,13 @@ class Pipeline:
         self._settle(call)
         if call.reply is not None and call.reply.stream is not None and not call.answered:
             call.answered = True
-            exchange.end(b"data: " + refusal.body + b"\n\n")
+            refused = refusal.refusal
+            assert isinstance(refused, Refused), "only refusals end a call"  # noqa: S101
+            exchange.end(error_event(refused.refusal, refused.message, _protocol_of(call), call.call_id))
 
     def _send_complete(self, call: Call, reply: Reply, exchange: Exchange) -> None:
+        if reply.refusal is not None:
+            shape(reply, _protocol_of(call), call.call_id)
         call.reply = reply
         call.status = reply.status
         call.outcome = reply.outcome
@@ -138,6 +144,8 @@ class Pipeline:
             call.responding = True
             exchange.begin(reply.status, lines)
             last = await self._copy(call, stream, exchange, keep=keep)
+            if keep and not last:
+                call.response_kept += reply.ending
             if exchange.blocked:
                 await exchange.drain()
             call.waited_ns += _now_ns() - began_ns
@@ -149,7 +157,7 @@ class Pipeline:
         if last:
             call.response_bytes += len(last)
         call.answered = True
-        exchange.end(closing_comment(call) + (last or DONE))
+        exchange.end(closing_comment(call) + (last or reply.ending or DONE))
 
     async def _copy(self, call: Call, stream: ChunkStream, exchange: Exchange, *, keep: bool) -> bytes:
         """Copies the stream to the client; b"" when it ended well, else the error event to end with."""
@@ -174,7 +182,7 @@ class Pipeline:
             refusal = refusals.TIMED_OUT if broken.outcome is Outcome.TIMED_OUT else refusals.BROKEN_STREAM
             call.outcome = broken.outcome
             call.error_code = refusal.code
-            return broken.event or error_event(refusal, str(broken))
+            return broken.event or error_event(refusal, str(broken), _protocol_of(call), call.call_id)
 
     def _abandon(self, call: Call) -> None:
         """The client left and nobody else wants the answer: the upstream's work is cancelled already."""
@@ -213,6 +221,11 @@ class Pipeline:
     @staticmethod
     def _keeps_payload(call: Call) -> bool:
         return call.identity is not None and call.identity.tenant.payloads.store
+
+
+def _protocol_of(call: Call) -> ClientProtocol:
+    """Whose client this is."""
+    return protocol_of(call.operation, call.headers)
 
 
 def _now_ns() -> int:

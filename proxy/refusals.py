@@ -11,7 +11,8 @@ import msgspec
 
 from controlplane.contract.records import Outcome
 from proxy.call import Headers, Reply
-from proxy.dialects import openai
+from proxy.dialects import anthropic, openai
+from proxy.dialects.operations import Protocol
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -53,10 +54,27 @@ TABLE: tuple[Refusal, ...] = (
 
 _RETRY = {True: (b"x-should-retry", b"true"), False: (b"x-should-retry", b"false")}
 _JSON = (b"content-type", b"application/json")
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_encode = msgspec.json.Encoder().encode
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """What a refusal's reply remembers, for its body is shaped when it is known who gets it."""
+
+    refusal: Refusal
+    message: str
 
 
 def refuse(refusal: Refusal, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> Reply:
-    """A complete reply that says no.
+    """A complete reply that says no, in OpenAI's shape until `shape` knows better.
 
     message: what happened, to what, and what to do; shown to the client, so it holds no secret, no upstream's address and no
     other tenant's name; what the operator must know besides goes to the log.
@@ -73,10 +91,31 @@ def refuse(refusal: Refusal, message: str, *, param: str | None = None, retry_af
         outcome=refusal.outcome,
         error_code=refusal.code,
     )
+    reply.refusal = Refused(refusal, message)
     reply.complete = True
     return reply
 
 
-def error_event(refusal: Refusal, message: str) -> bytes:
+def shape(reply: Reply, protocol: Protocol, request_id: str) -> None:
+    """Gives a refusal the shape that the client's protocol has for it; every other reply stays as it is."""
+    refused = reply.refusal
+    if protocol is Protocol.ANTHROPIC and isinstance(refused, Refused):
+        kind = _anthropic_kind(refused.refusal)
+        reply.body = anthropic.error_body(message=refused.message, kind=kind, request_id=request_id)
+        reply.headers = [*reply.headers, (b"request-id", request_id.encode())]
+
+
+def error_event(refusal: Refusal, message: str, protocol: Protocol, request_id: str) -> bytes:
     """The same inside a stream that has begun: a typed error event, never a silent end."""
+    if protocol is Protocol.ANTHROPIC:
+        return anthropic.error_event(message=message, kind=_anthropic_kind(refusal), request_id=request_id)
+    if protocol is Protocol.RESPONSES:
+        return b"event: error\ndata: " + _encode(
+            {"type": "error", "sequence_number": 0, "code": refusal.code, "message": message, "param": None}
+        ) + b"\n\n"  # fmt: skip
     return b"data: " + openai.error_body(message=message, kind=refusal.kind, code=refusal.code) + b"\n\n"
+
+
+def _anthropic_kind(refusal: Refusal) -> str:
+    """Anthropic's name for a status; theirs is a closed set, so our code goes into no field of it."""
+    return _ANTHROPIC_KINDS.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")

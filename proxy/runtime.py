@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,8 +17,10 @@ from controlplane.contract.snapshot import (
     TenantPolicy,
     Upstream,
 )
+from proxy.dialects.operations import OPERATIONS
+from proxy.wires import Wire, wires_of
 
-_PATHS = {"chat": "/chat/completions", "embeddings": "/embeddings"}
+_ALL_OPERATIONS = frozenset(OPERATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,14 @@ class KeyIdentity:
 class Endpoint:
     """Where an upstream listens and how each request to it begins.
 
-    heads: by operation, the request line and the headers that never change, credential included; so it is never shown.
+    wires: by operation, how it is asked for there; an operation that is not among them, it does not serve.
     missing: the credential reference that could not be resolved; empty if there is nothing to miss.
     """
 
     host: str
     port: int
     tls: bool
-    heads: Mapping[str, bytes] = field(repr=False)
+    wires: Mapping[str, Wire] = field(repr=False)
     missing: str = ""
 
 
@@ -60,11 +62,14 @@ class RouteEntry:
     """A route with its candidates in groups of equal `order`, smallest first.
 
     plain: all candidates in order, where neither weights nor leases leave anything to decide; otherwise None.
+    serves: operations that every candidate serves. narrowed: for operations that only some serve, the entry with those.
     """
 
     route: Route
     groups: tuple[tuple[Candidate, ...], ...]
     plain: tuple[Candidate, ...] | None = None
+    serves: frozenset[str] = _ALL_OPERATIONS
+    narrowed: Mapping[str, RouteEntry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,32 +135,31 @@ def _leases(leases: tuple[Lease, ...]) -> dict[str, Lease]:
 
 
 def _entry(route: Route, candidates: list[Candidate]) -> RouteEntry:
+    served = [frozenset(() if item.endpoint is None else item.endpoint.wires) for item in candidates]
+    by_all = frozenset.intersection(*served) if served else frozenset()
+    narrowed = {
+        operation: _grouped(route, [item for item, its in zip(candidates, served, strict=True) if operation in its])
+        for operation in frozenset().union(*served) - by_all
+    }
+    return replace(_grouped(route, candidates), serves=by_all, narrowed=narrowed)
+
+
+def _grouped(route: Route, candidates: list[Candidate]) -> RouteEntry:
     orders = sorted({candidate.deployment.order for candidate in candidates})
     groups = tuple(tuple(item for item in candidates if item.deployment.order == order) for order in orders)
     simple = all(len(group) == 1 and group[0].lease is None for group in groups)
-    return RouteEntry(
-        route, groups, plain=tuple(candidate for group in groups for candidate in group) if simple else None
-    )
+    plain = tuple(candidate for group in groups for candidate in group) if simple else None
+    return RouteEntry(route, groups, plain=plain)
 
 
 def _endpoint(upstream: Upstream, environ: Mapping[str, str]) -> Endpoint:
     url = urlsplit(upstream.base_url)
     tls = url.scheme == "https"
-    host = url.hostname or ""
     credential, missing = _credential(upstream.credential, environ)
-    heads: dict[str, bytes] = {}
-    for operation, path in _PATHS.items():
-        lines = [
-            f"POST {url.path.rstrip('/')}{path} HTTP/1.1",
-            f"host: {url.netloc.rpartition('@')[2]}",
-            "content-type: application/json",
-            "accept-encoding: identity",  # usage must be readable
-            "user-agent: hephaestus",
-        ]
-        if credential:
-            lines.append(f"authorization: Bearer {credential}")
-        heads[operation] = ("\r\n".join(lines) + "\r\n").encode("latin-1")
-    return Endpoint(host=host, port=url.port or (443 if tls else 80), tls=tls, heads=heads, missing=missing)
+    wires = wires_of(upstream, credential)
+    return Endpoint(
+        host=url.hostname or "", port=url.port or (443 if tls else 80), tls=tls, wires=wires, missing=missing
+    )
 
 
 def _credential(reference: str | None, environ: Mapping[str, str]) -> tuple[str, str]:

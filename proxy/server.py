@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from controlplane.contract.proxy_settings import ProxySettings
-from proxy.app import OPERATIONS, ProxyApp
+from proxy.app import PATHS, ProxyApp
 from proxy.dialects import openai
 from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
@@ -28,7 +28,7 @@ _BACKLOG = 4096
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _LENGTH_DIGITS_MAX = 18
 _STRANGERS_BODY_BYTES_MAX = 64 * 1024  # without a key of ours; more would let anybody fill our memory
-_PATHS = {path.encode(): path for path in OPERATIONS}  # the usual ones need no parsing
+_PATHS = {path.encode(): path for path in PATHS}  # the usual ones need no parsing
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log = structlog.get_logger("proxy.server")
@@ -286,7 +286,8 @@ class WorkerProtocol(asyncio.Protocol):
             chunked = parser.get_http_version() != "1.0"
             keep_alive = keep_alive and chunked
         path = _PATHS.get(url) or _path_of(url)
-        return Exchange(self, parser.get_method(), path, self._headers, body, keep_alive=keep_alive, chunked=chunked)
+        method: bytes = parser.get_method()
+        return Exchange(self, method, path, self._headers, body, keep_alive=keep_alive, chunked=chunked, target=url)
 
     def _accept(self, exchange: Exchange) -> None:
         """Starts a request, or lets it wait for the one before it."""

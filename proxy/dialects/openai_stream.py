@@ -60,6 +60,7 @@ class StreamScanner:
         "_pending",
         "content_seen",
         "done",
+        "ending",
         "error_event",
         "events",
         "finish_reason",
@@ -73,6 +74,7 @@ class StreamScanner:
         self._carriage_return = False
         self.content_seen = False  # the commit point: something that a client would show or act upon
         self.done = False  # the protocol's end was seen
+        self.ending = b""  # `[DONE]`, once it was seen
         self.error_event = b""  # the upstream's own error event, once it has sent one
         self.events = 0  # events seen, about as many as tokens
         self.finish_reason = ""
@@ -161,6 +163,7 @@ class StreamScanner:
             return event + b"\n\n"
         if data == b"[DONE]":
             self.done = True
+            self.ending = DONE
             return b""
         shown = self._read_event(event, data)
         return shown + b"\n\n" if shown else b""

@@ -22,7 +22,7 @@ class Guard:
             message = f"model `{view.model[:128]}` is not allowed for this key; GET /v1/models lists those that are"
             return refuse(refusals.FORBIDDEN, message, param="model")
         ceiling = identity.tenant.max_output_tokens
-        if ceiling is None or call.operation != "chat":
+        if ceiling is None:
             return None
         if view.max_output_tokens is None:
             call.output_ceiling = ceiling

@@ -50,6 +50,12 @@ class RouteStage:
         if entry is None or not entry.groups:
             message = f"there is no model `{call.view.model[:128]}`; GET /v1/models lists those that are there"
             return refuse(refusals.NO_ROUTE, message, param="model")
+        if call.operation not in entry.serves:
+            narrowed = entry.narrowed.get(call.operation)
+            if narrowed is None:
+                message = f"model `{call.view.model[:128]}` does not serve {call.operation}: none of its upstreams does"
+                return refuse(refusals.NO_ROUTE, message, param="model")
+            entry = narrowed
         timeout_s = min(entry.route.timeout_s, self._timeout_s_max)
         asked = call.headers.get(b"x-heph-timeout-ms")
         if asked is not None:

@@ -9,7 +9,7 @@ from controlplane.contract.pricing import NO_TOKENS, Tokens
 from controlplane.contract.records import AttemptError, AttemptRecord, CostState
 from proxy import meter
 from proxy.call import Call, Reply
-from proxy.dialects import openai
+from proxy.dialects.operations import dialect_of
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate
 
@@ -179,10 +179,10 @@ def error_of(status: int, code: str) -> AttemptError:
     return AttemptError.NONE if status >= 200 and status < 300 else AttemptError.MALFORMED
 
 
-def error_of_event(event: bytes) -> tuple[AttemptError, str]:
-    """What an error event inside a stream means, and its message."""
+def error_of_event(event: bytes, operation: str) -> tuple[AttemptError, str]:
+    """What an error event inside a stream means, and its message; the event is in the words of the client's operation."""
     _, _, data = event.strip().partition(b"data:")
-    code, message = openai.read_error(data.strip())
+    code, message = dialect_of(operation).read_error(data.strip())
     if code in _QUOTA_CODES:
         return AttemptError.QUOTA, message
     if "rate_limit" in code or code == "429":

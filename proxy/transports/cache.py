@@ -1,7 +1,7 @@
 """Stored answers: an exact cache in up to three tiers: memory, disk, and a Redis that workers and hosts share.
 
 What is stored: a complete answer of an upstream, HTTP 200, whose protocol ended as it should, for a reason that would come again
-(`STORABLE_REASONS`: an answer cut by the client's own `max_tokens` is the whole answer to that request; a content filter's is not),
+(`Operation.storable_reasons`: an answer cut by the client's own `max_tokens` is the whole answer to that request; a content filter's is not),
 and which is not too large. Refusals, errors, broken or abandoned streams are never stored. A stream is stored as its events and
 replayed as a stream in few writes; streams and whole answers have different keys, because `stream` is part of the body.
 
@@ -23,6 +23,8 @@ from collections.abc import Callable
 from controlplane.contract.pricing import NO_TOKENS
 from controlplane.contract.records import CacheState, Outcome
 from proxy.call import Call, ChunkStream, Reply, Transport
+from proxy.dialects.openai_stream import DONE
+from proxy.dialects.operations import OPERATIONS
 from proxy.refusals import NOT_CACHED, refuse
 from proxy.savings import avoided_nanousd
 from proxy.transports.cache_control import CacheControl, read_cache_control
@@ -32,8 +34,7 @@ from proxy.transports.cache_key import cache_key, variant_of
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_redis import RedisTier
 
-CACHEABLE_OPERATIONS = frozenset({"chat", "embeddings"})
-STORABLE_REASONS = frozenset({"stop", "length", "tool_calls", "function_call"})
+CACHEABLE_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.cached)
 CLOCK_SLACK_US = 1_000_000  # an entry from further in the future was written under another clock
 FLUSH_TIMEOUT_S = 5.0
 
@@ -170,7 +171,7 @@ class Cache:
             operation=call.operation,
             alias=route.route.alias,
             body=call.body,
-            variant=variant_of(call.headers),
+            variant=variant_of(call.headers, prefix=OPERATIONS[call.operation].forwarded_prefix),
         )
         if key is None:
             return False
@@ -221,6 +222,7 @@ class Cache:
         reply.deployment = entry.deployment
         reply.model = entry.model
         reply.finish_reason = entry.finish_reason
+        reply.ending = entry.ending
         reply.complete = True
         reply.usage_known = True
         call.cache = CacheState.HIT
@@ -234,7 +236,8 @@ class Cache:
         identity = call.identity
         if identity is None or not _storable(call, reply):
             return False
-        if len(body) + sum(map(len, blocks)) > self._entry_bytes_max:
+        ending = b"" if reply.ending == DONE else reply.ending
+        if len(body) + len(ending) + sum(map(len, blocks)) > self._entry_bytes_max:
             self.too_large_total += 1
             return False
         tokens = reply.tokens if reply.usage_known else NO_TOKENS
@@ -251,6 +254,7 @@ class Cache:
             finish_reason=reply.finish_reason,
             tokens=tokens,
             nanousd=avoided_nanousd(call, reply.deployment, tokens),
+            ending=ending,
         )
         self._remember(call.cache_key, entry)
         if self._redis is not None:
@@ -327,7 +331,8 @@ class _Replay:
 def _storable(call: Call, reply: Reply) -> bool:
     if reply.status != _OK or not reply.complete or reply.outcome is not Outcome.OK or reply.source != "upstream":
         return False
-    return call.operation != "chat" or reply.finish_reason in STORABLE_REASONS
+    reasons = OPERATIONS[call.operation].storable_reasons
+    return not reasons or reply.finish_reason in reasons
 
 
 def _content_type(reply: Reply) -> str:

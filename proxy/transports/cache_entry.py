@@ -32,11 +32,12 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: str = ""
     tokens: Tokens = NO_TOKENS
     nanousd: int = 0
+    ending: bytes = b""  # of a stream: its protocol's last event; b"": `data: [DONE]`
 
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return OVERHEAD_BYTES + len(self.body) + sum(map(len, self.blocks))
+        return OVERHEAD_BYTES + len(self.body) + len(self.ending) + sum(map(len, self.blocks))
 
     @property
     def expires_us(self) -> int:

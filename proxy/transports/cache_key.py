@@ -29,14 +29,22 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 _PERSON = b"heph-cache-1"  # keys of another meaning of this module never match
 
 
-def variant_of(headers: Mapping[bytes, bytes]) -> str:
-    """The headers that change the key, each with its length; empty, as almost always, if there are none."""
+def variant_of(headers: Mapping[bytes, bytes], *, prefix: bytes = b"") -> str:
+    """The headers that change the key, each with its length; empty, as almost always, if there are none.
+
+    prefix: of the names of all headers that are forwarded beside VARYING_HEADERS; b"": there are none.
+    """
     found = ""
     for name in VARYING_HEADERS:
         if name in headers:
-            value = headers[name].decode("latin-1")
-            found += f"{name.decode()}{len(value)}:{value}"
+            found += _entry(name, headers[name])
+    if prefix:
+        found += "".join(_entry(name, headers[name]) for name in sorted(headers) if name.startswith(prefix))
     return found
+
+
+def _entry(name: bytes, value: bytes) -> str:
+    return f"{len(name)}:{name.decode('latin-1')}{len(value)}:{value.decode('latin-1')}"
 
 
 def cache_key(*, tenant: str, operation: str, alias: str, body: bytes, variant: str = "") -> bytes | None:

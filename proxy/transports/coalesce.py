@@ -416,12 +416,14 @@ def _copy_of(head: Reply) -> Reply:
     )
     reply.deployment = head.deployment
     reply.model = head.model
+    reply.refusal = head.refusal
     _know_the_end(reply, head)
     return reply
 
 
 def _know_the_end(reply: Reply, head: Reply) -> None:
     reply.finish_reason = head.finish_reason
+    reply.ending = head.ending
     reply.complete = head.complete
     reply.usage_known = head.usage_known
 

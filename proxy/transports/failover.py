@@ -40,6 +40,7 @@ _TRANSIENT = frozenset(
     )
 )
 _WINDOW_S = 10
+_OVERLOADED = 529  # Anthropic's; its clients know what to make of it
 _LOG_EVERY_S = 1.0  # an outage fails thousands of calls; their attempts are all recorded, one line a second tells why
 
 log = structlog.get_logger("proxy.failover")
@@ -203,7 +204,8 @@ class Failover:
         self._log(call, alias, tries)
         last = tries.failures[-1]
         errors = {failure.error for failure in tries.failures}
-        if errors == {AttemptError.STATUS_429} and last.reply is not None:
+        overloaded = {failure.reply.status for failure in tries.failures if failure.reply is not None} == {_OVERLOADED}
+        if last.reply is not None and (errors == {AttemptError.STATUS_429} or overloaded):
             return _passed_through(last.reply, Outcome.EXHAUSTED)
         if AttemptError.DEADLINE in errors or self._monotonic() >= call.deadline:
             return refuse(refusals.TIMED_OUT, f"no answer for model `{alias}` within the call's deadline: {last}")
@@ -227,7 +229,9 @@ class Failover:
 
 
 def _passed_through(reply: Reply, outcome: Outcome) -> Reply:
-    """An upstream's own error, body unmodified."""
+    """An upstream's own error, body unmodified; or our refusal of what its language cannot say."""
+    if reply.refusal is not None:
+        return reply
     reply.outcome = outcome
     reply.error_code = "upstream_refused" if outcome is Outcome.UPSTREAM_REFUSED else "exhausted"
     return reply

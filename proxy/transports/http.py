@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 
 from controlplane.contract.proxy_settings import ProxySettings
@@ -12,30 +13,21 @@ from controlplane.contract.records import AttemptError
 from controlplane.contract.snapshot import Upstream
 from proxy import meter
 from proxy.call import Call, Headers, Reply
-from proxy.dialects import openai
-from proxy.dialects.dialect import Malformed
-from proxy.dialects.openai_stream import StreamScanner
+from proxy.dialects.dialect import Malformed, RequestView
 from proxy.metrics import ProxyMetrics
+from proxy.refusals import MALFORMED, refuse
 from proxy.runtime import Candidate, Endpoint
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool, PoolExhausted
 from proxy.transports.upstream_stream import UpstreamStream
+from proxy.wires import Wire
 
-# The client's own headers that an upstream may see. Everything else stays here, above all credentials and cookies.
-_FORWARDED = frozenset(
-    (
-        b"traceparent",
-        b"tracestate",
-        b"openai-organization",
-        b"openai-project",
-        b"openai-beta",
-        b"idempotency-key",
-    )
-)
 # An upstream's headers that the client may see.
-_RETURNED = frozenset((b"content-type", b"x-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry"))
-_RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-")
+_RETURNED = frozenset(
+    (b"content-type", b"x-request-id", b"request-id", b"retry-after", b"retry-after-ms", b"x-should-retry")
+)
+_RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-", b"anthropic-")
 _RETRY_AFTER_S_MAX = 86_400.0
 
 
@@ -57,20 +49,21 @@ class HttpTransport:
             name = candidate.upstream.id
             detail = f"upstream {name} has no credential: {reason}"
             raise AttemptFailed(AttemptError.AUTH, f"upstream {name} is not configured", detail=detail)
-        head, body = _request_of(attempt.call, candidate, endpoint)
+        wire = endpoint.wires[attempt.call.operation]
+        head, body = _request_of(attempt.call, candidate, wire)
         pool = self._pool(endpoint, candidate.upstream)
         began_ns = time.monotonic_ns()
         connection = pool.take_idle()
         try:
             if connection is not None:
                 try:
-                    return await self._answer(attempt, pool, connection, head, body)
+                    return await self._answer(attempt, wire, pool, connection, head, body)
                 except ConnectionFailed as failure:  # once more over a fresh one if a kept one turned out to be closed
                     if failure.failure is not Failure.CLOSED or failure.answered:
                         raise _as_failed(failure, attempt) from failure
             connection = await self._connect(attempt, pool, fresh=connection is not None)
             try:
-                return await self._answer(attempt, pool, connection, head, body)
+                return await self._answer(attempt, wire, pool, connection, head, body)
             except ConnectionFailed as failure:
                 raise _as_failed(failure, attempt) from failure
         finally:
@@ -101,7 +94,9 @@ class HttpTransport:
             detail = f"cannot connect to upstream {upstream.id}: {reason}"
             raise AttemptFailed(kind, f"upstream {upstream.id} cannot be reached", detail=detail) from error
 
-    async def _answer(self, attempt: Attempt, pool: Pool, connection: Connection, head: bytes, body: bytes) -> Reply:
+    async def _answer(
+        self, attempt: Attempt, wire: Wire, pool: Pool, connection: Connection, head: bytes, body: bytes
+    ) -> Reply:
         """One exchange; the connection goes back to its pool, to the stream, or is closed. Raises ConnectionFailed."""
         call, upstream = attempt.call, attempt.candidate.upstream
         streaming = False
@@ -118,23 +113,23 @@ class HttpTransport:
             view = call.view
             if connection.status == 200 and view is not None and content_type.startswith(b"text/event-stream"):
                 streaming = True
-                reply = await self._open_stream(attempt, pool, connection, headers)
+                reply = await self._open_stream(attempt, wire, view, pool, connection, headers)
             else:
                 if not connection.complete:
                     connection.expire_at(min(call.deadline, time.monotonic() + upstream.idle_timeout_s))
                     while not connection.complete:
                         await connection.wait()
-                reply = self._complete(attempt, headers, connection.whole_body)
+                reply = self._complete(attempt, wire, headers, connection.whole_body)
             return reply
         finally:
             if not streaming:
                 pool.release(connection)
 
-    async def _open_stream(self, attempt: Attempt, pool: Pool, connection: Connection, headers: Headers) -> Reply:
-        view = attempt.call.view
-        scanner = StreamScanner(
-            hide_usage=view is None or not view.include_usage, event_bytes_max=self._settings.stream_event_bytes_max
-        )
+    async def _open_stream(
+        self, attempt: Attempt, wire: Wire, view: RequestView, pool: Pool, connection: Connection, headers: Headers
+    ) -> Reply:
+        reader = wire.dialect if wire.translation is None else wire.translation
+        scanner = reader.scanner(view=view, event_bytes_max=self._settings.stream_event_bytes_max)
         connection.stream_body()
         stream = UpstreamStream(
             attempt,
@@ -151,19 +146,24 @@ class HttpTransport:
         await stream.open()
         return reply
 
-    def _complete(self, attempt: Attempt, headers: Headers, body: bytes) -> Reply:
+    def _complete(self, attempt: Attempt, wire: Wire, headers: Headers, body: bytes) -> Reply:
         """A reply that is all there. Raises AttemptFailed if it is an error or makes no sense."""
         status = attempt.status
         reply = Reply(status, headers, body=body)
         reply.deployment = attempt.candidate.deployment.id
         reply.model = attempt.candidate.deployment.model
+        translation = wire.translation
         if not 200 <= status < 300:
-            code, said = openai.read_error(body)
+            code, said = wire.dialect.read_error(body)
             error = error_of(status, code)
             message = f"upstream {attempt.candidate.upstream.id} answered with status {status}"
+            if translation is not None:
+                reply.status, reply.body = translation.error(status, body)
             raise failed_by(error, message, said=said, reply=reply, retry_after_s=_retry_after_s(headers))
         try:
-            attempt.tokens, reply.finish_reason = openai.read_reply(body)
+            attempt.tokens, reply.finish_reason = wire.dialect.read_reply(body)
+            if translation is not None:
+                reply.body = translation.reply(body, alias=attempt.call.view.model if attempt.call.view else "")
         except Malformed as error:
             raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
         if attempt.tokens is None:
@@ -193,19 +193,47 @@ class HttpTransport:
         return pool
 
 
-def _request_of(call: Call, candidate: Candidate, endpoint: Endpoint) -> tuple[bytes, bytes]:
-    """Head and body of the upstream's request; the body is the client's own unless it must say something else."""
+def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, bytes]:
+    """Head and body of the upstream's request; the body is the client's own unless it must say something else.
+
+    Raises AttemptFailed for a request that this upstream's language cannot express.
+    """
     view, body, model = call.view, call.body, candidate.deployment.model
     if view is not None:
-        include_usage = view.stream and not view.include_usage
         ceiling = call.output_ceiling
-        if include_usage or view.ambiguous or ceiling is not None or view.model != model:
-            body = openai.rewritten(body, model=model, include_usage=include_usage, output_ceiling=ceiling)
+        if wire.translation is not None:
+            try:
+                body = wire.translation.request(body, view=view, model=model, output_ceiling=ceiling)
+            except Malformed as error:
+                reply = refuse(MALFORMED, str(error), param=error.param)
+                raise AttemptFailed(AttemptError.REJECTED, str(error), reply=reply) from error
+        elif view.model != model or (view.stream and not view.include_usage) or view.ambiguous or ceiling is not None:
+            body = wire.dialect.rewritten(body, view=view, model=model, output_ceiling=ceiling)
     extra = b""
     headers = call.headers
-    if not _FORWARDED.isdisjoint(headers):
-        extra = b"".join([b"%b: %b\r\n" % item for item in headers.items() if item[0] in _FORWARDED])
-    return b"%b%bcontent-length: %d\r\n\r\n" % (endpoint.heads[call.operation], extra, len(body)), body
+    if wire.prefix or wire.default is not None or not wire.forwarded.isdisjoint(headers):
+        extra = _extra_lines(wire, headers)
+    head = _with_query(wire, call.query) if call.query and wire.prefix else wire.head
+    return b"%b%bcontent-length: %d\r\n\r\n" % (head, extra, len(body)), body
+
+
+def _extra_lines(wire: Wire, headers: Mapping[bytes, bytes]) -> bytes:
+    """The client's own headers that this upstream may see, and what it must see whoever asks."""
+    forwarded, prefix = wire.forwarded, wire.prefix
+    lines = [
+        b"%b: %b\r\n" % item
+        for item in headers.items()
+        if item[0] in forwarded or (prefix and item[0].startswith(prefix))
+    ]
+    if wire.default is not None and (not prefix or wire.default[0] not in headers):
+        lines.append(b"%b: %b\r\n" % wire.default)
+    return b"".join(lines)
+
+
+def _with_query(wire: Wire, query: bytes) -> bytes:
+    """The head for a request whose path has a query: the upstream gets it as it came."""
+    line, _, version = wire.head[: len(wire.head) - len(wire.lines)].rpartition(b" ")
+    return b"%b?%b %b%b" % (line, query, version, wire.lines)
 
 
 def _value_of(headers: Headers, wanted: bytes) -> bytes:

@@ -6,8 +6,7 @@ import time
 
 from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import StreamBroken
-from proxy.dialects.dialect import Malformed
-from proxy.dialects.openai_stream import StreamScanner
+from proxy.dialects.dialect import Malformed, Scanner
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool
@@ -27,7 +26,7 @@ class UpstreamStream:
         attempt: Attempt,
         pool: Pool,
         connection: Connection,
-        scanner: StreamScanner,
+        scanner: Scanner,
         *,
         timeout_s_max: float,
         beginning_bytes_max: int,
@@ -75,11 +74,11 @@ class UpstreamStream:
 
     def _check_beginning(self, *, ended: bool, held_bytes: int) -> None:
         """Raises AttemptFailed if the upstream sent an error, its end, or too much, before any content."""
-        scanner = self._scanner
+        scanner, operation = self._scanner, self._attempt.call.operation
         if scanner.content_seen or scanner.done:
             return
         if scanner.error_event:
-            error, said = error_of_event(scanner.error_event)
+            error, said = error_of_event(scanner.error_event, operation)
             raise failed_by(error, "the upstream sent an error instead of an answer", said=said)
         if ended:
             raise AttemptFailed(AttemptError.TRUNCATED, "the upstream ended its stream before any content")
@@ -98,7 +97,8 @@ class UpstreamStream:
                     self._end(AttemptError.NONE)
                     return b""
                 if scanner.error_event:
-                    raise self._broken(*error_of_event(scanner.error_event), event=scanner.error_event)
+                    operation = self._attempt.call.operation
+                    raise self._broken(*error_of_event(scanner.error_event, operation), event=scanner.error_event)
                 if not connection.has_data:
                     idle_s = self._attempt.candidate.upstream.idle_timeout_s
                     connection.expire_at(min(self._expires, time.monotonic() + idle_s))
@@ -147,6 +147,7 @@ class UpstreamStream:
         attempt.tokens = scanner.tokens
         if attempt.reply is not None:
             attempt.reply.finish_reason = scanner.finish_reason
+            attempt.reply.ending = scanner.ending
 
     def _give_up(self) -> None:
         """The connection goes back to its pool if its answer is whole, or as soon as it is."""

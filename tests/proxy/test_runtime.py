@@ -46,13 +46,13 @@ def test_base_urls(host: str, port: int, tls: bool, line: str, url: str) -> None
     found = compiled(url=url).routes["gpt"].groups[0][0].endpoint
     assert found is not None
     assert (host, port, tls) == (found.host, found.port, found.tls)
-    assert found.heads["chat"].decode().startswith(line + "\r\n")
+    assert found.wires["chat"].head.decode().startswith(line + "\r\n")
 
 
 def test_a_credential_from_the_environment_stands_in_the_head_and_is_never_shown() -> None:
     """It is in the bytes that go out, and in no representation."""
     found = compiled({"K": " sk-secret\n"}, credential="env:K")
-    assert b"authorization: Bearer sk-secret\r\n" in found.routes["gpt"].groups[0][0].endpoint.heads["chat"]  # type: ignore[union-attr]
+    assert b"authorization: Bearer sk-secret\r\n" in found.routes["gpt"].groups[0][0].endpoint.wires["chat"].head  # type: ignore[union-attr]
     assert "sk-secret" not in repr(found)
 
 
@@ -61,7 +61,8 @@ def test_a_credential_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("sk-file\n")
     assert (
-        b"Bearer sk-file\r\n" in compiled(credential=f"file:{path}").routes["gpt"].groups[0][0].endpoint.heads["chat"]
+        b"Bearer sk-file\r\n"
+        in compiled(credential=f"file:{path}").routes["gpt"].groups[0][0].endpoint.wires["chat"].head
     )  # type: ignore[union-attr]
 
 

@@ -15,7 +15,8 @@ from controlplane.contract.pricing import NO_TOKENS
 from controlplane.contract.records import CacheState, Outcome
 from controlplane.contract.snapshot import CachePolicy, Route, TenantPolicy
 from proxy.call import Call, Reply, StreamBroken
-from proxy.transports.cache import STORABLE_REASONS, Cache
+from proxy.dialects.operations import OPERATIONS
+from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.coalesce import Coalesce
@@ -182,7 +183,7 @@ def _with(reply: Reply, **attributes: object) -> Reply:
     return reply
 
 
-@pytest.mark.parametrize("reason", sorted(STORABLE_REASONS))
+@pytest.mark.parametrize("reason", sorted(OPERATIONS["chat"].storable_reasons))
 async def test_answers_that_would_come_again_are_stored(reason: str) -> None:
     """Tool calls and answers cut by the client's own ceiling are whole answers to their request."""
     inner = FakeInner()

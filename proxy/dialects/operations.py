@@ -1,0 +1,135 @@
+"""What a client can ask for: a row for each operation, with its paths, its dialect, and what the proxy may do with its answer.
+
+To add an operation: a row here and one `Dialect` object. The row alone makes its paths known, gives it an entry at every upstream that
+speaks its protocol, and shapes its refusals; where an upstream speaks another language, `translations.py` says who translates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.dialects.dialect import Dialect
+from proxy.dialects.openai_chat import OpenAiChat
+from proxy.dialects.openai_embeddings import OpenAiEmbeddings
+
+
+class Protocol(StrEnum):
+    """Whose client asks: it decides the shape of our own answers."""
+
+    OPENAI = "openai"
+    RESPONSES = "responses"  # OpenAI's too; errors inside its streams look different
+    ANTHROPIC = "anthropic"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing a client can ask for. `{}` in a path stands for one segment of it."""
+
+    name: str
+    protocol: Protocol | None  # None: clients of every protocol ask for it, and their headers tell
+    method: bytes
+    paths: tuple[str, ...]
+    dialect: Dialect | None = None  # None: it has no body that the stages must read
+    upstream_path: str = ""  # behind an upstream's base URL
+    local: bool = False  # the proxy answers it: only the stages that say who calls are entered
+    cached: bool = False
+    storable_reasons: frozenset[str] = frozenset()  # finish reasons of answers worth keeping; empty: all
+    client_content_type: bool = False  # the upstream gets the client's own `content-type`
+
+    @property
+    def forwarded_prefix(self) -> bytes:
+        """How the names of the client's headers begin that an upstream of its protocol gets, all of them; b"": by name only."""
+        return b"anthropic-" if self.protocol is Protocol.ANTHROPIC else b""
+
+
+def _both(path: str) -> tuple[str, ...]:
+    """With and without `/v1`, for base URLs differ in whether they end with it."""
+    return f"/v1{path}", path
+
+
+_ROWS: tuple[Operation, ...] = (
+    Operation(
+        "chat",
+        Protocol.OPENAI,
+        b"POST",
+        _both("/chat/completions"),
+        OpenAiChat(),
+        "/chat/completions",
+        cached=True,
+        storable_reasons=frozenset(("stop", "length", "tool_calls", "function_call")),
+    ),
+    Operation(
+        "embeddings", Protocol.OPENAI, b"POST", _both("/embeddings"), OpenAiEmbeddings(), "/embeddings", cached=True
+    ),
+    Operation("models", None, b"GET", (*_both("/models"), *_both("/models/{}")), local=True),
+)
+
+OPERATIONS: Mapping[str, Operation] = {row.name: row for row in _ROWS}
+
+_SPOKEN: Mapping[str, frozenset[Protocol]] = {
+    "openai": frozenset((Protocol.OPENAI, Protocol.RESPONSES)),
+    "anthropic": frozenset((Protocol.ANTHROPIC,)),
+}
+# What the litellm transport answers without a translation of ours; it speaks OpenAI's language to us.
+_LITELLM = frozenset(("chat", "embeddings"))
+
+
+def speaks(upstream_dialect: str, operation: Operation) -> bool:
+    """Whether an upstream of this dialect answers the operation in the client's own words."""
+    if operation.local or operation.dialect is None:
+        return False
+    if upstream_dialect == "litellm":
+        return operation.name in _LITELLM
+    return operation.protocol in _SPOKEN.get(upstream_dialect, ())
+
+
+def exact_paths() -> dict[str, Operation]:
+    """Operations by path; where several share a path, the first row, and `resolve` knows the others."""
+    found: dict[str, Operation] = {}
+    for row in _ROWS:
+        for path in row.paths:
+            if "{" not in path:
+                found.setdefault(path, row)
+    return found
+
+
+def resolve(path: str, method: bytes) -> Operation | None:
+    """The operation of a path that is not exact or whose first operation has another method.
+
+    With the method of none of them, the first operation of the path, so that it can be refused by its name; None: no such path.
+    """
+    segments = path.split("/")
+    first: Operation | None = None
+    for row in _ROWS:
+        if any(_matches(pattern, path, segments) for pattern in row.paths):
+            if row.method == method:
+                return row
+            first = first or row
+    return first
+
+
+def protocol_of(operation: str, headers: Mapping[bytes, bytes]) -> Protocol:
+    """Whose client this is: by the operation, else by the header that every client of Anthropic's sends."""
+    row = OPERATIONS.get(operation)
+    if row is not None and row.protocol is not None:
+        return row.protocol
+    return Protocol.ANTHROPIC if b"anthropic-version" in headers else Protocol.OPENAI
+
+
+def dialect_of(operation: str) -> Dialect:
+    """The language of an operation that has one. Raises LookupError for one that has none."""
+    dialect = OPERATIONS[operation].dialect
+    if dialect is None:
+        raise LookupError(f"operation {operation} has no body")
+    return dialect
+
+
+def _matches(pattern: str, path: str, segments: list[str]) -> bool:
+    if "{" not in pattern:
+        return pattern == path
+    wanted = pattern.split("/")
+    return len(wanted) == len(segments) and all(
+        bool(given) if want == "{}" else want == given for want, given in zip(wanted, segments, strict=True)
+    )
