@@ -1,51 +1,53 @@
-"""The worker's ledger: what each tenant has spent in each budget window, and what its calls in flight may still spend.
+"""The worker's ledger: what each tenant, key, agent... has spent in each window, and what calls in flight may still spend.
 
 Two amounts, two ways in:
 
-- *Reserved* is what calls in flight may cost at worst. It belongs to the tenant, not to a window: a call that is in flight when a window
+- *Held* is what calls in flight may cost at worst. It belongs to an account, not to a window: a call that is in flight when a window
   ends will be settled in the next one, so its reservation is held against that one from its first moment.
 - *Settled* moves only in `book`, which takes a record: the ledger is the sum of the spooled records by construction, over restarts too
   (see `proxy.spool`). A record belongs to the window in which its call was settled, `started_us + latency_us`.
 
-A call is let in when, in every scope of its tenant, settled + reserved + its own worst case is within the limit. So no window is
-ever overspent, as long as no call costs more than its reservation; those that do are counted (`exceeded_total`).
+A call is let in when, under every ceiling over every account that it moves, settled + held + its own worst case is within the cap. So no
+window is ever overspent, as long as no call costs more than its reservation; those that do are counted (`exceeded_total`).
 
 All is synchronous, in one event loop: nothing runs between the check and the move. A reservation is released and the call's record is
-booked without an `await` in between. With several workers each enforces its `Share` of a limit. The kernel gives each
-connection to a worker, so one that is busier than its siblings refuses while they still have room: never too much, at times too little.
-What was spent is shared out evenly too when the proxy starts (`proxy.succession`), whatever the number of workers was before.
+booked without an `await` in between. A cap is the worker's `Share` of the limit, or what `proxy.leases` has leased for it from Redis.
 
-A clock that is put back finds the hour, day or month that it left, with what was spent in it: one ended window of each kind is kept.
+Clients can invent agents and sessions, so the instances of one counter are bounded. One that is full makes room only by dropping an instance
+in which nothing counts any more, or which was idle for `idle_s` (`forgiven_total`, the only way in which spending is ever forgotten);
+else the newcomer shares one common instance with all others that found no room (`crowded_total`), under the limit of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from heapq import nlargest
+from itertools import islice
 
 import msgspec
 
 from controlplane.contract.records import CallRecord
-from controlplane.contract.snapshot import BudgetStatus, TenantPolicy, Window
+from controlplane.contract.snapshot import BudgetStatus, Quota, QuotaAction, QuotaScope, TenantPolicy, Window
+from proxy.quotas.account import ALL, Account, Line, Meter, Settled, Share, empty
+from proxy.quotas.plan import Plan, Rule, Who, lines_of, who_of
+from proxy.quotas.windows import WINDOWS
 
-NEVER_US = 2**63 - 1
-WINDOWS = tuple(Window)
-TOKENS_PER_MINUTE = "tokens_per_minute"  # the scope of the policy's own token limit, beside those of its budgets
-
-_MINUTE_US = 60_000_000
-_HOUR_US = 60 * _MINUTE_US
-_DAY_US = 24 * _HOUR_US
-CLOCK_STEP_US = _MINUTE_US  # a clock that was put back by more than this goes back to earlier windows
-KEPT = frozenset((Window.HOUR, Window.DAY, Window.MONTH))  # kinds of which one ended window is kept
+OTHERS = "(others)"  # the instance that newcomers share when there is no room
+UNITS = ("requests", "tokens", "nanousd", "calls")
+_EVICTION_TRIES = 8  # of the least recently used instances
 
 
-class Settled(msgspec.Struct):
-    """What was settled in one window, start included and end excluded."""
+class CounterState(msgspec.Struct):
+    """One meter of an account that is not a tenant's own, or that follows another calendar than UTC's."""
 
-    start_us: int
-    end_us: int
-    nanousd: int = 0
-    tokens: int = 0
+    tenant: str
+    counter: str
+    value: str
+    window: Window
+    timezone: str
+    now: Settled
+    ended: Settled | None = None
+    used_us: int = 0
 
 
 class LedgerState(msgspec.Struct):
@@ -56,101 +58,138 @@ class LedgerState(msgspec.Struct):
     tokens: int = 0
     tenants: dict[str, dict[Window, Settled]] = {}  # the window that is current
     ended: dict[str, dict[Window, Settled]] = {}  # the one before it, of the kinds in KEPT
-
-
-class Share(msgspec.Struct, frozen=True):
-    """The part of each limit that is one worker's. The parts of all workers sum to the limit, so some are zero where it is smaller."""
-
-    worker: int = 0  # 0 <= worker < workers
-    workers: int = 1
-
-    def of(self, amount: int) -> int:
-        """This worker's part of an amount >= 0; never falls when the amount grows."""
-        part, rest = divmod(amount, self.workers)
-        return part + (self.worker < rest)
-
-
-ALL = Share()
+    counters: list[CounterState] = []
+    quotas: dict[str, tuple[Quota, ...]] = {}  # those by which records are booked, by tenant
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """A limit that the call would pass."""
+    """A ceiling that the call would pass."""
 
-    scope: str  # `tokens_per_minute` or the budget's id
-    unit: str  # "tokens" or "nanousd"
+    scope: str  # the quota's id: `tokens_per_minute`, a budget's, a quota's
+    unit: str  # "requests", "tokens", "nanousd" or "calls"
     limit: int  # of this worker
     limit_all: int  # of all workers
     used: int  # settled in this window
     reserved: int  # by calls in flight
     wanted: int  # by this call, at worst
-    resets_us: int  # when the window ends; NEVER_US for a total
+    resets_us: int  # when the window ends; NEVER_US for a total, 0 for calls at once
+    per: QuotaScope = QuotaScope.TENANT
+    value: str = ""
+    action: QuotaAction = QuotaAction.HARD
+    to: str = ""  # with DOWNGRADE: the alias
 
 
 class Reservation:
-    """What one call may cost at worst, held until it is released."""
+    """What one call may cost at worst, held until it is released. warnings: the soft quotas that it passed."""
 
-    __slots__ = ("account", "nanousd", "tokens")
+    __slots__ = ("accounts", "nanousd", "tokens", "warnings")
 
-    def __init__(self, account: _Account, *, tokens: int, nanousd: int) -> None:
-        self.account: _Account | None = account
+    def __init__(
+        self, accounts: tuple[Account, ...], *, tokens: int, nanousd: int, warnings: tuple[Refused, ...] = ()
+    ) -> None:
+        self.accounts = accounts
         self.tokens = tokens
         self.nanousd = nanousd
+        self.warnings = warnings
 
 
 class Ledger:
-    """Settled and reserved amounts by tenant, and the worker's totals."""
+    """Settled and held amounts by account, and the worker's totals."""
 
-    def __init__(self, *, share: Share = ALL) -> None:
-        """share: this worker's part of each limit."""
+    def __init__(self, *, share: Share = ALL, instances_max: int = 10_000, idle_s: float = 86_400.0) -> None:
+        """share: this worker's part of each limit. instances_max, idle_s: of each counter of each tenant, see above."""
         self._share = share
-        self._accounts: dict[str, _Account] = {}
+        self._instances_max = instances_max
+        self._idle_us = int(idle_s * 1_000_000)
+        self._accounts: dict[str, Account] = {}  # the tenants' own
+        self._tables: dict[tuple[str, str], dict[str, Account]] = {}  # by tenant and counter, then by value
+        self._plans: dict[str, Plan] = {}
         self.calls = 0  # settled since this worker's first start
         self.nanousd = 0
         self.tokens = 0
         self.exceeded_total = 0  # calls that cost more than their reservation
+        self.crowded_total = 0  # calls counted in the common instance because a counter was full
+        self.forgiven_total = 0  # idle instances dropped while their spending still counted
 
-    def reserve(self, policy: TenantPolicy, *, tokens: int, nanousd: int, now_us: int) -> Reservation | Refused:
-        """Holds a call's worst case in every scope of its tenant, or in none and says which one refuses.
+    def configure(self, policies: Iterable[TenantPolicy], *, now_us: int) -> None:
+        """Takes the tenants of a new snapshot, and drops the counters that none of their quotas reads any more."""
+        read: set[tuple[str, str]] = set()
+        for policy in policies:
+            plan = self._plan(policy, now_us)
+            read |= {(policy.id, rule.counter) for rule in plan.rules}
+        for gone in self._tables.keys() - read:
+            del self._tables[gone]
 
-        tokens, nanousd: the worst case, >= 0. now_us: Unix microseconds.
+    def reserve(
+        self,
+        policy: TenantPolicy,
+        *,
+        tokens: int,
+        nanousd: int,
+        now_us: int,
+        who: Who | None = None,
+        passed: tuple[str, ...] = (),
+    ) -> Reservation | Refused:
+        """Holds a call's worst case under every ceiling it meets, or under none and says which one is in the way.
+
+        tokens, nanousd: the worst case, >= 0. now_us: Unix microseconds. who: needed where the tenant has quotas. passed: quotas that
+        have had their say about this call. A quota that downgrades comes before those that refuse.
         """
-        account = self._account(policy.id)
-        if policy.tokens_per_minute is not None:
-            refused = self._refusal(
-                TOKENS_PER_MINUTE, account.at(Window.MINUTE, now_us), account, tokens=(policy.tokens_per_minute, tokens)
-            )
-            if refused is not None:
-                return refused
-        for budget in policy.budgets:
-            refused = self._refusal(
-                budget.id,
-                account.at(budget.window, now_us),
-                account,
-                tokens=None if budget.tokens is None else (budget.tokens, tokens),
-                nanousd=None if budget.nanousd is None else (budget.nanousd, nanousd),
-            )
-            if refused is not None:
-                return refused
-        account.reserved_tokens += tokens
-        account.reserved_nanousd += nanousd
-        return Reservation(account, tokens=tokens, nanousd=nanousd)
+        plan = self._plans.get(policy.id)
+        if plan is None or plan.policy is not policy:
+            plan = self._plan(policy, now_us)
+        account = self._accounts[policy.id]
+        accounts: tuple[Account, ...] = (account,)
+        lines: Iterable[Line] = plan.lines
+        if plan.rules and who is not None:
+            accounts += tuple(self._instances(policy.id, plan.rules, who, now_us))
+            lines = (*lines, *(line for one in accounts[1:] for line in one.lines.values()))
+        warnings: tuple[Refused, ...] = ()
+        refused = None
+        wanted = (1, tokens, nanousd, 1)
+        for line in lines:
+            want = wanted[line.unit]
+            if want and line.settled(now_us) + line.held() + want > line.cap and line.id not in passed:
+                over = _over(line, want, now_us)
+                if line.action is QuotaAction.SOFT:
+                    warnings += (over,)
+                elif line.action is QuotaAction.DOWNGRADE:
+                    return over
+                elif refused is None:
+                    refused = over
+        if refused is not None:
+            return refused
+        for one in accounts:
+            held = one.held
+            held.requests += 1
+            held.tokens += tokens
+            held.nanousd += nanousd
+        return Reservation(accounts, tokens=tokens, nanousd=nanousd, warnings=warnings)
+
+    def is_free(self, policy: TenantPolicy, *, now_us: int) -> bool:
+        """Whether nothing limits this tenant here, so that nothing needs to be reserved."""
+        plan = self._plans.get(policy.id)
+        if plan is None or plan.policy is not policy:
+            plan = self._plan(policy, now_us)
+        return plan.free
 
     def tokens_left(self, policy: TenantPolicy, *, now_us: int) -> tuple[int, int, float] | None:
         """The limit of tokens per minute of this worker, what is neither settled nor held of it, and the seconds until it is whole."""
-        if policy.tokens_per_minute is None:
+        plan = self._plans.get(policy.id)
+        line = None if plan is None else plan.per_minute
+        if line is None or line.meter is None:
             return None
-        account = self._account(policy.id)
-        minute = account.at(Window.MINUTE, now_us)
-        limit = self._share.of(policy.tokens_per_minute)
-        left = max(0, limit - minute.tokens - account.reserved_tokens)
-        return limit, left, max(0, minute.end_us - now_us) / 1e6
+        left = max(0, line.cap - line.settled(now_us) - line.held())
+        return line.cap, left, max(0, line.meter.now.end_us - now_us) / 1e6
 
     def release(self, reservation: Reservation) -> None:
         """Gives a reservation back; safe to call twice. What the call did cost is booked from its record."""
-        account, reservation.account = reservation.account, None
-        if account is not None:
-            account.reserved_tokens -= reservation.tokens
-            account.reserved_nanousd -= reservation.nanousd
+        accounts, reservation.accounts = reservation.accounts, ()
+        for account in accounts:
+            held = account.held
+            held.requests -= 1
+            held.tokens -= reservation.tokens
+            held.nanousd -= reservation.nanousd
 
     def book(self, record: CallRecord) -> None:
         """Settles one call: the only way in which settled amounts move."""
@@ -158,149 +197,216 @@ class Ledger:
         self.calls += 1
         self.tokens += tokens
         self.nanousd += nanousd
-        if record.tenant and (tokens or nanousd):
-            self._account(record.tenant).settle(
-                tokens=tokens, nanousd=nanousd, at_us=record.started_us + record.latency_us
-            )
+        requests = 1 if record.attempts else 0
+        tenant = record.tenant
+        if not tenant or not (tokens or nanousd or requests):
+            return
+        at_us = record.started_us + record.latency_us
+        self._account(tenant, at_us).settle(tokens=tokens, nanousd=nanousd, requests=requests, at_us=at_us)
+        plan = self._plans.get(tenant)
+        if plan is not None and plan.rules:
+            for account in self._instances(tenant, plan.rules, who_of(record), at_us):
+                account.settle(tokens=tokens, nanousd=nanousd, requests=requests, at_us=at_us)
 
     def state(self) -> LedgerState:
         """The settled amounts as they are now; shares its parts with the ledger, so encode it before anything else runs."""
-        tenants = {tenant: account.windows for tenant, account in self._accounts.items()}
-        ended = {tenant: account.ended for tenant, account in self._accounts.items() if account.ended}
-        return LedgerState(calls=self.calls, nanousd=self.nanousd, tokens=self.tokens, tenants=tenants, ended=ended)
+        state = LedgerState(calls=self.calls, nanousd=self.nanousd, tokens=self.tokens)
+        for tenant, account in self._accounts.items():
+            for (window, timezone), meter in account.meters.items():
+                if timezone != "UTC":
+                    state.counters.append(_counter_state(account, meter))
+                    continue
+                if meter.ended is not None or meter.now.nanousd or meter.now.tokens or meter.now.requests:
+                    state.tenants.setdefault(tenant, {})[window] = meter.now
+                if meter.ended is not None:
+                    state.ended.setdefault(tenant, {})[window] = meter.ended
+        for table in self._tables.values():
+            for account in table.values():
+                state.counters += [_counter_state(account, meter) for meter in account.meters.values()]
+        state.quotas = {tenant: plan.policy.quotas for tenant, plan in self._plans.items() if plan.policy.quotas}
+        return state
 
     def replace(self, state: LedgerState) -> None:
         """Forgets what it holds and goes on from other amounts; nothing may be reserved."""
         self._accounts.clear()
+        self._tables.clear()
+        self._plans.clear()
         self.restore(state)
 
     def restore(self, state: LedgerState) -> None:
         """Continues from an earlier life's amounts; the ledger must be new."""
         self.calls, self.nanousd, self.tokens = state.calls, state.nanousd, state.tokens
         for tenant, windows in state.tenants.items():
-            self._account(tenant).windows.update(windows)
+            for window, settled in windows.items():
+                self._account(tenant, settled.start_us).meters[window, "UTC"] = Meter(window, "UTC", settled)
         for tenant, windows in state.ended.items():
-            self._account(tenant).ended.update(windows)
+            for window, settled in windows.items():
+                meters = self._account(tenant, settled.start_us).meters
+                meters[window, "UTC"].ended = settled
+        for one in state.counters:
+            account = self._account(one.tenant, one.now.start_us)
+            if one.counter:
+                table = self._tables.setdefault((one.tenant, one.counter), {})
+                account = table.get(one.value) or Account(one.tenant, one.counter, one.value)
+                table[one.value] = account
+                account.used_us = max(account.used_us, one.used_us)
+            account.meters[one.window, one.timezone] = Meter(one.window, one.timezone, one.now, one.ended)
+        for tenant, quotas in state.quotas.items():
+            self._plan(TenantPolicy(tenant, quotas=quotas), 0)
 
-    def budgets(self, policies: Iterable[TenantPolicy], *, now_us: int) -> tuple[BudgetStatus, ...]:
-        """Each budget of these tenants as this worker has it, those without any spending left out."""
-        lines: list[BudgetStatus] = []
+    def budgets(
+        self, policies: Iterable[TenantPolicy], *, now_us: int, instances_max: int = 500
+    ) -> tuple[BudgetStatus, ...]:
+        """Each ceiling of these tenants as this worker has it, those of tenants without any spending left out.
+
+        instances_max: of the ceilings for each key, agent... those nearest to their limits, at most so many.
+        """
+        found: list[BudgetStatus] = []
+        near: list[Line] = []
         for policy in policies:
             account = self._accounts.get(policy.id)
-            if account is None:
+            if account is None or not _touched(account):
                 continue
-            for budget in policy.budgets:
-                settled = account.at(budget.window, now_us)
-                lines.append(
-                    BudgetStatus(
-                        tenant=policy.id,
-                        budget=budget.id,
-                        window_start_us=settled.start_us,
-                        settled_nanousd=settled.nanousd,
-                        reserved_nanousd=account.reserved_nanousd,
-                        settled_tokens=settled.tokens,
-                        reserved_tokens=account.reserved_tokens,
-                    )
-                )
-        return tuple(lines)
+            plan = self._plan(policy, now_us)
+            found += [_status(line, now_us) for line in plan.lines]
+            for rule in plan.rules:
+                for instance in self._tables.get((policy.id, rule.counter), {}).values():
+                    near += instance.lines.values()
+        if len(near) > instances_max:
+            near = nlargest(instances_max, near, key=lambda line: _fullness(line, now_us))
+        return (*found, *(_status(line, now_us) for line in near))
 
     def reserved(self, tenant: str) -> tuple[int, int]:
         """Tokens and nano-USD that the tenant's calls in flight hold."""
         account = self._accounts.get(tenant)
-        return (0, 0) if account is None else (account.reserved_tokens, account.reserved_nanousd)
+        return (0, 0) if account is None else (account.held.tokens, account.held.nanousd)
 
-    def settled(self, tenant: str, window: Window, *, now_us: int) -> Settled:
-        """What the tenant has settled in the window that holds `now_us`."""
-        account = self._accounts.get(tenant)
-        return _empty(window, now_us) if account is None else account.at(window, now_us)
+    def settled(self, tenant: str, window: Window, *, now_us: int, counter: str = "", value: str = "") -> Settled:
+        """What was settled in the UTC window that holds `now_us`: by the tenant, or by one instance of one of its counters."""
+        account = self._tables.get((tenant, counter), {}).get(value) if counter else self._accounts.get(tenant)
+        return empty(window, now_us) if account is None else account.meter(window, now_us).at(now_us)
 
-    def _account(self, tenant: str) -> _Account:
+    def instances(self) -> int:
+        """How many instances all counters have."""
+        return sum(map(len, self._tables.values()))
+
+    def accounts(self) -> Iterator[Account]:
+        """Every account there is."""
+        yield from self._accounts.values()
+        for table in self._tables.values():
+            yield from table.values()
+
+    def _plan(self, policy: TenantPolicy, now_us: int) -> Plan:
+        plan = self._plans.get(policy.id)
+        if plan is None or plan.policy is not policy:
+            account = self._account(policy.id, now_us)
+            plan = self._plans[policy.id] = Plan(policy, account, share=self._share.of, now_us=now_us)
+        return plan
+
+    def _account(self, tenant: str, now_us: int) -> Account:
+        """A tenant's own: it counts all UTC windows whatever its budgets are today, so that a budget added later counts the past."""
         account = self._accounts.get(tenant)
         if account is None:
-            account = self._accounts[tenant] = _Account()
+            account = self._accounts[tenant] = Account(tenant)
+            for window in WINDOWS:
+                account.meter(window, now_us)
         return account
 
-    def _refusal(
-        self,
-        scope: str,
-        settled: Settled,
-        account: _Account,
-        *,
-        tokens: tuple[int, int] | None,
-        nanousd: tuple[int, int] | None = None,
-    ) -> Refused | None:
-        """What forbids a call in one scope; tokens and nanousd are pairs of limit and wanted, None without a limit."""
-        for unit, asked, used, reserved in (
-            ("tokens", tokens, settled.tokens, account.reserved_tokens),
-            ("nanousd", nanousd, settled.nanousd, account.reserved_nanousd),
-        ):
-            if asked is None or not asked[1]:  # what costs nothing is not stopped by a pocket that is empty
+    def _instances(self, tenant: str, rules: tuple[Rule, ...], who: Who, now_us: int) -> Iterator[Account]:
+        """The accounts besides the tenant's own that a call moves."""
+        for rule in rules:
+            value = rule.value(who)
+            if value is None:
                 continue
-            limit, wanted = self._share.of(asked[0]), asked[1]
-            if used + reserved + wanted > limit:
-                return Refused(scope, unit, limit, asked[0], used, reserved, wanted, settled.end_us)
-        return None
+            table = self._tables.get((tenant, rule.counter))
+            if table is None:
+                table = self._tables[tenant, rule.counter] = {}
+            account = table.pop(value, None)  # and back in at the end: the least recently used comes first
+            if account is None:
+                value = self._room_for(table, value, now_us)
+                account = table.pop(value, None) or Account(tenant, rule.counter, value)
+            table[value] = account
+            account.used_us = max(account.used_us, now_us)
+            if account.rule is not rule:
+                self._adopt(account, rule, now_us)
+            yield account
+
+    def _adopt(self, account: Account, rule: Rule, now_us: int) -> None:
+        """Gives an account the meters and ceilings of its rule."""
+        account.rule = rule
+        for window, timezone in rule.windows:
+            account.meter(window, now_us, timezone)
+        lines_of(account, rule.quotas, share=self._share.of, now_us=now_us)
+
+    def _room_for(self, table: dict[str, Account], value: str, now_us: int) -> str:
+        """Where a newcomer is counted: under its own name if there is room or can be made, else with the others."""
+        if len(table) < self._instances_max:
+            return value
+        for name, account in list(islice(table.items(), _EVICTION_TRIES)):
+            idle = not account.held.requests and account.used_us + self._idle_us <= now_us
+            if name != OTHERS and (idle or account.is_over(now_us)):
+                self.forgiven_total += not account.is_over(now_us)
+                del table[name]
+                return value
+        self.crowded_total += 1
+        return OTHERS
 
 
-class _Account:
-    """One tenant: five current windows, whatever its budgets are today, so that a budget added later counts the past."""
-
-    __slots__ = ("ended", "reserved_nanousd", "reserved_tokens", "windows")
-
-    def __init__(self) -> None:
-        self.windows: dict[Window, Settled] = {}
-        self.ended: dict[Window, Settled] = {}  # the window before, of the kinds in KEPT
-        self.reserved_tokens = 0
-        self.reserved_nanousd = 0
-
-    def at(self, window: Window, now_us: int) -> Settled:
-        """The window of that kind which is current at `now_us`, opened anew if time has moved on."""
-        settled = self.windows.get(window)
-        if settled is None or now_us >= settled.end_us or now_us < settled.start_us - CLOCK_STEP_US:
-            settled = self.windows[window] = self._turn(window, settled, now_us)
-        return settled
-
-    def _turn(self, window: Window, left: Settled | None, now_us: int) -> Settled:
-        """The window of now in place of the one that time has left: the one before it if the clock was put back, else a new one."""
-        before = self.ended.pop(window, None)
-        if left is not None and window in KEPT:
-            self.ended[window] = left
-        if before is not None and before.start_us <= now_us < before.end_us:
-            return before
-        return _empty(window, now_us)
-
-    def settle(self, *, tokens: int, nanousd: int, at_us: int) -> None:
-        """Adds to each window that holds `at_us`; one that has ended since then keeps its spending to itself."""
-        for window in WINDOWS:
-            settled = self.windows.get(window)
-            if settled is None or not settled.start_us <= at_us < settled.end_us:
-                settled = self.at(window, at_us)
-                if at_us < settled.start_us:
-                    continue
-            settled.tokens += tokens
-            settled.nanousd += nanousd
+def _over(line: Line, wanted: int, now_us: int) -> Refused:
+    meter = line.meter
+    return Refused(
+        line.id,
+        UNITS[line.unit],
+        line.cap,
+        line.limit,
+        line.settled(now_us),
+        line.held(),
+        wanted,
+        0 if meter is None else meter.now.end_us,
+        per=line.per,
+        value=line.account.value,
+        action=line.action,
+        to=line.to,
+    )
 
 
-def window_bounds(window: Window, at_us: int) -> tuple[int, int]:
-    """Start (included) and end (excluded) of the UTC window that holds a moment, in Unix microseconds."""
-    match window:
-        case Window.TOTAL:
-            return 0, NEVER_US
-        case Window.MONTH:
-            at = datetime.fromtimestamp(at_us // 1_000_000, UTC)
-            start = datetime(at.year, at.month, 1, tzinfo=UTC)
-            end = datetime(at.year + at.month // 12, at.month % 12 + 1, 1, tzinfo=UTC)
-            return int(start.timestamp()) * 1_000_000, int(end.timestamp()) * 1_000_000
-        case Window.MINUTE:
-            length_us = _MINUTE_US
-        case Window.HOUR:
-            length_us = _HOUR_US
-        case Window.DAY:
-            length_us = _DAY_US
-    start_us = at_us - at_us % length_us
-    return start_us, start_us + length_us
+def _status(line: Line, now_us: int) -> BudgetStatus:
+    """A ceiling for the control plane, amounts in the unit it is about."""
+    now = None if line.meter is None else line.meter.at(now_us)
+    return BudgetStatus(
+        tenant=line.account.tenant,
+        budget=line.id,
+        value=line.account.value,
+        window_start_us=0 if now is None else now.start_us,
+        window_end_us=0 if now is None else now.end_us,
+        settled_nanousd=0 if now is None else now.nanousd,
+        reserved_nanousd=line.account.held.nanousd,
+        settled_tokens=0 if now is None else now.tokens,
+        reserved_tokens=line.account.held.tokens,
+        settled_requests=0 if now is None else now.requests,
+        reserved_requests=line.account.held.requests,
+    )
 
 
-def _empty(window: Window, at_us: int) -> Settled:
-    start_us, end_us = window_bounds(window, at_us)
-    return Settled(start_us=start_us, end_us=end_us)
+def _fullness(line: Line, now_us: int) -> float:
+    return (line.settled(now_us) + line.held()) / max(1, line.limit)
+
+
+def _touched(account: Account) -> bool:
+    """Whether a tenant has done anything in the windows that its meters show."""
+    if account.held.requests:
+        return True
+    return any(meter.now.nanousd or meter.now.tokens or meter.now.requests for meter in account.meters.values())
+
+
+def _counter_state(account: Account, meter: Meter) -> CounterState:
+    return CounterState(
+        account.tenant,
+        account.counter,
+        account.value,
+        meter.window,
+        meter.timezone,
+        meter.now,
+        meter.ended,
+        account.used_us,
+    )

@@ -22,13 +22,16 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import msgspec
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.snapshot import ProxyStatus, Window
-from proxy.ledger import CLOCK_STEP_US, KEPT, Ledger, LedgerState, Settled, Share, window_bounds
+from proxy.ledger import CounterState, Ledger, LedgerState
+from proxy.quotas.account import Settled, Share
+from proxy.quotas.windows import CLOCK_STEP_US, KEPT, window_bounds
 from proxy.shipper import Shipper
 from proxy.spool import Spool, SpoolLocked, replace_file
 
@@ -78,21 +81,30 @@ def share_out(settings: ProxySettings, *, now_us: int | None = None) -> None:
 
 def dealt_out(found: dict[str, LedgerState], names: Sequence[str], *, now_us: int) -> dict[str, LedgerState]:
     """All ledgers with their own totals, and the tenants' current spending in equal parts with the workers in `names`; pure."""
-    pools: dict[tuple[str, Window], dict[int, Settled]] = {}
+    pools: dict[_Place, dict[int, Settled]] = {}
+    used_us: dict[_Place, int] = {}
     for state in found.values():
         for kept in (state.tenants, state.ended):
             for tenant, windows in kept.items():
                 for window, settled in windows.items():
-                    _add(pools.setdefault((tenant, window), {}), settled)
+                    _add(pools.setdefault(_Place(tenant, "", "", window, "UTC"), {}), settled)
+        for one in state.counters:
+            place = _Place(one.tenant, one.counter, one.value, one.window, one.timezone)
+            used_us[place] = max(used_us.get(place, 0), one.used_us)
+            for part in (one.now, one.ended):
+                if part is not None:
+                    _add(pools.setdefault(place, {}), part)
     states = {name: LedgerState(state.calls, state.nanousd, state.tokens) for name, state in found.items()}
-    for (tenant, window), pool in pools.items():
-        current = _current(pool, window, now_us)
-        ended = max((start for start in pool if start < current), default=None) if window in KEPT else None
+    for place, pool in pools.items():
+        current = _current(pool, place, now_us)
+        ended = max((start for start in pool if start < current), default=None) if place.window in KEPT else None
         for number, name in enumerate(names):
             share = Share(number, len(names))
-            states[name].tenants.setdefault(tenant, {})[window] = _part(pool[current], share)
-            if ended is not None:
-                states[name].ended.setdefault(tenant, {})[window] = _part(pool[ended], share)
+            was = None if ended is None else _part(pool[ended], share)
+            _put(states[name], place, _part(pool[current], share), was, used_us.get(place, 0))
+    quotas = {tenant: rules for state in found.values() for tenant, rules in state.quotas.items()}
+    for name in names:
+        states[name].quotas = quotas
     return states
 
 
@@ -196,23 +208,47 @@ def _read_plan(plan: Path) -> dict[str, LedgerState] | None:
     return None
 
 
+class _Place(NamedTuple):
+    """Which meter of which account."""
+
+    tenant: str
+    counter: str
+    value: str
+    window: Window
+    timezone: str
+
+
+def _put(state: LedgerState, place: _Place, now: Settled, ended: Settled | None, used_us: int) -> None:
+    """One meter's part, where `Ledger.restore` looks for it."""
+    if place.counter or place.timezone != "UTC":
+        state.counters.append(CounterState(*place, now, ended, used_us))
+        return
+    state.tenants.setdefault(place.tenant, {})[place.window] = now
+    if ended is not None:
+        state.ended.setdefault(place.tenant, {})[place.window] = ended
+
+
 def _add(pool: dict[int, Settled], settled: Settled) -> None:
     known = pool.get(settled.start_us)
     if known is None:
-        pool[settled.start_us] = Settled(settled.start_us, settled.end_us, settled.nanousd, settled.tokens)
+        pool[settled.start_us] = msgspec.structs.replace(settled)
     else:
         known.nanousd += settled.nanousd
         known.tokens += settled.tokens
+        known.requests += settled.requests
 
 
-def _current(starts: Iterable[int], window: Window, now_us: int) -> int:
+def _current(starts: Iterable[int], place: _Place, now_us: int) -> int:
     """The window to go on with: that of now, else the last before it, else the first there is (the clock may be wrong at a start)."""
     begun = [start for start in starts if start <= now_us + CLOCK_STEP_US]
-    now = window_bounds(window, now_us)[0]
+    now = window_bounds(place.window, now_us, place.timezone)[0]
     if now in begun:
         return now
     return max(begun) if begun else min(starts)
 
 
 def _part(settled: Settled, share: Share) -> Settled:
-    return Settled(settled.start_us, settled.end_us, share.of(settled.nanousd), share.of(settled.tokens))
+    part = share.of
+    return Settled(
+        settled.start_us, settled.end_us, part(settled.nanousd), part(settled.tokens), part(settled.requests)
+    )

@@ -9,8 +9,8 @@ from typing import ClassVar
 from controlplane.contract.snapshot import TenantPolicy
 from proxy import refusals
 from proxy.call import Call, Reply
-from proxy.ledger import ALL, Share
 from proxy.metrics import ProxyMetrics
+from proxy.quotas.account import ALL, Share
 from proxy.refusals import refuse
 
 _SLOT_RETRY_S = 1.0

@@ -25,7 +25,9 @@ from controlplane.contract.pricing import worst_case_nanousd
 from controlplane.contract.snapshot import TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
-from proxy.ledger import NEVER_US, TOKENS_PER_MINUTE, Ledger, Refused, Reservation
+from proxy.ledger import Ledger, Refused, Reservation
+from proxy.quotas.plan import TOKENS_PER_MINUTE
+from proxy.quotas.windows import NEVER_US
 from proxy.refusals import OVER_BUDGET, RATE_LIMITED, UNPRICED, refuse
 
 

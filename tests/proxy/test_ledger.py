@@ -12,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import Budget, TenantPolicy, Window
-from proxy.ledger import NEVER_US, Ledger, LedgerState, Refused, Reservation, Share, window_bounds
+from proxy.ledger import Ledger, LedgerState, Refused, Reservation
+from proxy.quotas.account import Share
+from proxy.quotas.windows import NEVER_US, window_bounds
 from tests.proxy.state_fakes import NOON_US, make_record
 
 MOMENTS = st.integers(0, 4_000_000_000_000_000)  # until the year 2096

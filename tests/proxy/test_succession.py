@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.snapshot import Budget, ProxyStatus, TenantPolicy, Window
 from controlplane.contract.wire import decode_batch
-from proxy.ledger import Ledger, LedgerState, Refused, Settled, Share
+from proxy.ledger import Ledger, LedgerState, Refused
+from proxy.quotas.account import Settled, Share
 from proxy.spool import Spool, SpoolLocked
 from proxy.succession import Retired, dealt_out, open_spool, places_of, retired_names, share_out
 from proxy.uplink import open_uplink

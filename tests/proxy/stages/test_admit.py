@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from controlplane.contract.snapshot import KeyEntry, Snapshot, TenantPolicy
 from proxy.call import Call
-from proxy.ledger import Share
 from proxy.metrics import ProxyMetrics
+from proxy.quotas.account import Share
 from proxy.runtime import KeyIdentity, compile_runtime
 from proxy.stages.admit import Admit
 from tests.proxy.fakes import Clock

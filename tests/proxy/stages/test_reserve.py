@@ -14,7 +14,8 @@ from controlplane.contract.pricing import Price, Tokens, cost_nanousd
 from controlplane.contract.records import Outcome
 from controlplane.contract.snapshot import Budget, Deployment, TenantPolicy, Unpriced, Window
 from proxy.call import Call, Reply
-from proxy.ledger import Ledger, Share
+from proxy.ledger import Ledger
+from proxy.quotas.account import Share
 from proxy.stages.reserve import Reserve, worst_case
 from tests.proxy.state_fakes import BODY, DEPLOYMENT, NOON_US, UPSTREAM, FakeClock, make_call, make_record
 
