@@ -1,0 +1,105 @@
+"""A chat completion as the message that Anthropic's clients expect."""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlplane.contract.pricing import NO_TOKENS, Tokens
+from proxy.dialects import translate_chat_words as chat
+from proxy.dialects.dialect import Malformed
+
+_STOP_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+_decode = msgspec.json.Decoder(chat.Reply).decode
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class TextOut(msgspec.Struct, tag_field="type", tag="text"):
+    """Text as it is written."""
+
+    text: str
+
+
+class ToolUseOut(msgspec.Struct, tag_field="type", tag="tool_use"):
+    """A call as it is written."""
+
+    id: str
+    name: str
+    input: msgspec.Raw
+
+
+class MessagesUsage(msgspec.Struct):
+    """Usage as Anthropic's clients read it: `input_tokens` leaves out what was read from a prompt cache."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnswerMessage(msgspec.Struct, tag_field="type", tag="message"):
+    """A message as it is written."""
+
+    id: str
+    model: str
+    content: list[TextOut | ToolUseOut]
+    stop_reason: str | None
+    usage: MessagesUsage
+    role: str = "assistant"
+    stop_sequence: None = None
+
+
+def usage_of(tokens: Tokens | None) -> MessagesUsage:
+    """Disjoint tokens in Anthropic's words; zeros where the upstream has not said."""
+    known = tokens or NO_TOKENS
+    written = known.cache_write + known.cache_write_1h
+    return MessagesUsage(known.total_input - known.cache_read - written, written, known.cache_read, known.total_output)
+
+
+def stop_reason_of(finish_reason: str, *, called: bool, refused: bool) -> str:
+    """Why the model stopped. Some servers say `stop` where they call tools; the calls count."""
+    if called and finish_reason in ("stop", ""):
+        return "tool_use"
+    if refused:
+        return "refusal"
+    return _STOP_REASONS.get(finish_reason, "end_turn")
+
+
+def identity_of(upstream_id: str) -> str:
+    """A message's identity made from a completion's."""
+    return "msg_" + upstream_id.removeprefix("chatcmpl-")
+
+
+def message_of(body: bytes, *, alias: str, tokens: Tokens | None) -> bytes:
+    """A complete reply as a message. Raises Malformed."""
+    try:
+        reply = _decode(body)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Malformed(f"the upstream's reply is not valid: {error}") from error
+    if not reply.choices:
+        raise Malformed("the upstream's reply has no choices")
+    choice = reply.choices[0]
+    answer = choice.message
+    content: list[TextOut | ToolUseOut] = [TextOut(text) for text in (answer.content, answer.refusal) if text]
+    for call in answer.tool_calls or ():
+        function = call.function or chat.CalledFunction()
+        content.append(ToolUseOut(call.id or "", function.name or "", _input(function.arguments or "")))
+    reason = stop_reason_of(choice.finish_reason or "", called=bool(answer.tool_calls), refused=bool(answer.refusal))
+    return _encode(AnswerMessage(identity_of(reply.id), reply.model or alias, content, reason, usage_of(tokens)))
+
+
+def _input(arguments: str) -> msgspec.Raw:
+    """A call's arguments, which Anthropic's clients expect as an object. Raises Malformed for a text that is none."""
+    if not arguments.strip():
+        return msgspec.Raw(b"{}")
+    try:
+        _decode_object(arguments)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Malformed(f"the upstream called a tool with arguments that are no JSON object: {error}") from error
+    return msgspec.Raw(arguments.encode())

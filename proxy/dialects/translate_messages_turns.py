@@ -1,0 +1,130 @@
+"""Anthropic's turns as the messages of a chat: results of tools are messages of their own there, and carry text alone."""
+
+from __future__ import annotations
+
+import msgspec
+
+from proxy.dialects import translate_chat_words as chat
+from proxy.dialects import translate_messages_words as anthropic
+from proxy.dialects.dialect import Malformed
+
+_BILLING = "x-anthropic-billing-header:"
+_ERROR = "Error: "
+_SHOWN_BELOW = "(The files of this result are in the message below.)"
+
+
+def messages_of(system: str | list[anthropic.TextBlock] | None, turns: list[anthropic.Message]) -> list[chat.Message]:
+    """Instructions first, then the turns in their order. Raises Malformed for content that OpenAI does not take."""
+    messages: list[chat.Message] = []
+    instructions = _instructions(system)
+    if instructions:
+        messages.append(chat.SystemMessage(instructions))
+    for place, turn in enumerate(turns):
+        param = f"messages.{place}.content"
+        if isinstance(turn, anthropic.AssistantMessage):
+            message = _assistant(turn)
+            if message is not None:
+                messages.append(message)
+        elif isinstance(turn, anthropic.SystemMessage):
+            text = _instructions(turn.content)
+            if text:
+                messages.append(chat.SystemMessage(text))
+        elif isinstance(turn.content, str):
+            messages.append(chat.UserMessage(turn.content))
+        else:
+            _user(messages, turn.content, param)
+    return messages
+
+
+def _instructions(system: str | list[anthropic.TextBlock] | None) -> str:
+    """One text: many servers of this dialect take no other.
+
+    The block in which a client tells Anthropic whom to bill is left out: it differs from call to call and would spoil the prompt cache.
+    """
+    if system is None or isinstance(system, str):
+        return system or ""
+    return "\n\n".join(block.text for block in system if block.text and not block.text.startswith(_BILLING))
+
+
+def _user(messages: list[chat.Message], blocks: list[anthropic.UserBlock], param: str) -> None:
+    """Results first, for they must follow the calls at once; then what the user says, with the images of the results."""
+    parts: list[chat.Part] = []
+    shown: list[chat.Part] = []
+    for place, block in enumerate(blocks):
+        if isinstance(block, anthropic.ToolResultBlock):
+            text, files = _result(block, f"{param}.{place}.content")
+            messages.append(chat.ToolMessage(block.tool_use_id, text))
+            shown += files
+        else:
+            parts.append(_part(block, f"{param}.{place}"))
+    if shown or parts:
+        messages.append(chat.UserMessage(_plain(shown + parts)))
+
+
+def _plain(parts: list[chat.Part]) -> str | list[chat.Part]:
+    """One text as a string, which every server takes."""
+    if len(parts) == 1 and isinstance(parts[0], chat.TextPart):
+        return parts[0].text
+    return parts
+
+
+def _part(block: anthropic.TextBlock | anthropic.ImageBlock | anthropic.DocumentBlock, param: str) -> chat.Part:
+    if isinstance(block, anthropic.TextBlock):
+        return chat.TextPart(block.text)
+    source = block.source
+    if isinstance(source, anthropic.TextSource):
+        title = block.title if isinstance(block, anthropic.DocumentBlock) else None
+        return chat.TextPart(f"{title}\n\n{source.data}" if title else source.data)
+    if isinstance(block, anthropic.ImageBlock):
+        url = source.url if isinstance(source, anthropic.UrlSource) else _data_url(source)
+        return chat.ImagePart(chat.ImageAddress(url))
+    if isinstance(source, anthropic.UrlSource):
+        raise Malformed(
+            f"`{param}.source`: a document must be sent with its bytes to a model of OpenAI's", f"{param}.source"
+        )
+    return chat.FilePart(chat.FileContent(filename=block.title or "document", file_data=_data_url(source)))
+
+
+def _data_url(source: anthropic.Base64Source) -> str:
+    return f"data:{source.media_type};base64,{source.data}"
+
+
+def _result(block: anthropic.ToolResultBlock, param: str) -> tuple[str, list[chat.Part]]:
+    """A tool's result as text, and its images and documents apart."""
+    files: list[chat.Part] = []
+    if block.content is None or isinstance(block.content, str):
+        text = block.content or ""
+    else:
+        texts: list[str] = []
+        for place, item in enumerate(block.content):
+            part = _part(item, f"{param}.{place}")
+            if isinstance(part, chat.TextPart):
+                texts.append(part.text)
+            else:
+                files.append(part)
+        if files:
+            texts.append(_SHOWN_BELOW)
+        text = "\n".join(texts)
+    if block.is_error and not text.lower().startswith("error"):
+        text = _ERROR + text
+    return text, files
+
+
+def _assistant(turn: anthropic.AssistantMessage) -> chat.AssistantMessage | None:
+    """Text and calls; thinking is left out, for OpenAI's models do not take it back. None if nothing is left."""
+    if isinstance(turn.content, str):
+        return chat.AssistantMessage(turn.content) if turn.content else None
+    texts = [block.text for block in turn.content if isinstance(block, anthropic.TextBlock)]
+    calls = [
+        chat.ToolCall(block.id, chat.FunctionCall(block.name, _arguments(block.input)))
+        for block in turn.content
+        if isinstance(block, anthropic.ToolUseBlock)
+    ]
+    text = "".join(texts)
+    if not text and not calls:
+        return None
+    return chat.AssistantMessage(text or None, calls or None)
+
+
+def _arguments(given: msgspec.Raw) -> str:
+    return bytes(given).decode() or "{}"
