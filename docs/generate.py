@@ -40,6 +40,7 @@ REFUSALS = {
     "exhausted": "Every deployment that could be tried failed.",
     "timed_out": "The deadline passed before an answer came.",
     "unavailable": "No healthy deployment: every breaker is open. `retry-after` says when the next probe is due.",
+    "overloaded": "Every place at the model's deployments is taken and the queue is full, or no place became free in time; the lowest priority is refused first.",
     "not_ready": "The proxy has no snapshot yet: it never reached the control plane.",
     "misconfigured": "Our own configuration is at fault, for example a credential that cannot be read.",
     "unpriced": "The deployment has no price and the tenant's policy refuses such calls.",
@@ -173,8 +174,10 @@ def configuration_page() -> str:
     )
     sections = (
         ("upstreams[]", file.UpstreamEntry), ("models[]", file.ModelEntry), ("models[].deployments[]", file.DeploymentEntry),
-        ("prices.{model}", file.PriceEntry), ("tenants[]", file.TenantEntry), ("tenants[].limits", file.Limits),
-        ("tenants[].budgets[]", file.BudgetEntry), ("cache", snapshot.CachePolicy), ("payloads", snapshot.PayloadPolicy),
+        ("prices.{model}", file.PriceEntry), ("prices.{model}.long[]", file.LongPriceEntry),
+        ("prices.{model}.service.{class}", file.ServicePriceEntry), ("prices.{model}.changes[]", file.PriceChangeEntry), ("tenants[]", file.TenantEntry), ("tenants[].limits", file.Limits),
+        ("tenants[].budgets[]", file.BudgetEntry), ("tenants[].quotas[]", file.QuotaEntry), ("tenants[].quotas[].match", snapshot.QuotaMatch),
+        ("tenants[].fair_share", file.FairShare), ("cache", snapshot.CachePolicy), ("payloads", snapshot.PayloadPolicy),
         ("breaker", snapshot.BreakerPolicy), ("alerts[]", file.AlertEntry),
     )  # fmt: skip
     for title, struct in sections:

@@ -9,6 +9,8 @@ from typing import Protocol
 import msgspec
 
 from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, PriceEntry, TenantEntry
+from controlplane.catalog.own_prices import change_moments_us, own_price
+from controlplane.catalog.quotas import quota_of
 from controlplane.catalog.state import CatalogState
 from controlplane.contract.pricing import Price
 from controlplane.contract.snapshot import (
@@ -30,10 +32,6 @@ class Prices(Protocol):
         """The price of a model by the name an upstream knows it by; None: unpriced."""
         ...
 
-    def tiered(self, model: str) -> bool:
-        """Whether long prompts of a model cost more than `price` says."""
-        ...
-
 
 class NoPrices:
     """A price book with nothing in it."""
@@ -41,10 +39,6 @@ class NoPrices:
     def price(self, model: str) -> Price | None:  # noqa: ARG002 - the protocol's signature
         """None for every model."""
         return None
-
-    def tiered(self, model: str) -> bool:  # noqa: ARG002 - the protocol's signature
-        """False for every model."""
-        return False
 
 
 def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *, now_us: int) -> Snapshot:
@@ -79,7 +73,9 @@ def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *,
         routes=tuple(
             Route(
                 alias=model.name,
-                deployments=tuple(_deployment(entry, config.prices, prices) for entry in model.deployments),
+                deployments=tuple(
+                    _deployment(entry, config.prices, prices, now_us=now_us) for entry in model.deployments
+                ),
                 timeout_s=model.timeout_s,
                 attempts_max=model.attempts_max,
                 cache_ttl_s=model.cache_ttl_s,
@@ -102,10 +98,12 @@ def content_hash(snapshot: Snapshot) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def price_of(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices) -> Price | None:
-    """A deployment's price: its own, else the file's for its id or model, else the price book's; None: unpriced."""
+def price_of(
+    entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices, *, now_us: int
+) -> Price | None:
+    """A deployment's price now: its own, else the file's for its id or model, else the price book's; None: unpriced."""
     own = own_entry(entry, overrides)
-    return prices.price(entry.model) if own is None else own_price(own)
+    return prices.price(entry.model) if own is None else own_price(own, now_us=now_us)
 
 
 def own_entry(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry]) -> PriceEntry | None:
@@ -113,17 +111,11 @@ def own_entry(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry]) -> Pr
     return entry.price or overrides.get(entry.deployment_id) or overrides.get(entry.model)
 
 
-def own_price(entry: PriceEntry) -> Price:
-    """A price from the file; its version names its content, so that rows tell under which price they were costed."""
-    fields = msgspec.structs.asdict(entry)
-    digest = hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest()[:12]
-    return Price(**fields, version=f"config/{digest}")
-
-
-def next_change_us(state: CatalogState, *, now_us: int) -> int | None:
-    """The next moment at which time alone changes the snapshot: a lease or a key expires; None: never."""
+def next_change_us(state: CatalogState, config: ConfigFile, *, now_us: int) -> int | None:
+    """The next moment at which time alone changes the snapshot: a lease or a key expires, a price changes; None: never."""
     moments = [lease.expires_us for lease in state.leases.values()]
     moments += [key.expires_us for key in state.keys.values() if key.expires_us is not None and not key.revoked_us]
+    moments += change_moments_us(config)
     return min((moment for moment in moments if moment > now_us), default=None)
 
 
@@ -139,6 +131,8 @@ def _tenant(entry: TenantEntry, config: ConfigFile) -> TenantPolicy:
         cache=config.cache if entry.cache is None else entry.cache,
         payloads=config.payloads if entry.payloads is None else entry.payloads,
         unpriced=entry.unpriced,
+        quotas=tuple(quota_of(quota) for quota in entry.quotas),
+        fair_weights=None if entry.fair_share is None else entry.fair_share.weights,
     )
 
 
@@ -146,12 +140,14 @@ def _budget(entry: BudgetEntry) -> Budget:
     return Budget(id=entry.budget_id, window=entry.window, nanousd=entry.usd, tokens=entry.tokens)
 
 
-def _deployment(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices) -> Deployment:
+def _deployment(
+    entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices, *, now_us: int
+) -> Deployment:
     return Deployment(
         id=entry.deployment_id,
         upstream=entry.upstream,
         model=entry.model,
-        price=price_of(entry, overrides, prices),
+        price=price_of(entry, overrides, prices, now_us=now_us),
         weight=entry.weight,
         order=entry.order,
         max_output_tokens=entry.max_output_tokens,

@@ -9,7 +9,17 @@ import msgspec
 from msgspec import Meta
 
 from controlplane.catalog.bind import DECIMAL, REFERENCE
-from controlplane.contract.snapshot import BatchPolicy, BreakerPolicy, CachePolicy, PayloadPolicy, Unpriced, Window
+from controlplane.contract.snapshot import (
+    BatchPolicy,
+    BreakerPolicy,
+    CachePolicy,
+    PayloadPolicy,
+    QuotaAction,
+    QuotaMatch,
+    QuotaScope,
+    Unpriced,
+    Window,
+)
 from controlplane.settings import Settings
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}\Z"
@@ -34,13 +44,16 @@ class Dialect(StrEnum):
     """The wire language of an upstream."""
 
     OPENAI = "openai"
+    ANTHROPIC = "anthropic"
 
 
 class UpstreamEntry(msgspec.Struct, frozen=True):
     """A provider endpoint."""
 
     name: Annotated[Name, Meta(description="What deployments call it.")]
-    base_url: Annotated[Url, Meta(description="Address as an SDK takes it; ends with `/v1` for OpenAI.")]
+    base_url: Annotated[
+        Url, Meta(description="Address as an SDK takes it; ends with `/v1` for OpenAI, without it for Anthropic.")
+    ]
     dialect: Annotated[Dialect, Meta(description="Its wire language.")] = Dialect.OPENAI
     credential: Annotated[Reference | None, Meta(description="Reference to its API key, resolved by each proxy.")] = (
         None
@@ -51,8 +64,8 @@ class UpstreamEntry(msgspec.Struct, frozen=True):
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Connections one worker holds to it.")] = 1024
 
 
-class PriceEntry(msgspec.Struct, frozen=True):
-    """A price of your own, in US dollars per million tokens, as an exact decimal."""
+class PriceKinds(msgspec.Struct, frozen=True):
+    """A price in US dollars per million tokens, kind by kind, as exact decimals."""
 
     input: Annotated[Usd, Meta(description="Text input.")]
     output: Annotated[Usd, Meta(description="Visible output.")]
@@ -64,6 +77,49 @@ class PriceEntry(msgspec.Struct, frozen=True):
     audio_output: Annotated[Usd | None, Meta(description="Audio out.")] = None
     image_input: Annotated[Usd | None, Meta(description="Images in.")] = None
     image_output: Annotated[Usd | None, Meta(description="Images out.")] = None
+
+
+class LongPriceEntry(PriceKinds, frozen=True, kw_only=True):
+    """What a call costs whose input is longer than a threshold, all its tokens included; a kind left out costs as without."""
+
+    above_tokens: Annotated[Count, Meta(description="The threshold, prompt cache included, such as 200000.")]
+
+
+class ServicePriceEntry(PriceKinds, frozen=True, kw_only=True):
+    """What a call costs in another service class; a kind left out costs as in the standard one."""
+
+    long: Annotated[tuple[LongPriceEntry, ...], Meta(max_length=5, title="a list of at most 5")] = ()
+
+
+class PriceChangeEntry(ServicePriceEntry, frozen=True, kw_only=True):
+    """A whole price that holds from a day on, in UTC."""
+
+    start: Annotated[
+        str,
+        Meta(
+            description="The day, as in 2026-12-01.",
+            pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])\Z",
+            title="a day",
+        ),
+    ] = msgspec.field(name="from")
+    service: Annotated[dict[str, ServicePriceEntry], Meta(description="By service class, as in `prices`.")] = {}
+
+
+class PriceEntry(ServicePriceEntry, frozen=True, kw_only=True):
+    """A price of your own, in US dollars per million tokens, as an exact decimal."""
+
+    service: Annotated[
+        dict[str, ServicePriceEntry],
+        Meta(description="By the provider's name for a service class: `batch`, `flex`, `priority`."),
+    ] = {}
+    changes: Annotated[
+        tuple[PriceChangeEntry, ...],
+        Meta(
+            description="Prices that replace this one, each from its day on.",
+            max_length=50,
+            title="a list of at most 50",
+        ),
+    ] = ()
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True):
@@ -132,6 +188,51 @@ class Limits(msgspec.Struct, frozen=True):
     max_output_tokens: Annotated[Count | None, Meta(description="Longest answer of one call.")] = None
 
 
+Zone = Annotated[
+    str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_+/-]{0,63}\Z", title="a time zone such as `America/Sao_Paulo`")
+]
+Weight = Annotated[int, Meta(ge=1, le=1_000)]
+Label = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class QuotaEntry(msgspec.Struct, frozen=True):
+    """A ceiling for each agent, key, user... of a tenant: an amount of money, of tokens or of requests in a window, or calls at once."""
+
+    per: Annotated[QuotaScope, Meta(description="Each of what has its own.")] = QuotaScope.TENANT
+    tag: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=64)] | None, Meta(description="With `per: tag`, the tag's name.")
+    ] = None
+    usd: Annotated[Usd | None, Meta(description="The amount.")] = None
+    tokens: Annotated[Count | None, Meta(description="Or the number of tokens.")] = None
+    requests: Annotated[Count | None, Meta(description="Or the number of calls that reach an upstream.")] = None
+    concurrency: Annotated[Count | None, Meta(description="Or how many calls at once; it has no window.")] = None
+    window: Annotated[Window | None, Meta(description="When it begins anew.")] = None
+    timezone: Annotated[Zone, Meta(description="Whose midnights begin days and months.")] = "UTC"
+    action: Annotated[
+        QuotaAction, Meta(description="`hard` refuses, `soft` serves with a warning, `downgrade` lets `to` serve.")
+    ] = QuotaAction.HARD
+    to: Annotated[Name | None, Meta(description="With `downgrade`, the model that serves instead.")] = None
+    match: QuotaMatch = QuotaMatch()
+    id: Annotated[Name | None, Meta(description="Its name in messages; scope, unit and window unless set.")] = None
+
+    @property
+    def quota_id(self) -> str:
+        """How the quota is called everywhere."""
+        if self.id is not None:
+            return self.id
+        scope = self.per.value if self.tag is None else f"tag-{self.tag}"
+        unit = next((name for name in ("usd", "tokens", "requests") if getattr(self, name) is not None), "concurrency")
+        return f"{scope}-{unit}" if self.window is None else f"{scope}-{unit}-{self.window}"
+
+
+class FairShare(msgspec.Struct, frozen=True):
+    """How the agents of a tenant share its rate and its concurrency when there is not enough for all."""
+
+    weights: Annotated[
+        dict[Label, Weight], Meta(max_length=1_000, description="Weights by agent; 1 for those not named.")
+    ] = {}
+
+
 class TenantEntry(msgspec.Struct, frozen=True):
     """Who pays."""
 
@@ -142,6 +243,8 @@ class TenantEntry(msgspec.Struct, frozen=True):
     cache: CachePolicy | None = None
     payloads: PayloadPolicy | None = None
     unpriced: Annotated[Unpriced, Meta(description="What happens to calls that have no price.")] = Unpriced.ALLOW
+    quotas: Annotated[tuple[QuotaEntry, ...], Meta(max_length=50, title="a list of at most 50 quotas")] = ()
+    fair_share: FairShare | None = None
 
 
 class AlertKind(StrEnum):

@@ -12,6 +12,8 @@ import msgspec
 from controlplane.catalog.bind import PROBLEMS_MAX, Bound, bind, nearest
 from controlplane.catalog.file import ConfigFile, DeploymentEntry
 from controlplane.catalog.nodes import BYTES_MAX
+from controlplane.catalog.own_prices import price_problems
+from controlplane.catalog.quotas import quota_problems
 from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.snapshot import BreakerPolicy
 from controlplane.errors import ConfigError, Problem
@@ -72,8 +74,10 @@ def _consistency(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     yield from _twice(bound, "alerts", [entry.name for entry in config.alerts])
     yield from _deployments(bound)
     yield from _tenants(bound)
+    yield from quota_problems(bound, models_sound=_sound(bound, "models"))
     yield from _server(bound)
     yield from _breaker(bound)
+    yield from price_problems(bound)
 
 
 def _twice(bound: Bound[ConfigFile], section: str, names: list[str]) -> Iterator[Problem]:

@@ -72,11 +72,11 @@ class QuotaAction(StrEnum):
 class QuotaMatch(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which calls a quota is about; what is left out matches all."""
 
-    models: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    agents: tuple[str, ...] = ()
-    users: tuple[str, ...] = ()
-    tags: dict[str, str] = {}
+    models: Annotated[tuple[str, ...], Meta(max_length=100, description="Aliases that serve.")] = ()
+    keys: Annotated[tuple[str, ...], Meta(max_length=100, description="Ids of virtual keys.")] = ()
+    agents: Annotated[tuple[str, ...], Meta(max_length=100, description="Agents.")] = ()
+    users: Annotated[tuple[str, ...], Meta(max_length=100, description="Users.")] = ()
+    tags: Annotated[dict[str, str], Meta(max_length=32, description="Tags and the values they must have.")] = {}
 
 
 class Quota(msgspec.Struct, frozen=True, omit_defaults=True):
