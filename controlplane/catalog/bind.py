@@ -1,8 +1,9 @@
 """YAML that people write, bound to typed structs with the file and line of every mistake; all mistakes are told at once.
 
 The struct's annotations are the schema: msgspec `Meta` bounds hold, unknown keys are errors with the nearest valid key, names that end
-in `_s` take durations ("5m"), names with `bytes` take sizes ("64MiB"), and two marks in `Meta.extra` are known: DECIMAL (a decimal
-number, kept as an integer of 10**-n: money is never a float) and REFERENCE (a reference to a secret, never repeated in a message).
+in `_s` take durations ("5m"), names with `bytes` take sizes ("64MiB"), and three marks in `Meta.extra` are known: DECIMAL (a decimal
+number, kept as an integer of 10**-n: money is never a float), REFERENCE (a reference to a secret, never repeated in a message) and DAY (a day
+as it is written, with or without quotes).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from controlplane.secrets import is_reference
 
 DECIMAL = "decimal_places"
 REFERENCE = "reference"
+DAY = "day"
 
 VALUES_MAX = 200_000  # aliases expanded: a file that unfolds without end is refused
 PROBLEMS_MAX = 100
@@ -152,7 +154,7 @@ class _Binder:
         return self.scalar(node, annotation, place)
 
     def annotated(self, node: yaml.Node, annotation: Any, place: Place) -> object:  # Any: as above
-        """A value with bounds, or with one of the two marks."""
+        """A value with bounds, or with one of the three marks."""
         inner = get_args(annotation)[0]
         mistakes = len(self.problems)
         marks = {name: mark for meta in _metas(annotation) for name, mark in (meta.extra or {}).items()}
@@ -162,6 +164,8 @@ class _Binder:
             value = self.decimal(node, marks[DECIMAL], place)
         elif REFERENCE in marks:
             return self.reference(node, place)
+        elif DAY in marks and isinstance(node, yaml.ScalarNode) and nodes.kind(node) == "timestamp":
+            value = node.value
         else:
             value = self.value(node, inner, place)
         if value is _BAD or value is None or len(self.problems) > mistakes:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from controlplane.catalog.bind import Bound
-from controlplane.catalog.compile import Prices, own_entry, price_of
+from controlplane.catalog.compile import Prices, own_entry
 from controlplane.catalog.file import ConfigFile, ModelEntry
 from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.snapshot import Unpriced, Window
@@ -107,7 +107,7 @@ def _deadline(bound: Bound[ConfigFile], model: ModelEntry, m: int) -> Iterator[F
 
 
 def _unpriced(bound: Bound[ConfigFile], prices: Prices) -> Iterator[Finding]:
-    """Models without a price, whose calls money budgets do not see, and models whose price is not the whole truth."""
+    """Models without a price, whose calls money budgets do not see."""
     config = bound.value
     refused = any(tenant.unpriced is Unpriced.REFUSE for tenant in config.tenants)
     seen: set[str] = set()
@@ -117,13 +117,7 @@ def _unpriced(bound: Bound[ConfigFile], prices: Prices) -> Iterator[Finding]:
                 continue
             seen.add(entry.deployment_id)
             place = ("models", m, "deployments", d)
-            if price_of(entry, config.prices, prices) is not None:
-                if own_entry(entry, config.prices) is None and prices.tiered(entry.model):
-                    message = f"long prompts to `{entry.deployment_id}` cost more than the price book says, so its costs are a lower bound"
-                    todo = (
-                        f"put the price that you pay under `prices` as `{entry.model}`, or keep prompts below the tier"
-                    )
-                    yield _finding(bound, Severity.ADVICE, "tiered-price", message, todo, *place)
+            if own_entry(entry, config.prices) is not None or prices.price(entry.model) is not None:
                 continue
             effect = (
                 "tenants with `unpriced: refuse` cannot call it" if refused else "its calls count in no money budget"

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from controlplane.catalog.bind import DECIMAL, REFERENCE
+from controlplane.catalog.bind import DAY, DECIMAL, REFERENCE
 from controlplane.contract.snapshot import (
     BatchPolicy,
     BreakerPolicy,
@@ -99,7 +99,8 @@ class PriceChangeEntry(ServicePriceEntry, frozen=True, kw_only=True):
         Meta(
             description="The day, as in 2026-12-01.",
             pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])\Z",
-            title="a day",
+            title="a day such as 2026-12-01",
+            extra={DAY: True},
         ),
     ] = msgspec.field(name="from")
     service: Annotated[dict[str, ServicePriceEntry], Meta(description="By service class, as in `prices`.")] = {}

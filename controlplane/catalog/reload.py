@@ -76,7 +76,7 @@ class Reloader:
         self._seen: tuple[int, ...] | None = None
         self._done: tuple[int, ...] | None = None
         self._unpublished: tuple[str, ...] = ()
-        self._due_us = next_change_us(self._state, now_us=clock.now_us())
+        self._due_us = next_change_us(self._state, self._config, now_us=clock.now_us())
         self._problems: tuple[str, ...] = ()
         self._turning = asyncio.Lock()
 
@@ -160,8 +160,9 @@ class Reloader:
             compiled = await asyncio.to_thread(compile_snapshot, self._config, state, self._prices, now_us=now_us)
             words = self._unpublished + state_changes(self._state, state)
             before = self._publisher.current.version
-            await self._publisher.publish(compiled, words or ("a lease or a key expired",))
-            self._state, self._due_us, self._unpublished = state, next_change_us(state, now_us=now_us), ()
+            await self._publisher.publish(compiled, words or ("a lease or a key expired, or a price changed",))
+            self._state, self._unpublished = state, ()
+            self._due_us = next_change_us(state, self._config, now_us=now_us)
             self._metrics.leases.set(sum(lease.expires_us > now_us for lease in state.leases.values()))
             return self._publisher.current.version != before
 

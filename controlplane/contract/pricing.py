@@ -7,6 +7,8 @@ is exact. The only rounding is one division at the very end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
@@ -52,10 +54,12 @@ NO_TOKENS = Tokens()
 TOKEN_KINDS: tuple[str, ...] = Tokens.__struct_fields__
 
 
-class Price(msgspec.Struct, frozen=True):
+class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     """Price of one model, in nano-USD per million tokens of each kind; None: this kind has no price.
 
     version names the price-book row and its effective date, and is kept on every record that used it.
+    long: what a call costs whose input is longer than a threshold, all its tokens included; the thresholds grow.
+    service: what a call costs in another service class than the standard one, by the provider's name for it: `batch`, `flex`, `priority`.
     """
 
     input: int
@@ -69,6 +73,43 @@ class Price(msgspec.Struct, frozen=True):
     image_input: int | None = None
     image_output: int | None = None
     version: str = ""
+    long: tuple[LongPrice, ...] = ()
+    service: tuple[ServicePrice, ...] = ()
+
+
+class LongPrice(msgspec.Struct, frozen=True):
+    """A whole price that holds when the input is longer than above_tokens."""
+
+    above_tokens: int
+    price: Price
+
+
+class ServicePrice(msgspec.Struct, frozen=True):
+    """A whole price that holds in a service class."""
+
+    name: str
+    price: Price
+
+
+def price_by_kind(kinds: Mapping[str, int], *, version: str) -> Price:
+    """A price from amounts by kind, in nano-USD per million tokens; `input` and `output` must be among them."""
+    return msgspec.convert({**kinds, "version": version}, Price)
+
+
+def priced_at(price: Price, *, input_tokens: int, service_class: str = "") -> Price:
+    """The price that holds for one attempt: of its service class, where that has one of its own, then of its length.
+
+    input_tokens: all that went in, prompt cache included, because that is what providers hold against their threshold.
+    """
+    for service in price.service:
+        if service.name == service_class:
+            price = service.price
+            break
+    found = price
+    for long in price.long:
+        if input_tokens > long.above_tokens:
+            found = long.price
+    return found
 
 
 class UnknownPrice(LookupError):
@@ -79,14 +120,17 @@ class UnknownPrice(LookupError):
         self.kind = kind
 
 
-def cost_nanousd(tokens: Tokens, price: Price) -> int:
+def cost_nanousd(tokens: Tokens, price: Price, *, service_class: str = "") -> int:
     """Price of one attempt, in nano-USD, rounded half up once at the end.
 
     tokens: as the upstream reported them, each >= 0.
     price: nano-USD per million tokens, by kind.
+    service_class: the provider's name for how it served; empty, or one without a price of its own: the standard one.
     Raises UnknownPrice if there are tokens of a kind that has no price.
     Source: docs/reference/data-model.md, "Money".
     """
+    if price.long or (price.service and service_class):
+        price = priced_at(price, input_tokens=tokens.total_input, service_class=service_class)
     millionths = tokens.input * price.input + tokens.output * price.output
     if tokens.total != tokens.input + tokens.output:
         millionths += _special_millionths(tokens, price)
@@ -114,8 +158,25 @@ def _special_millionths(tokens: Tokens, price: Price) -> int:
     return millionths
 
 
-def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price) -> int:
-    """The most an attempt can cost: every token at the dearest kind of its direction, in nano-USD, rounded up."""
+def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price, service_class: str = "") -> int:
+    """The most an attempt can cost: every token at the dearest kind of its direction, in nano-USD, rounded up.
+
+    A long price counts as soon as the input may be so long; a service class only if the request asks for it, and never below the standard.
+    """
+    worst = _worst_millionths(tokens_in, tokens_out, price)
+    if price.long:
+        for long in price.long:
+            if tokens_in > long.above_tokens:
+                worst = max(worst, _worst_millionths(tokens_in, tokens_out, long.price))
+    if service_class:
+        for service in price.service:
+            if service.name == service_class:
+                nanousd = worst_case_nanousd(tokens_in=tokens_in, tokens_out=tokens_out, price=service.price)
+                worst = max(worst, nanousd * TOKENS_PER_PRICE_UNIT)
+    return -(-worst // TOKENS_PER_PRICE_UNIT)
+
+
+def _worst_millionths(tokens_in: int, tokens_out: int, price: Price) -> int:
     dearest_in = max(
         price.input,
         price.cache_read or 0,
@@ -125,5 +186,4 @@ def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price) -> int:
         price.image_input or 0,
     )
     dearest_out = max(price.output, price.reasoning or 0, price.audio_output or 0, price.image_output or 0)
-    millionths = tokens_in * dearest_in + tokens_out * dearest_out
-    return -(-millionths // TOKENS_PER_PRICE_UNIT)
+    return tokens_in * dearest_in + tokens_out * dearest_out

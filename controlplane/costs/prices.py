@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import msgspec
 
-from controlplane.contract.pricing import Price
+from controlplane.contract.pricing import LongPrice, Price, ServicePrice, price_by_kind
 
 _DATED = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
 _FINE_TUNED = re.compile(r"^(ft:[^:]+):.*$")
@@ -27,7 +27,11 @@ _MAKERS = frozenset(
 
 
 class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Published prices of one model, in nano-USD per million tokens. tiered: long prompts cost more than this."""
+    """Published prices of one model, in nano-USD per million tokens.
+
+    long: by threshold, the kinds that cost another amount in a call whose input is longer. service: by class, the same for its calls.
+    until: with `was`, the last day, in ISO 8601, on which the row was the published price.
+    """
 
     input: int
     output: int
@@ -40,7 +44,31 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     audio_output: int | None = None
     image_input: int | None = None
     image_output: int | None = None
-    tiered: bool = False
+    long: dict[int, Kinds] = {}
+    service: dict[str, ServiceRow] = {}
+    until: str = ""
+    was: tuple[PriceRow, ...] = ()
+
+
+class Kinds(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The kinds that cost another amount than the row they belong to says."""
+
+    input: int | None = None
+    output: int | None = None
+    cache_read: int | None = None
+    cache_write: int | None = None
+    cache_write_1h: int | None = None
+    reasoning: int | None = None
+    audio_input: int | None = None
+    audio_output: int | None = None
+    image_input: int | None = None
+    image_output: int | None = None
+
+
+class ServiceRow(Kinds, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The same for a service class, with its own long prompts."""
+
+    long: dict[int, Kinds] = {}
 
 
 class PriceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,34 +113,29 @@ class PriceBook:
         """All models, sorted."""
         yield from sorted(self._models)
 
-    def price(self, model: str) -> Price | None:
+    def price(self, model: str, *, day: str | None = None) -> Price | None:
         """The price of a model by the name an upstream knows it by; None: unpriced.
 
-        Tokens read from a prompt cache cost as much as input where no discount is published. The price's version names this book and the
-        row that was used.
+        day: in ISO 8601, for the price that was published then; None: the current one. Tokens read from a prompt cache cost as much
+        as input where no discount is published. The price's version names this book and the row that was used.
         """
         name = self.row_name(model)
         if name is None:
             return None
         row = self._models[name]
-        return Price(
-            input=row.input,
-            output=row.output,
-            cache_read=row.input if row.cache_read is None else row.cache_read,
-            cache_write=row.cache_write,
-            cache_write_1h=row.cache_write_1h,
-            reasoning=row.reasoning,
-            audio_input=row.audio_input,
-            audio_output=row.audio_output,
-            image_input=row.image_input,
-            image_output=row.image_output,
-            version=f"{self.version}/{name}",
+        version = f"{self.version}/{name}"
+        if day is not None:
+            for earlier in sorted(row.was, key=lambda earlier: earlier.until):
+                if day <= earlier.until:
+                    row, version = earlier, f"until-{earlier.until}/{name}"
+                    break
+        kinds = _kinds(row)
+        kinds.setdefault("cache_read", row.input)
+        return msgspec.structs.replace(
+            price_by_kind(kinds, version=version),
+            long=_long(kinds, row.long, version),
+            service=tuple(_service(kinds, name, each, version) for name, each in sorted(row.service.items())),
         )
-
-    def tiered(self, model: str) -> bool:
-        """Whether long prompts of a model cost more than `price` says."""
-        name = self.row_name(model)
-        return name is not None and self._models[name].tiered
 
     def row_name(self, model: str) -> str | None:
         """The row that a model's name means: itself, without its provider, with one, or without its date, in this order.
@@ -136,20 +159,31 @@ class PriceBook:
         if last in self._models:
             return last
         sold = self._by_last_part.get(last, [])
-        prices = {_amounts(self._models[full]) for full in sold}
-        return min(sold) if len(prices) == 1 else None
+        amounts = [_amounts(self._models[full]) for full in sold]
+        return min(sold) if amounts and all(each == amounts[0] for each in amounts) else None
 
 
-def _amounts(row: PriceRow) -> tuple[int | None, ...]:
-    return (
-        row.input,
-        row.output,
-        row.cache_read,
-        row.cache_write,
-        row.cache_write_1h,
-        row.reasoning,
-        row.audio_input,
-        row.audio_output,
-        row.image_input,
-        row.image_output,
+def _service(kinds: Mapping[str, int], name: str, row: ServiceRow, version: str) -> ServicePrice:
+    version = f"{version}/{name}"
+    own = {**kinds, **_kinds(row)}
+    return ServicePrice(
+        name, msgspec.structs.replace(price_by_kind(own, version=version), long=_long(own, row.long, version))
     )
+
+
+def _long(kinds: Mapping[str, int], rows: Mapping[int, Kinds], version: str) -> tuple[LongPrice, ...]:
+    return tuple(
+        LongPrice(above, price_by_kind({**kinds, **_kinds(row)}, version=f"{version}/above-{above}"))
+        for above, row in sorted(rows.items())
+    )
+
+
+def _kinds(row: PriceRow | Kinds) -> dict[str, int]:
+    """The kinds for which a row states an amount."""
+    stated = {kind: getattr(row, kind) for kind in Kinds.__struct_fields__}
+    return {kind: amount for kind, amount in stated.items() if amount is not None}
+
+
+def _amounts(row: PriceRow) -> tuple[object, ...]:
+    """What two rows must have in common to be one price."""
+    return (sorted(_kinds(row).items()), sorted(row.long.items()), sorted(row.service.items()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import re
 import sys
 from decimal import ROUND_HALF_UP, Decimal
 from importlib.metadata import distribution
@@ -40,6 +41,9 @@ KINDS = {
     "image_output": "output_cost_per_image_token",
 }
 """Our kinds of tokens, and what litellm calls their price."""
+SERVICES = {"batch": "batches", "flex": "flex", "priority": "priority"}
+"""Our names of service classes, which are the providers' own, and what litellm's names end with."""
+_ABOVE = re.compile(r"_above_(\d+)k_tokens")
 
 _NANOUSD_PER_MILLION = Decimal(10) ** 15  # US dollars a token to nano-USD a million tokens
 
@@ -59,24 +63,61 @@ def nanousd_per_million(usd_per_token: Decimal) -> int:
 
 
 def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """The models that we keep, each with its prices in our unit, its mode, and whether long prompts cost more."""
+    """The models that we keep, each with its prices in our unit, its mode, and what long prompts and service classes cost."""
     models: dict[str, dict[str, object]] = {}
     for name, entry in sorted(table.items()):
         if entry.get("litellm_provider") not in PROVIDERS or entry.get("mode") not in MODES:
             continue
-        prices = {
-            kind: nanousd_per_million(Decimal(str(entry[theirs])))
-            for kind, theirs in KINDS.items()
-            if entry.get(theirs) is not None
-        }
+        prices = _kinds(entry, "")
         embedding = entry["mode"] == "embedding"
-        prices = {kind: price for kind, price in prices.items() if price}  # zero means that nobody filled it in
         if not prices.get("input") or not (prices.get("output") or prices.get("image_output") or embedding):
             continue
         prices.setdefault("output", 0)
-        tiered = any(key.startswith("input_cost_per_token_above_") for key in entry)
-        models[name.lower()] = {**prices, "mode": entry["mode"], **({"tiered": True} if tiered else {})}
+        row: dict[str, object] = {**prices, "mode": entry["mode"], **_long(entry, "")}
+        service = {
+            ours: {**_kinds(entry, f"_{theirs}"), **_long(entry, f"_{theirs}")} for ours, theirs in SERVICES.items()
+        }
+        if service := {ours: kinds for ours, kinds in service.items() if kinds}:
+            row["service"] = service
+        models[name.lower()] = row
     return models
+
+
+def _kinds(entry: dict[str, object], ending: str) -> dict[str, int]:
+    """The prices whose names end so; zero means that nobody filled it in."""
+    found = {
+        kind: nanousd_per_million(Decimal(str(entry[theirs + ending])))
+        for kind, theirs in KINDS.items()
+        if entry.get(theirs + ending) is not None
+    }
+    return {kind: price for kind, price in found.items() if price}
+
+
+def _long(entry: dict[str, object], ending: str) -> dict[str, object]:
+    """What prompts above each threshold cost."""
+    marks = {match[0]: int(match[1]) * 1000 for key in entry if (match := _ABOVE.search(key))}
+    rows = {
+        str(above): _kinds(entry, f"{mark}{ending}") for mark, above in sorted(marks.items(), key=lambda item: item[1])
+    }
+    rows = {above: kinds for above, kinds in rows.items() if kinds}
+    return {"long": rows} if rows else {}
+
+
+def with_history(
+    models: dict[str, dict[str, object]], earlier: dict[str, dict[str, object]], *, until: str
+) -> dict[str, dict[str, object]]:
+    """The same models, each with what it cost before under `was`, so that history can be costed again at the price of its day.
+
+    earlier: the models of the book that this one replaces; until: the last day on which they were the published prices.
+    """
+    result: dict[str, dict[str, object]] = {}
+    for name, row in models.items():
+        before = dict(earlier.get(name, {}))
+        was = before.pop("was", [])
+        if before and before != row:
+            was = [*(was if isinstance(was, list) else []), {**before, "until": until}]
+        result[name] = {**row, "was": was} if was else row
+    return result
 
 
 def render(models: dict[str, dict[str, object]], *, date: str, source_version: str) -> str:
@@ -104,6 +145,11 @@ def main(arguments: list[str] | None = None) -> int:
     source = distribution("litellm")
     text = Path(str(source.locate_file("litellm/model_prices_and_context_window_backup.json"))).read_text()
     models = reduced(json.loads(text, parse_float=Decimal))
+    if options.output.exists():
+        before = json.loads(options.output.read_text())
+        if before["date"] < options.date.isoformat():
+            until = (options.date - dt.timedelta(days=1)).isoformat()
+            models = with_history(models, before["models"], until=until)
     options.output.write_text(render(models, date=options.date.isoformat(), source_version=source.version))
     sys.stdout.write(
         f"{len(models)} prices of litellm {source.version} written to {options.output}; review the difference\n"

@@ -34,10 +34,6 @@ class Book:
         """A price."""
         return Price(input=1, output=1)
 
-    def tiered(self, model: str) -> bool:
-        """Whether long prompts cost more."""
-        return model == "long"
-
 
 def rules(text: str, environ: dict[str, str] | None = None) -> list[str]:
     """The rules that find something in a text."""
@@ -107,13 +103,6 @@ def test_unpriced_models_are_named_with_what_to_do() -> None:
     assert "h.yaml:8: warning: " in str(findings[0])
     refused = GOOD.replace("{name: acme,", "{name: acme, unpriced: refuse,")
     assert any("cannot call it" in f.message for f in check(parse(refused, file="h.yaml").bound, NoPrices()))
-
-
-def test_prices_that_are_not_the_whole_truth_are_told() -> None:
-    """A model whose long prompts cost more is named, unless the file has a price of its own for it."""
-    long = GOOD.replace("{upstream: a, model: m}", "{upstream: a, model: long}")
-    assert ["tiered-price"] == rules(long)
-    assert [] == rules(long + "prices: {long: {input: 1, output: 2}}\n")
 
 
 def test_credentials_that_cannot_be_resolved_are_errors() -> None:

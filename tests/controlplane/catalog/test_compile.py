@@ -7,9 +7,10 @@ import random
 import msgspec
 import pytest
 
-from controlplane.catalog.compile import NoPrices, compile_snapshot, content_hash, next_change_us, own_price
+from controlplane.catalog.compile import NoPrices, compile_snapshot, content_hash, next_change_us
 from controlplane.catalog.file import ConfigFile, PriceEntry
 from controlplane.catalog.load import parse
+from controlplane.catalog.own_prices import own_price
 from controlplane.catalog.state import CatalogState, KeyRecord
 from controlplane.contract.pricing import Price
 from controlplane.contract.snapshot import (
@@ -57,10 +58,6 @@ class Book:
         """The one price."""
         return Price(input=7, output=8, version="book/known") if model == "known" else None
 
-    def tiered(self, model: str) -> bool:
-        """Whether long prompts cost more."""
-        return model == "long"
-
 
 def config(text: str = TEXT) -> ConfigFile:
     """The configuration of a text."""
@@ -90,9 +87,14 @@ def test_everything_in_the_file_reaches_the_proxies() -> None:
     (route,) = snapshot.routes
     assert [
         ("b/known", 3, 0, Price(input=7, output=8, version="book/known")),
-        ("a/listed", 1, 0, msgspec.structs.replace(own_price(PriceEntry(input=150_000_000, output=600_000_000)))),
+        (
+            "a/listed",
+            1,
+            0,
+            msgspec.structs.replace(own_price(PriceEntry(input=150_000_000, output=600_000_000), now_us=0)),
+        ),
         ("a/unknown", 1, 1, None),
-        ("special", 1, 0, own_price(PriceEntry(input=10**9, output=2 * 10**9))),
+        ("special", 1, 0, own_price(PriceEntry(input=10**9, output=2 * 10**9), now_us=0)),
     ] == [(d.id, d.weight, d.order, d.price) for d in route.deployments]
     acme, beta = snapshot.tenants
     assert (("fast",), 5, (Budget(id="usd-month", window=Window.MONTH, nanousd=50 * 10**9),)) == (
@@ -160,7 +162,7 @@ def test_the_next_change_by_time_alone() -> None:
     held = state(
         keys=(key("a", expires_us=50), key("r", expires_us=20, revoked_us=1)), leases=(lease("l", 30), lease("past", 5))
     )
-    assert [30, 50, None] == [next_change_us(held, now_us=now) for now in (10, 30, 50)]
+    assert [30, 50, None] == [next_change_us(held, ConfigFile(), now_us=now) for now in (10, 30, 50)]
 
 
 def test_the_hash_is_of_the_content_alone() -> None:
@@ -169,10 +171,3 @@ def test_the_hash_is_of_the_content_alone() -> None:
     numbered = msgspec.structs.replace(snapshot, version=9, created_us=5)
     assert snapshot.hash == content_hash(numbered)
     assert numbered == decode_snapshot(encode_snapshot(numbered))
-
-
-def test_an_own_price_names_its_content() -> None:
-    """Two equal prices have one version, and a changed price has another."""
-    one, same, other = (own_price(PriceEntry(input=1, output=amount)) for amount in (2, 2, 3))
-    assert one.version == same.version != other.version
-    assert one.version.startswith("config/")

@@ -2,6 +2,7 @@
 
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from controlplane.contract.pricing import (
     NO_TOKENS,
     TOKEN_KINDS,
+    LongPrice,
     Price,
+    ServicePrice,
     Tokens,
     UnknownPrice,
     cost_nanousd,
@@ -85,6 +88,19 @@ def test_the_worst_case_is_never_exceeded(tokens: Tokens, price: Price, more_in:
     assert cost_nanousd(tokens, price) <= worst
 
 
+@given(TOKENS, PRICES, PRICES, PRICES, st.integers(1, 30_000_000), st.sampled_from(["", "batch", "flex"]))
+def test_the_worst_case_covers_long_prompts_and_service_classes(
+    tokens: Tokens, price: Price, long: Price, batch: Price, above: int, service_class: str
+) -> None:
+    """Whatever threshold is passed and whatever class is asked for, the worst case is never exceeded, at the standard price neither."""
+    whole = msgspec.structs.replace(price, long=(LongPrice(above, long),), service=(ServicePrice("batch", batch),))
+    worst = worst_case_nanousd(
+        tokens_in=tokens.total_input, tokens_out=tokens.total_output, price=whole, service_class=service_class
+    )
+    assert cost_nanousd(tokens, whole, service_class=service_class) <= worst
+    assert cost_nanousd(tokens, whole) <= worst
+
+
 @given(COUNTS, COUNTS, UNIT_PRICES, UNIT_PRICES)
 def test_the_worst_case_rounds_up(tokens_in: int, tokens_out: int, input_: int, output: int) -> None:
     """A worst case is rounded up, never down."""
@@ -93,7 +109,10 @@ def test_the_worst_case_rounds_up(tokens_in: int, tokens_out: int, input_: int, 
     assert int(exact.to_integral_value(rounding=ROUND_CEILING)) == worst
 
 
-@pytest.mark.parametrize("kind", ["cache_read", "cache_write", "cache_write_1h", "audio_input", "audio_output", "image_input", "image_output"])
+@pytest.mark.parametrize(
+    "kind",
+    ["cache_read", "cache_write", "cache_write_1h", "audio_input", "audio_output", "image_input", "image_output"],
+)
 def test_tokens_of_an_unpriced_kind_raise(kind: str) -> None:
     """A kind without a price is never free: it raises and names the kind."""
     with pytest.raises(UnknownPrice) as caught:

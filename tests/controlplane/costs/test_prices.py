@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from controlplane.contract.pricing import Tokens, cost_nanousd
-from controlplane.costs.prices import PriceBook, PriceFile, PriceRow
+from controlplane.costs.prices import Kinds, PriceBook, PriceFile, PriceRow, ServiceRow
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def book(**models: PriceRow) -> PriceBook:
     return PriceBook(PriceFile("v1", "2026-01-01", "s", "1", "u", len(rows), rows))
 
 
-def row(amount: int, *, cache_read: int | None = None) -> PriceRow:
+def row(amount: int, *, cache_read: int | None = None, until: str = "") -> PriceRow:
     """A row whose input costs an amount."""
-    return PriceRow(input=amount, output=2 * amount, mode="chat", cache_read=cache_read)
+    return PriceRow(input=amount, output=2 * amount, mode="chat", cache_read=cache_read, until=until)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,28 @@ def test_cached_input_without_a_discount_costs_as_input() -> None:
     assert 1 == discounted.cache_read
 
 
-def test_long_prompts_that_cost_more_are_known() -> None:
-    """A model with tiers is marked, since the book has its base price only."""
-    tiered = book(m=msgspec.structs.replace(row(1), tiered=True), n=row(1))
-    assert [True, False, False] == [tiered.tiered(model) for model in ("m", "n", "nobody")]
+def test_long_prompts_and_service_classes_have_prices_of_their_own() -> None:
+    """A long prompt and a service class change the kinds that their row names; the others cost as without."""
+    long = {200_000: Kinds(input=20)}
+    service = {"batch": ServiceRow(input=5, long={100: Kinds(output=7)})}
+    price = book(m=msgspec.structs.replace(row(10, cache_read=1), long=long, service=service)).price("m")
+    assert price is not None
+    output = price.output
+    assert [(200_000, 20, output, 1)] == [
+        (x.above_tokens, x.price.input, x.price.output, x.price.cache_read) for x in price.long
+    ]
+    batch = price.service[0]
+    assert ("batch", 5, output, 1) == (batch.name, batch.price.input, batch.price.output, batch.price.cache_read)
+    assert [(100, 5, 7)] == [(x.above_tokens, x.price.input, x.price.output) for x in batch.price.long]
+    versions = [price.version, price.long[0].price.version, batch.price.version, batch.price.long[0].price.version]
+    assert ["v1/m", "v1/m/above-200000", "v1/m/batch", "v1/m/batch/above-100"] == versions
+
+
+def test_history_is_priced_as_it_was() -> None:
+    """For a day in the past the price is the one that was published then, under a version of its own."""
+    was = (row(2, until="2025-12-31"), row(1, until="2025-06-30"))
+    prices = book(m=msgspec.structs.replace(row(3), was=was))
+    days = ("2025-01-01", "2025-06-30", "2025-07-01", "2026-01-01", None)
+    found = [prices.price("m", day=day) for day in days]
+    assert [1, 1, 2, 3, 3] == [price.input for price in found if price is not None]
+    assert ["until-2025-06-30/m", "until-2025-12-31/m", "v1/m"] == [p.version for p in found[1:4] if p is not None]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.costs.seed import TARGET, main, nanousd_per_million, reduced, render
+from controlplane.costs.seed import TARGET, main, nanousd_per_million, reduced, render, with_history
 
 
 @given(st.integers(min_value=0, max_value=10**13))
@@ -28,7 +28,7 @@ def test_what_is_no_price_stops_the_command(text: str) -> None:
 
 
 def test_only_priced_models_of_known_providers_are_kept() -> None:
-    """Free, unpriced, foreign models and those paid by the picture are left out; names become lower-case, zeros of optional kinds vanish, tiers are marked."""
+    """Free, unpriced, foreign models and those paid by the picture are left out; long prompts and service classes are kept, zeros vanish."""
     table: dict[str, dict[str, object]] = {
         "Good": {
             "litellm_provider": "openai",
@@ -43,6 +43,9 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
             "input_cost_per_token": Decimal("1e-06"),
             "output_cost_per_token": Decimal("1e-06"),
             "input_cost_per_token_above_200k_tokens": Decimal("2e-06"),
+            "input_cost_per_token_batches": Decimal("5e-07"),
+            "output_cost_per_token_above_200k_tokens_batches": Decimal("7e-07"),
+            "output_cost_per_token_priority": 0,
         },
         "embed": {
             "litellm_provider": "openai",
@@ -76,7 +79,13 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
         "embed": {"input": 20_000_000, "output": 0, "mode": "embedding"},
         "good": {"input": 150_000_000, "output": 600_000_000, "mode": "chat"},
         "image": {"input": 10**9, "image_output": 4 * 10**9, "output": 0, "mode": "image_generation"},
-        "tiered": {"input": 10**9, "output": 10**9, "mode": "chat", "tiered": True},
+        "tiered": {
+            "input": 10**9,
+            "output": 10**9,
+            "mode": "chat",
+            "long": {"200000": {"input": 2 * 10**9}},
+            "service": {"batch": {"input": 500_000_000, "long": {"200000": {"output": 700_000_000}}}},
+        },
     } == reduced(table)
 
 
@@ -93,3 +102,16 @@ def test_one_model_is_one_line() -> None:
     assert 4 == len(text.splitlines())
     parsed = json.loads(text)
     assert ("2026-01-01", "1.2.3", 2) == (parsed["date"], parsed["source_version"], parsed["count"])
+
+
+def test_a_changed_price_is_remembered() -> None:
+    """What a model cost before is kept with its last day; an unchanged price keeps the history it had."""
+    earlier: dict[str, dict[str, object]] = {
+        "a": {"input": 1, "was": [{"input": 9, "until": "2025-01-01"}]},
+        "b": {"input": 2},
+    }
+    models: dict[str, dict[str, object]] = {"a": {"input": 3}, "b": {"input": 2}, "c": {"input": 4}}
+    once = with_history(models, earlier, until="2026-01-01")
+    kept = [{"input": 9, "until": "2025-01-01"}, {"input": 1, "until": "2026-01-01"}]
+    assert {"a": {"input": 3, "was": kept}, "b": {"input": 2}, "c": {"input": 4}} == once
+    assert once == with_history(models, once, until="2026-02-01")
