@@ -14,9 +14,12 @@ import structlog
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.snapshot import ProxyStatus, Snapshot
 from proxy.app import ProxyApp
-from proxy.ledger import Ledger, Share
+from proxy.background import Background
+from proxy.call import Call
+from proxy.ledger import Ledger
 from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
+from proxy.quotas.account import Share
 from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
 from proxy.shared import SharedState, watch_shared
@@ -35,6 +38,7 @@ from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_redis import RedisTier, watch_redis
+from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.coalesce import Coalesce
 from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover
@@ -102,12 +106,18 @@ class Worker:
             buffers_bytes_max=settings.cache_memory_bytes,
         )
         disk_bytes = settings.cache_disk_bytes // settings.workers
+        self.refreshes = Refreshes(
+            self._ask_again,
+            running_max=settings.cache_refreshes_max,
+            pause_s=settings.cache_refresh_pause_s,
+        )
         self.cache = Cache(
             self.coalesce,
             memory=MemoryTier(bytes_max=settings.cache_memory_bytes // settings.workers),
             disk=DiskTier(place / "cache", bytes_max=disk_bytes) if disk_bytes else None,
             entry_bytes_max=settings.cache_entry_bytes_max,
             redis=RedisTier(settings, secrets) if settings.redis else None,
+            refreshes=self.refreshes,
         )
         self.admit = Admit(metrics, share=self._share)
         identify = Identify(secrets.pepper_bytes)
@@ -121,6 +131,7 @@ class Worker:
         )
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, metrics)
         self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self, identify)
+        self.background = Background(self.pipeline, lambda: self.app.runtime)
 
     def _watch(self) -> None:
         """Shows the figures that the parts keep themselves."""
@@ -148,6 +159,7 @@ class Worker:
         watch_shared(watch, self.shared)
         self._watch_spool()
         self._watch_cache()
+        self._watch_stale()
         self._watch_coalesce()
 
     def _watch_spool(self) -> None:
@@ -184,9 +196,9 @@ class Worker:
 
     def _watch_cache(self) -> None:
         watch, cache, memory, disk = self.metrics.watch, self.cache, self.cache.memory, self.cache.disk
-        watch("cache_memory_hits_total", "Answers from the cache's memory.", lambda: cache.hits_memory_total)
-        watch("cache_disk_hits_total", "Answers from the cache's disk.", lambda: cache.hits_disk_total)
-        watch("cache_redis_hits_total", "Answers from Redis.", lambda: cache.hits_redis_total)
+        watch("cache_memory_hits_total", "Answers from the cache's memory.", lambda: cache.store.hits_memory_total)
+        watch("cache_disk_hits_total", "Answers from the cache's disk.", lambda: cache.store.hits_disk_total)
+        watch("cache_redis_hits_total", "Answers from Redis.", lambda: cache.store.hits_redis_total)
         watch_redis(watch, cache.redis)
         watch("cache_misses_total", "Look-ups that found nothing.", lambda: cache.misses_total)
         watch("cache_stored_total", "Answers stored.", lambda: cache.stored_total)
@@ -201,6 +213,27 @@ class Worker:
         watch("cache_disk_busy_total", "Reads given up because the disk was too busy.", lambda: disk.busy_total)
         watch("cache_disk_corrupt_total", "Answers on disk that were damaged.", lambda: disk.corrupt_total)
         watch("cache_disk_errors_total", "Failures of the cache's disk.", lambda: disk.errors_total)
+
+    def _watch_stale(self) -> None:
+        watch, cache, refreshes = self.metrics.watch, self.cache, self.refreshes
+        watch("cache_stale_total", "Stale answers served while they were asked anew.", lambda: cache.stale_total)
+        watch(
+            "cache_stale_if_error_total",
+            "Stale answers served because the upstreams failed.",
+            lambda: cache.stale_if_error_total,
+        )
+        watch("cache_negative_total", "Upstreams' refusals given again.", lambda: cache.negative_total)
+        watch("cache_invalidated_total", "Stored answers found invalidated.", lambda: cache.invalidated_total)
+        watch("cache_refreshes_total", "Background calls for stale answers.", lambda: refreshes.started_total)
+        watch("cache_refreshes_running", "Background calls for stale answers now.", lambda: refreshes.running)
+        watch(
+            "cache_refreshes_failed_total", "Background calls without a fresh answer.", lambda: refreshes.failed_total
+        )
+        watch(
+            "cache_refreshes_skipped_total",
+            "Stale answers not asked anew because too many were.",
+            lambda: refreshes.skipped_total,
+        )
 
     def _watch_coalesce(self) -> None:
         watch, coalesce = self.metrics.watch, self.coalesce
@@ -225,11 +258,15 @@ class Worker:
         deployments = {item.id for route in snapshot.routes for item in route.deployments}
         self.app.runtime = runtime
         self.breaker.configure(snapshot.breaker, deployments)
+        self.cache.configure(snapshot.invalidations)
         self.admit.retain({tenant.id for tenant in snapshot.tenants})
         for missing in runtime.missing_credentials:
             log.warning("an upstream has no credential; its deployments refuse calls", upstream=missing)
         if self._tasks:
             self.reporter.hurry()
+
+    async def _ask_again(self, call: Call) -> bool:
+        return await self.background.ask_again(call)
 
     def status(self) -> ProxyStatus:
         """What this worker says about itself."""

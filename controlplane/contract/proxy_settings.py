@@ -33,6 +33,9 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     retry_ratio: float = 0.2  # retries may be at most this share of calls, over the last ten seconds
     retry_min_per_s: float = 3.0  # and at least this many, so that a quiet proxy can retry at all
     retry_after_s_max: float = 5.0  # wait for an upstream's `retry-after` only up to this
+    retry_backoff_s: float = 0.05  # pause before the same deployment is asked again; doubles with each try
+    affinity_entries_max: int = 10_000  # conversations whose deployment a worker remembers
+    shadow_calls_max: int = 20  # copies of calls that run at once; more are left out
     image_tokens_max: int = 2_000  # reserved for each image of a request
     abandoned_tokens_per_s: float = 100.0  # assumed speed of an upstream whose call was cancelled, for the estimate
 
@@ -45,6 +48,8 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     cache_memory_bytes: int = 128 * 1024 * 1024
     cache_disk_bytes: int = 1024 * 1024 * 1024
     cache_entry_bytes_max: int = 4 * 1024 * 1024
+    cache_refreshes_max: Annotated[int, Meta(ge=1)] = 64  # background calls for stale answers at any moment
+    cache_refresh_pause_s: Annotated[float, Meta(ge=0)] = 5.0  # an answer is left alone so long after one that failed
     coalesce_calls_max: int = 10_000  # calls that may wait on others' flights
 
     # the cache's third tier, shared by workers and hosts

@@ -10,6 +10,7 @@ import msgspec
 from controlplane.contract.pricing import NO_TOKENS, Tokens
 
 BLOCK_BYTES = 64 * 1024  # a replayed stream is sent in blocks of about this size
+_OK = 200
 OVERHEAD_BYTES = 1024  # of an entry in memory, beside its answer
 
 
@@ -33,16 +34,34 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: Tokens = NO_TOKENS
     nanousd: int = 0
     ending: bytes = b""  # of a stream: its protocol's last event; b"": `data: [DONE]`
+    asked_us: int = 0  # when the call began that brought it; what invalidation goes by
+    stale_s: int = 0  # how long past its time it may still be of use
+    status: int = 200
+    error_code: str = ""  # with a status of 400 and above: an upstream's refusal of this request
+    alias: str = ""
+    agent: str = ""
+    tags: dict[str, str] = {}
 
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return OVERHEAD_BYTES + len(self.body) + len(self.ending) + sum(map(len, self.blocks))
+        size_bytes = OVERHEAD_BYTES + len(self.body)
+        return size_bytes + len(self.ending) + sum(map(len, self.blocks)) if self.stream else size_bytes
+
+    @property
+    def keep_s(self) -> int:
+        """How long it is of any use."""
+        return self.ttl_s + self.stale_s
 
     @property
     def expires_us(self) -> int:
-        """When it may no longer be served."""
-        return self.created_us + self.ttl_s * 1_000_000
+        """When it is of no more use, not even as a stale answer."""
+        return self.created_us + (self.ttl_s + self.stale_s) * 1_000_000
+
+    @property
+    def negative(self) -> bool:
+        """Whether it is an upstream's refusal; those stay in memory."""
+        return self.status != _OK
 
 
 _encoder = msgspec.msgpack.Encoder()

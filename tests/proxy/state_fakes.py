@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from controlplane.contract.pricing import NO_TOKENS, Price, Tokens
 from controlplane.contract.records import CallRecord, Outcome
@@ -146,7 +146,7 @@ class FakeInner:
         self.cancelled: list[Call] = []
         self.streams: list[FakeStream] = []
         self.streaming = False
-        self.answer = complete_reply
+        self.answer: Callable[[], Reply] = complete_reply
         self.failure: Exception | None = None
         self.closed = 0
         self.gate = asyncio.Event()

@@ -265,7 +265,7 @@ async def test_headers_that_reach_the_upstream_are_part_of_what_is_stored(world:
     variants: tuple[dict[str, str], ...] = ({}, {"openai-beta": "a"}, {"openai-beta": "b"}, {"openai-project": "a"})
     for headers in variants * 2:
         await world.chat(headers=headers | {"x-heph-agent": "any", "idempotency-key": "1"})
-    assert (4, 4) == (len(upstream.received), world.worker.cache.hits_memory_total)
+    assert (4, 4) == (len(upstream.received), world.worker.cache.store.hits_memory_total)
 
 
 @pytest.mark.parametrize("framing", [b"content-length: 10000000", b"transfer-encoding: chunked"])

@@ -332,7 +332,7 @@ async def test_what_leaves_memory_is_found_on_disk(tmp_path: Path) -> None:
     assert cache.disk is not None
     await cache.disk.flush()
     call, reply, _ = await _ask(cache, make_call(bodies[0]))
-    assert (CacheState.HIT, 5, 1, 0) == (call.cache, len(inner.calls), cache.hits_disk_total, cache.hits_memory_total)
+    assert (CacheState.HIT, 5, 1, 0) == (call.cache, len(inner.calls), cache.store.hits_disk_total, cache.store.hits_memory_total)
     assert b'{"answer":1}' == reply.body
     assert cache.lookup(make_call(bodies[0])) is not None
     await cache.aclose()
@@ -395,6 +395,6 @@ async def test_the_pipeline_may_look_up_first_and_send_later() -> None:
     call = make_call(BODY)
     assert cache.lookup(call) is None
     await _ask(cache, call)
-    assert (1, 1, 0) == (len(inner.calls), cache.misses_total, cache.hits_memory_total)
+    assert (1, 1, 0) == (len(inner.calls), cache.misses_total, cache.store.hits_memory_total)
     await cache.aclose()
     assert 1 == inner.closed

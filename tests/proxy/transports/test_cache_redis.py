@@ -105,9 +105,9 @@ async def test_two_workers_share_an_answer(server: RedisServer) -> None:
     call = make_call()
     reply = await second.send(call)
     assert (CacheState.HIT, 20, b'{"answer":1}') == (call.cache, call.saved_nanousd, reply.body)
-    assert (1, 0, 1) == (len(first_inner.calls), len(second_inner.calls), second.hits_redis_total)
+    assert (1, 0, 1) == (len(first_inner.calls), len(second_inner.calls), second.store.hits_redis_total)
     assert second.lookup(make_call()) is not None
-    assert (1, 1) == (second.hits_memory_total, second.hits_redis_total)
+    assert (1, 1) == (second.store.hits_memory_total, second.store.hits_redis_total)
     await first.aclose()
     await second.aclose()
 

@@ -1,0 +1,86 @@
+"""What the operator and the client decided about stored answers: whether one may be served, kept, and for how long. Pure.
+
+Time to live: the route's `cache_ttl_s`, else the tenant's; `x-heph-cache-ttl` can shorten it. Past it an answer is *stale*: for
+`stale_while_revalidate_s` more it may be served while it is asked anew, for `stale_if_error_s` more where the upstreams fail.
+"""
+
+from __future__ import annotations
+
+from controlplane.contract.records import CacheState, Outcome
+from proxy.call import Call, Reply
+from proxy.dialects.operations import OPERATIONS
+from proxy.transports.cache_control import read_cache_control
+from proxy.transports.cache_key import cache_key, variant_of
+
+CACHEABLE_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.cached)
+NEGATIVE_BODY_BYTES_MAX = 64 * 1024
+# Statuses with which an upstream refuses the request itself, so that the same one would be refused again. What says something about a
+# key, a quota, a conflict or the upstream's own state (401, 402, 403, 408, 409, 425, 429, 5xx) is never kept.
+NEGATIVE_STATUSES = frozenset((400, 404, 405, 410, 413, 414, 415, 422))
+# How a call ends where a stored answer is better than none.
+STALE_OUTCOMES = frozenset((Outcome.EXHAUSTED, Outcome.UNAVAILABLE, Outcome.TIMED_OUT))
+
+_OK = 200
+
+
+def prepare(call: Call) -> bool:
+    """Whether to look for a stored answer; sets `request_cache`, `cache_key`, `cache_ttl_s` and `cache`."""
+    call.cache = CacheState.BYPASS
+    call.request_cache = control = read_cache_control(call.headers)
+    identity, route, view = call.identity, call.route, call.view
+    if identity is None or route is None or view is None or call.operation not in CACHEABLE_OPERATIONS:
+        return False
+    policy = identity.tenant.cache
+    ttl_s = policy.ttl_s if route.route.cache_ttl_s is None else route.route.cache_ttl_s
+    if control.ttl_s is not None:
+        ttl_s = min(ttl_s, control.ttl_s)
+    if not policy.enabled or ttl_s <= 0 or control.no_store:
+        return False
+    key = cache_key(
+        tenant=identity.tenant.id,
+        operation=call.operation,
+        alias=route.route.alias,
+        body=call.body,
+        variant=variant_of(call.headers, prefix=OPERATIONS[call.operation].forwarded_prefix),
+    )
+    if key is None:
+        return False
+    call.cache_key = key
+    call.cache_ttl_s = ttl_s
+    if control.no_cache:
+        return False
+    call.cache = CacheState.MISS
+    return True
+
+
+def staleness(call: Call) -> tuple[int, int]:
+    """Seconds past its time for which an answer may be served while it is asked anew, and where the upstreams fail."""
+    if call.identity is None or call.route is None:
+        return 0, 0
+    policy, route = call.identity.tenant.cache, call.route.route
+    anew, on_error = route.cache_stale_while_revalidate_s, route.cache_stale_if_error_s
+    return (
+        policy.stale_while_revalidate_s if anew is None else anew,
+        policy.stale_if_error_s if on_error is None else on_error,
+    )
+
+
+def is_storable(call: Call, reply: Reply) -> bool:
+    """Whether this is a whole good answer that would come again."""
+    if reply.status != _OK or not reply.complete or reply.outcome is not Outcome.OK or reply.source != "upstream":
+        return False
+    reasons = OPERATIONS[call.operation].storable_reasons
+    return not reasons or reply.finish_reason in reasons
+
+
+def negative_ttl_s(call: Call, reply: Reply) -> int:
+    """How long an upstream's refusal of this request may be given again; 0: not at all."""
+    if (
+        reply.outcome is not Outcome.UPSTREAM_REFUSED
+        or reply.status not in NEGATIVE_STATUSES
+        or reply.stream is not None
+        or len(reply.body) > NEGATIVE_BODY_BYTES_MAX
+        or call.identity is None
+    ):
+        return 0
+    return min(call.identity.tenant.cache.negative_ttl_s, call.cache_ttl_s)
