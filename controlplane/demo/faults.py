@@ -38,6 +38,15 @@ class FaultKind(StrEnum):
     REVOKED_KEY = "revoked_key"
     QUOTA_EXHAUSTED = "quota_exhausted"
     HANG = "hang"  # the request is read and never answered
+    RESET = "reset"  # the request is read, then its connection is reset
+    OVERLOADED = "overloaded"  # 529 at Anthropic, 503 elsewhere
+    STATUS = "status"  # any status, with the protocol's error body
+    CONTEXT_EXCEEDED = "context_exceeded"  # 400: the prompt is longer than the model's context
+    CONTENT_POLICY = "content_policy"  # 400: the prompt is against the provider's policy
+    CONTENT_FILTERED = "content_filtered"  # 200: the answer is stopped by the provider's filter
+    STREAM_ERROR = (
+        "stream_error"  # 200, some chunks, then the protocol's error event; 500 for an answer that is no stream
+    )
 
 
 class UsageLie(StrEnum):
@@ -78,9 +87,12 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     at_s: Seconds = 0.0
     for_s: Seconds | None = None  # None: until it is cleared
     match: FaultMatch = FaultMatch()
-    retry_after_s: Seconds = 1.0  # rate_limited, outage_503; told to the client
+    retry_after_s: Seconds = 1.0  # rate_limited, outage_503, overloaded; told to the client
     delay_s: Seconds = 5.0  # slow_first_token
-    after_chunks: Annotated[int, msgspec.Meta(ge=0)] = 3  # stalled_stream, truncated_stream, malformed_json
+    after_chunks: Annotated[int, msgspec.Meta(ge=0)] = (
+        3  # stalled_stream, truncated_stream, malformed_json, stream_error
+    )
+    status: Annotated[int, msgspec.Meta(ge=400, le=599)] = 500  # status
     usage: UsageLie = UsageLie.INFLATED  # wrong_usage
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from controlplane.demo.faults import Fault, FaultError, Faults
 from controlplane.demo.provider.http import Connection, Request, whole
+from controlplane.demo.provider.problems import Problem
 from controlplane.demo.provider.stats import UpstreamStats
 from controlplane.demo.provider.upstream import Upstream
 
@@ -45,6 +46,10 @@ class Admin:
         status, document = self._answer(request)
         body = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
         connection.reply(whole(status, body, keep_alive=request.keep_alive))
+
+    def worded(self, request: Request, problem: Problem) -> Problem:  # noqa: ARG002 - one language for all
+        """Bad requests are told of in OpenAI's words."""
+        return problem
 
     def _answer(self, request: Request) -> tuple[int, object]:
         path = request.path.decode("latin-1").rstrip("/")

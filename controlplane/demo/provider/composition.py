@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from controlplane.demo.provider import prose
+from controlplane.demo.provider import problems, prose
+from controlplane.demo.provider.answer import Usage
 from controlplane.demo.provider.models import Model
 from controlplane.demo.provider.problems import Problem
 from controlplane.demo.provider.request import ChatRequest, Function, Message, Schema, Tool, ToolChoice
@@ -24,7 +25,7 @@ PREFIXES_MAX = 50_000  # remembered prompt prefixes
 _ASKS_FOR_A_TOOL = re.compile(
     r"\b(?:use|call|invoke|run) (?:the|a|your|any) (?:\w+ )?(?:tools?|functions?)\b", re.IGNORECASE
 )
-_ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,7 @@ class Choice:
     calls: tuple[MadeCall, ...]
     finish_reason: str
     completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one answer, as OpenAI counts them: cached is part of prompt, reasoning is part of completion."""
-
-    prompt: int
-    completion: int
-    cached: int = 0
-    reasoning: int = 0
+    stopped_at: str | None = None  # the stop sequence that ended the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +97,8 @@ def compose(
     _check_lengths(request, model, prompt_tokens)
     cached = 0
     if prompt_tokens >= CACHE_FROM_TOKENS:
-        cached = min(prompt_tokens, prompts.read(tokenizer.encode(_whole_prompt(request))))
-    identity = f"{seed}/{model.name}/{_whole_prompt(request)}"
+        cached = min(prompt_tokens, prompts.read(tokenizer.encode(whole_prompt(request))))
+    identity = f"{seed}/{model.name}/{whole_prompt(request)}"
     room = request.tokens_max or model.output_tokens_max
     choices = []
     reasoning = 0
@@ -114,7 +106,7 @@ def compose(
         draw = random.Random(hashlib.blake2b(f"{index}/{identity}".encode(errors="replace"), digest_size=16).digest())
         thought = min(room, 64 * draw.randint(1, 6)) if model.reasons else 0
         reasoning += thought
-        choices.append(_choice(request, tokenizer, draw, room - thought))
+        choices.append(choose(request, tokenizer, draw, room - thought))
     completion = reasoning + sum(choice.completion_tokens for choice in choices)
     return Composition(model, tuple(choices), Usage(prompt_tokens, completion, cached, reasoning))
 
@@ -170,14 +162,10 @@ def _check_lengths(request: ChatRequest, model: Model, prompt_tokens: int) -> No
         )
         raise Problem(400, message, param=name, code="invalid_value")
     if prompt_tokens > model.context_tokens_max:
-        message = (
-            f"This model's maximum context length is {model.context_tokens_max} tokens. However, your messages resulted in "
-            f"{prompt_tokens} tokens. Please reduce the length of the messages."
-        )
-        raise Problem(400, message, param="messages", code="context_length_exceeded")
+        raise problems.context_exceeded(model.context_tokens_max, prompt_tokens)
 
 
-def _whole_prompt(request: ChatRequest) -> str:
+def whole_prompt(request: ChatRequest) -> str:
     """Everything that decides the answer, as one text; a stream gets the same answer as a call without one."""
     parts = [tool.function.name for tool in request.tools or ()]
     for message in request.messages:
@@ -186,23 +174,23 @@ def _whole_prompt(request: ChatRequest) -> str:
     return "\n".join(parts)
 
 
-def _choice(request: ChatRequest, tokenizer: Tokenizer, draw: random.Random, room: int) -> Choice:
+def choose(request: ChatRequest, tokenizer: Tokenizer, draw: random.Random, room: int) -> Choice:
     """One answer within so many tokens."""
     if room <= 0:
         return Choice("", [], (), "length", 0)
     wanted = _wanted_tools(request)
     if wanted:
         return _calling(wanted, request, tokenizer, draw, room)
-    text = _cut_at_stop(_said(request, draw), request.stop)
+    text, mark = _cut_at_stop(_said(request, draw), request.stop)
     tokens = tokenizer.encode(text)
     if len(tokens) <= room:
-        return Choice(text, tokens, (), "stop", len(tokens))
+        return Choice(text, tokens, (), "stop", len(tokens), mark)
     return Choice(tokenizer.decode(tokens[:room]), tokens[:room], (), "length", room)
 
 
 def _said(request: ChatRequest, draw: random.Random) -> str:
     """The text of an answer, in the form that was asked for."""
-    prompt = _last_text(request.messages)
+    prompt = last_text(request.messages)
     form = request.response_format
     if form is None or form.type == "text":
         return prose.answer(prompt, draw)
@@ -214,15 +202,19 @@ def _said(request: ChatRequest, draw: random.Random) -> str:
     return msgspec.json.encode(document).decode()
 
 
-def _last_text(messages: list[Message]) -> str:
+def last_text(messages: list[Message]) -> str:
     """The last thing that the user said, or whatever was said last."""
     return next((message.text for message in reversed(messages) if message.role == "user"), messages[-1].text)
 
 
-def _cut_at_stop(text: str, stop: str | list[str] | None) -> str:
+def _cut_at_stop(text: str, stop: str | list[str] | None) -> tuple[str, str | None]:
+    """The text before the first stop sequence in it, and that sequence."""
     stops = [stop] if isinstance(stop, str) else stop or []
-    ends = [text.find(mark) for mark in stops if mark]
-    return text[: min((end for end in ends if end >= 0), default=len(text))]
+    ends = [(text.find(mark), mark) for mark in stops if mark and mark in text]
+    if not ends:
+        return text, None
+    end, mark = min(ends)
+    return text[:end], mark
 
 
 # --- tools ---------------------------------------------------------------------------------------------------------------
@@ -239,7 +231,7 @@ def _wanted_tools(request: ChatRequest) -> list[Tool]:
     last = request.messages[-1]
     if choice != "required" and last.role != "user":
         return []
-    text = _last_text(request.messages).lower()
+    text = last_text(request.messages).lower()
     asked = [tool for tool in tools if _asked_for(tool, text)]
     if not asked and (choice == "required" or _ASKS_FOR_A_TOOL.search(text)):
         asked = tools[:1]
@@ -255,12 +247,12 @@ def _asked_for(tool: Tool, text: str) -> bool:
 
 def _calling(wanted: list[Tool], request: ChatRequest, tokenizer: Tokenizer, draw: random.Random, room: int) -> Choice:
     """Tool calls within so many tokens; the last one is cut off when they run out."""
-    words = prose.keywords(_last_text(request.messages))
+    words = prose.keywords(last_text(request.messages))
     calls: list[MadeCall] = []
     used = 0
     finish_reason = "stop" if isinstance(request.tool_choice, ToolChoice) else "tool_calls"
     for tool in wanted:
-        call_id = "call_" + "".join(draw.choices(_ID_LETTERS, k=24))
+        call_id = "call_" + "".join(draw.choices(ID_LETTERS, k=24))
         arguments = _arguments(tool.function.parameters, draw, words)
         name_tokens = tokenizer.count(tool.function.name)
         tokens = tokenizer.encode(arguments)

@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.demo.provider.composition import Usage
-from controlplane.demo.provider.encoding import Answer
+from controlplane.demo.provider.answer import Answer, Usage
 from controlplane.demo.provider.models import Model
 from controlplane.demo.provider.problems import Problem
 from controlplane.demo.provider.request import EmbeddingsRequest
@@ -91,7 +90,7 @@ def encoded(model: str, data: list[dict[str, object]], usage: Usage, reported: U
     if reported is not None:
         document["usage"] = {"prompt_tokens": reported.prompt, "total_tokens": reported.prompt}
     body = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-    return Answer(model, usage, reported, body, gap=False)
+    return Answer(model, usage, reported, body)
 
 
 def _read(request: EmbeddingsRequest, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:

@@ -1,54 +1,20 @@
-"""Answers as bytes, in OpenAI's field order and layout, encoded once and sent as often as the prompt comes back.
-
-Only the id and the time differ between two answers to the same body, so an answer is kept with a gap where they go.
-"""
+"""Chat completions as bytes, in OpenAI's field order and layout."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from controlplane.demo.provider.composition import Choice, Composition, Usage
+from controlplane.demo.provider.answer import EVENTS, ID, SECONDS, Answer, Usage
+from controlplane.demo.provider.composition import Choice, Composition
 from controlplane.demo.provider.tokens import Tokenizer
 
-JSON_START = b'{\n  "id": "chatcmpl-'
-JSON_CREATED = b'",\n  "object": "chat.completion",\n  "created": '
-EVENT_START = b'data: {"id":"chatcmpl-'
-EVENT_CREATED = b'","object":"chat.completion.chunk","created":'
+_JSON_START = b'{\n  "id": "chatcmpl-' + ID + b'",\n  "object": "chat.completion",\n  "created": ' + SECONDS
+_EVENT_START = b'data: {"id":"chatcmpl-' + ID + b'","object":"chat.completion.chunk","created":' + SECONDS
 STREAM_END = b"data: [DONE]\n\n"
 _PADDING = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 Json = dict[str, Any]  # JSON on its way to bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An encoded answer.
-
-    tail: the JSON body after the gap, or the whole body where there is no gap (embeddings).
-    events: the stream's events after their gaps; steps[i] is how many events are out once token i is there, and produced[i] how
-    many completion tokens that makes.
-    """
-
-    model: str
-    usage: Usage
-    reported: Usage | None  # what the usage fields say; None: nothing
-    tail: bytes
-    gap: bool
-    events: tuple[bytes, ...] = ()
-    steps: tuple[int, ...] = ()
-    produced: tuple[int, ...] = ()
-
-    @property
-    def streamed(self) -> bool:
-        """Whether it is a stream of events."""
-        return bool(self.events)
-
-    @property
-    def size_bytes(self) -> int:
-        """About how much memory it takes."""
-        return len(self.tail) + sum(map(len, self.events)) + 64 * (len(self.events) + 8)
 
 
 def json_answer(
@@ -69,7 +35,7 @@ def json_answer(
         document["usage"] = usage_document(reported)
     document |= {"service_tier": "default", "system_fingerprint": fingerprint}
     laid_out = msgspec.json.format(msgspec.json.encode(document), indent=2)
-    return Answer(made.model.name, made.usage, reported, b"," + laid_out[1:] + b"\n", gap=True)
+    return Answer(made.model.name, made.usage, reported, _JSON_START + b"," + laid_out[1:] + b"\n", marked=True)
 
 
 def stream_answer(
@@ -109,7 +75,16 @@ def stream_answer(
     steps[-1] = len(events)
     produced[-1] = made.usage.completion
     return Answer(
-        model, made.usage, reported, b"", gap=True, events=tuple(events), steps=tuple(steps), produced=tuple(produced)
+        model,
+        made.usage,
+        reported,
+        content_type=EVENTS,
+        events=tuple(events),
+        steps=tuple(steps),
+        produced=tuple(produced),
+        start=_EVENT_START,
+        end=STREAM_END,
+        hidden=made.usage.reasoning,
     )
 
 

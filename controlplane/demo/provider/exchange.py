@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from controlplane.demo.provider.encoding import EVENT_START, STREAM_END, Answer
+from controlplane.demo.provider.answer import Answer, filled
 from controlplane.demo.provider.http import Connection
 from controlplane.demo.provider.latency import Pace
 
@@ -25,10 +25,14 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a fault cuts a stream off, and whether the connection is closed then or stays silent."""
+    """Where a fault cuts a stream off, and whether the connection is closed then or stays silent.
+
+    last: an event that ends the stream instead, in good order.
+    """
 
     after_events: int
     close: bool
+    last: bytes = b""
 
 
 class Silence:
@@ -102,8 +106,8 @@ class StreamReply:
     """Events at the pace of their tokens. A late timer sends all that is due; a slow reader holds it up."""
 
     __slots__ = (
-        "_answer", "_call_number", "_chunked", "_connection", "_cut", "_due", "_head", "_loop", "_pace", "_per_write", "_sent",
-        "_settle", "_start", "_step", "_timer", "_writable",
+        "_answer", "_answer_id", "_call_number", "_chunked", "_connection", "_cut", "_due", "_head", "_loop", "_now_s", "_pace",
+        "_per_write", "_sent", "_settle", "_start", "_step", "_timer", "_writable",
     )  # fmt: skip
 
     def __init__(
@@ -112,7 +116,8 @@ class StreamReply:
         answer: Answer,
         *,
         head: bytes,
-        stamp: bytes,
+        answer_id: bytes,
+        now_s: int,
         pace: Pace,
         call_number: int,
         delay_s: float,
@@ -122,11 +127,13 @@ class StreamReply:
         cut: Cut | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """stamp: the bytes that fill each event's gap. delay_s: to the first token. per_write: events per write without pace; 0: all."""
+        """answer_id, now_s: what the marks stand for. delay_s: to the first token. per_write: events per write without pace; 0: all."""
         self._connection = connection
         self._answer = answer
         self._head = head
-        self._start = EVENT_START + stamp
+        self._answer_id = answer_id
+        self._now_s = now_s
+        self._start = filled(answer.start, answer_id, now_s) if answer.start else b""
         self._pace = pace
         self._call_number = call_number
         self._per_write = per_write
@@ -180,26 +187,39 @@ class StreamReply:
             return
         until = steps[self._step - 1]
         if self._cut is not None and (until >= self._cut.after_events or self._step == len(steps)):
-            self._write(max(self._sent, min(until, self._cut.after_events)), last=False)
-            _cut_off(self._connection, self._settle, self._produced(), close=self._cut.close)
+            self._cut_short(max(self._sent, min(until, self._cut.after_events)), self._cut)
         elif self._step < len(steps):
             self._write(until, last=False)
             if self._writable:
                 self._timer = self._loop.call_at(self._due, self._advance)
         else:
             self._settle(Ending.COMPLETED, self._answer.usage.completion)
-            self._write(until, last=True)
-            if self._chunked:
-                self._connection.finish()
-            else:
-                self._connection.close()
+            self._write(until, last=True, end=self._answer.end)
+            self._end()
 
-    def _write(self, until: int, *, last: bool) -> None:
+    def _cut_short(self, until: int, cut: Cut) -> None:
+        """What a fault does in the middle of a stream."""
+        if cut.last:
+            self._write(until, last=True, end=cut.last)
+            self._settle(Ending.BROKEN, self._produced())
+            self._end()
+        else:
+            self._write(until, last=False)
+            _cut_off(self._connection, self._settle, self._produced(), close=cut.close)
+
+    def _end(self) -> None:
+        if self._chunked:
+            self._connection.finish()
+        else:
+            self._connection.close()
+
+    def _write(self, until: int, *, last: bool, end: bytes = b"") -> None:
         """Writes the events up to `until` as one chunk, and what comes before the first and after the last of them."""
-        data = self._start.join((b"", *self._answer.events[self._sent : until]))
+        events = self._answer.events[self._sent : until]
+        data = self._start.join((b"", *events)) + end if self._start else b"".join(events) + end
+        if self._answer.marked:
+            data = filled(data, self._answer_id, self._now_s)
         self._sent = until
-        if last:
-            data += STREAM_END
         head, self._head = self._head, b""
         if not self._chunked:
             self._connection.write(head + data)

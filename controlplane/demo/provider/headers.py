@@ -23,7 +23,7 @@ _LIMITS = (
 
 
 class HeaderWriter:
-    """Writes the header blocks of one upstream."""
+    """Writes the header blocks of one upstream, as OpenAI's."""
 
     def __init__(self, identity: str, limits: Limits, now_s: Callable[[], int]) -> None:
         """identity: makes the ids of this upstream its own, the same again for the same seed."""
@@ -39,15 +39,19 @@ class HeaderWriter:
         self._durations: dict[int, bytes] = {}
 
     def answer_id(self, call_number: int) -> bytes:
-        """The id of an answer, without its `chatcmpl-`."""
+        """The number of an answer, in which every id of it ends."""
         return b"%b%012x" % (self._id_start, call_number * _ODD % _ID_SPACE)
 
+    def request_id(self, call_number: int) -> str:
+        """The id of a request; here it is in the headers only."""
+        return f"req_{self._request_id_start.decode()}{call_number * _ODD % _ID_SPACE:012x}"
+
     def success(
-        self, call_number: int, allowance: Allowance | None, *, delay_s: float, keep_alive: bool, stream: bool = False
+        self, call_number: int, allowance: Allowance | None, *, delay_s: float, keep_alive: bool, content_type: bytes
     ) -> bytes:
         """The block of a 200, without the length and the empty line at the end."""
         return b"%b%b%bx-request-id: req_%b%012x\r\n" % (
-            _START % (self._now(), b"text/event-stream; charset=utf-8" if stream else b"application/json", b"keep-alive" if keep_alive else b"close"),
+            _START % (self._now(), content_type, b"keep-alive" if keep_alive else b"close"),
             _FIXED % (self._organization, delay_s * 1000),
             b"" if allowance is None else self._of(allowance),
             self._request_id_start,

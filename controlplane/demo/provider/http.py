@@ -17,9 +17,15 @@ from controlplane.demo.provider import problems
 from controlplane.demo.provider.problems import Problem
 
 _REASONS = {
-    200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
-    413: "Content Too Large", 429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable",
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found",
+    405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 413: "Content Too Large", 415: "Unsupported Media Type",
+    422: "Unprocessable Content", 429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway",
+    503: "Service Unavailable", 504: "Gateway Timeout", 529: "Overloaded",
 }  # fmt: skip
+
+
+KEPT = (b"anthropic-beta", b"anthropic-version", b"api-key", b"content-type", b"x-api-key", b"x-goog-api-key")
+_KEPT_LENGTHS = frozenset(map(len, KEPT))
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -32,6 +38,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     keep_alive: bool
     chunks_allowed: bool  # False: HTTP/1.0, the end of the body is the end of the connection
+    headers: dict[bytes, bytes] = {}  # those of KEPT that were sent
 
 
 class Exchange(Protocol):
@@ -52,6 +59,9 @@ class Handler(Protocol):
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Answers now with `connection.reply`, or later after `connection.begin`. Must not raise."""
+
+    def worded(self, request: Request, problem: Problem) -> Problem:
+        """A problem with a request that was not read to its end, in the words of the protocol that it began in."""
 
 
 class Connections:
@@ -86,7 +96,7 @@ class Connection(asyncio.Protocol):
     """One client's connection. Requests that arrive while one is being answered wait for their turn."""
 
     __slots__ = (
-        "_arrived", "_body", "_closing", "_connections", "_draining", "_exchange", "_head", "_idle", "_key", "_last",
+        "_arrived", "_body", "_closing", "_connections", "_draining", "_exchange", "_head", "_headers", "_idle", "_key", "_last",
         "_message_bytes", "_parser", "_queue", "_reading", "_refused", "_size", "_transport", "_url", "_writable",
         "current",
     )  # fmt: skip
@@ -109,6 +119,7 @@ class Connection(asyncio.Protocol):
         self._last = _NO_REQUEST
         self._url = b""
         self._key = b""
+        self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._size = 0
         self.current: Request | None = None
@@ -202,6 +213,7 @@ class Connection(asyncio.Protocol):
                     data[len(head) :],
                     known.keep_alive,
                     known.chunks_allowed,
+                    known.headers,
                 )
             )
             return
@@ -231,6 +243,7 @@ class Connection(asyncio.Protocol):
         """A new request."""
         self._reading = True
         self._url = self._key = b""
+        self._headers = {}
         self._body = []
         self._size = 0
         self._refused = False
@@ -240,10 +253,12 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keeps the two headers that matter here."""
+        """Keeps the headers that matter here."""
         length = len(name)
         if length == 13 and name.lower() == b"authorization":
             self._key = value
+        elif length in _KEPT_LENGTHS and name.lower() in KEPT:
+            self._headers[name.lower()] = value
         elif length == 6 and self.current is None and name.lower() == b"expect" and value.lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -275,6 +290,7 @@ class Connection(asyncio.Protocol):
             body[0] if len(body) == 1 else b"".join(body),
             _may_go_on(parser),
             parser.get_http_version() != "1.0",
+            self._headers,
         )
         self._remember(request)
         if self.current is None:
@@ -334,6 +350,17 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._connections.unreadable += 1
         self._queue.clear()
+        begun = Request(
+            b"",
+            self._url.partition(b"?")[0],
+            b"",
+            b"",
+            b"",
+            keep_alive=False,
+            chunks_allowed=False,
+            headers=self._headers,
+        )
+        problem = self._connections.handler.worded(begun, problem)
         self._transport.write(answer(problem, keep_alive=False))
         self._transport.write_eof()
 
@@ -346,11 +373,11 @@ def _may_go_on(parser: httptools.HttpRequestParser) -> bool:
     return bool(parser.should_keep_alive()) and not parser.should_upgrade() and parser.get_method() != b"HEAD"
 
 
-def answer(problem: Problem, *, keep_alive: bool, extra: bytes = b"") -> bytes:
+def answer(problem: Problem, *, keep_alive: bool, extra: bytes = b"", request_id: str = "") -> bytes:
     """A whole error answer. extra: header lines, each with its line end."""
     return whole(
         problem.status,
-        problem.body(),
+        problem.body(request_id),
         keep_alive=keep_alive,
         extra=extra + "".join(f"{name}: {value}\r\n" for name, value in problem.headers).encode(),
     )
@@ -360,7 +387,7 @@ def whole(status: int, body: bytes, *, keep_alive: bool = True, extra: bytes = b
     """A whole JSON answer."""
     return b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: %b\r\n%b\r\n%b" % (
         status,
-        _REASONS[status].encode(),
+        _REASONS.get(status, "Other").encode(),
         len(body),
         b"keep-alive" if keep_alive else b"close",
         extra,

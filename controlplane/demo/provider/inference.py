@@ -1,14 +1,15 @@
-"""From a request body to an encoded answer. Answers to repeated bodies come from memory."""
+"""From the body of a chat completion or of embeddings to an encoded answer. Answers to repeated bodies come from memory."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 
 from controlplane.demo.provider import problems
-from controlplane.demo.provider.composition import CACHE_FROM_TOKENS, CACHE_STEP_TOKENS, PromptCache, Usage, compose
+from controlplane.demo.provider.answer import Answer, Usage
+from controlplane.demo.provider.composition import CACHE_FROM_TOKENS, CACHE_STEP_TOKENS, PromptCache, compose
 from controlplane.demo.provider.embeddings import Embedder, embeddings_answer
-from controlplane.demo.provider.encoding import Answer, json_answer, stream_answer
+from controlplane.demo.provider.encoding import json_answer, stream_answer
+from controlplane.demo.provider.memory import Memory
 from controlplane.demo.provider.models import MODELS, Model
 from controlplane.demo.provider.problems import Problem
 from controlplane.demo.provider.request import ChatRequest, EmbeddingsRequest, check_conversation, read
@@ -22,36 +23,27 @@ class Inference:
     """The simulated models. Shared by the upstreams of a provider, so that they give the same answers."""
 
     def __init__(self, *, seed: int, answers_bytes_max: int, obfuscation: bool) -> None:
-        self.kept_bytes = 0
-        self.evicted = 0
-        self._seed = seed
-        self._answers_bytes_max = answers_bytes_max
-        self._obfuscation = obfuscation
-        self._answers: OrderedDict[tuple[bytes, bytes], Answer] = OrderedDict()
+        self.seed = seed
+        self.obfuscation = obfuscation
+        self.memory = Memory(answers_bytes_max)
+        self.prompts = PromptCache()
+        self.embedder = Embedder(seed)
         self._tokenizers: dict[str, Tokenizer] = {}
-        self._prompts = PromptCache()
-        self._embedder = Embedder(seed)
-
-    @property
-    def kept(self) -> int:
-        """How many answers are in memory."""
-        return len(self._answers)
 
     def warm(self) -> None:
         """Loads the tokenizers, some tenths of a second, so that the first call does not wait for them."""
         for model in MODELS.values():
-            self._tokenizer(model)
+            self.tokenizer(model)
 
     def answer(self, path: bytes, body: bytes) -> Answer:
         """The answer to a body sent to one of the two paths. Raises Problem."""
         place = (path, body)
-        known = self._answers.get(place)
+        known = self.memory.get(place)
         if known is not None:
-            self._answers.move_to_end(place)
             return known
         made = self._chat(body) if path == CHAT else self._embeddings(body)
         if _repeatable(made.usage):
-            self._keep(place, made)
+            self.memory.keep(place, made)
         return made
 
     def _chat(self, body: bytes) -> Answer:
@@ -63,9 +55,9 @@ class Inference:
             message = "This is not a chat model and thus not supported in the v1/chat/completions endpoint. Did you mean to use v1/completions?"
             raise Problem(404, message, param="model")
         check_conversation(request)
-        tokenizer = self._tokenizer(model)
-        made = compose(request, model, tokenizer, seed=self._seed, prompts=self._prompts)
-        fingerprint = self._fingerprint(model)
+        tokenizer = self.tokenizer(model)
+        made = compose(request, model, tokenizer, seed=self.seed, prompts=self.prompts)
+        fingerprint = self.fingerprint(model)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         if not request.stream:
             return json_answer(made, made.usage, fingerprint=fingerprint, logprobs=logprobs, tokenizer=tokenizer)
@@ -78,7 +70,7 @@ class Inference:
             logprobs=logprobs,
             tokenizer=tokenizer,
             include_usage=options is not None and options.include_usage,
-            obfuscated=self._obfuscation if asked is None else asked,
+            obfuscated=self.obfuscation if asked is None else asked,
         )
 
     def _embeddings(self, body: bytes) -> Answer:
@@ -86,31 +78,20 @@ class Inference:
         model = MODELS.get(request.model)
         if model is None or model.kind != "embeddings":
             raise problems.unknown_model(request.model)
-        return embeddings_answer(request, model, self._tokenizer(model), self._embedder)
+        return embeddings_answer(request, model, self.tokenizer(model), self.embedder)
 
-    def _tokenizer(self, model: Model) -> Tokenizer:
+    def tokenizer(self, model: Model) -> Tokenizer:
+        """The tokenizer of a model."""
         found = self._tokenizers.get(model.encoding)
         if found is None:
             found = self._tokenizers[model.encoding] = Tokenizer(model.encoding)
         return found
 
-    def _fingerprint(self, model: Model) -> str | None:
-        """Reasoning models have none."""
+    def fingerprint(self, model: Model) -> str | None:
+        """The fingerprint of the system that serves a model; reasoning models have none."""
         if model.reasons:
             return None
-        return "fp_" + hashlib.blake2b(f"{self._seed}/{model.name}".encode(), digest_size=5).hexdigest()
-
-    def _keep(self, place: tuple[bytes, bytes], made: Answer) -> None:
-        """Remembers an answer, and forgets the ones unused for the longest time when there are too many bytes."""
-        size = made.size_bytes + len(place[1])
-        if size > self._answers_bytes_max // 4:
-            return
-        self._answers[place] = made
-        self.kept_bytes += size
-        while self.kept_bytes > self._answers_bytes_max:
-            (_, body), forgotten = self._answers.popitem(last=False)
-            self.kept_bytes -= forgotten.size_bytes + len(body)
-            self.evicted += 1
+        return "fp_" + hashlib.blake2b(f"{self.seed}/{model.name}".encode(), digest_size=5).hexdigest()
 
 
 def _repeatable(usage: Usage) -> bool:

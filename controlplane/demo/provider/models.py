@@ -19,6 +19,7 @@ class Model(msgspec.Struct, frozen=True):
     reasons: bool = False  # spends hidden tokens before it answers
     dimensions: int = 0  # of an embedding
     shortens: bool = False  # takes `dimensions`
+    cache_from_tokens: int = 1024  # of Anthropic: shorter prefixes are not written to the prompt cache
 
 
 _CHAT = (
@@ -58,6 +59,28 @@ _ALIASES = {
 }
 _BY_NAME = {model.name: model for model in (*_CHAT, *_EMBEDDINGS)}
 MODELS = _BY_NAME | {alias: _BY_NAME[name] for alias, name in _ALIASES.items()}
+_CLAUDE = (
+    Model("claude-3-5-haiku-20241022", 1729555200, context_tokens_max=200_000, output_tokens_max=8_192, cache_from_tokens=2048),
+    Model("claude-opus-4-1-20250805", 1754352000, context_tokens_max=200_000, output_tokens_max=32_000, reasons=True),
+    Model("claude-sonnet-4-5-20250929", 1759104000, context_tokens_max=200_000, output_tokens_max=64_000, reasons=True),
+    Model("claude-haiku-4-5-20251001", 1759276800, context_tokens_max=200_000, output_tokens_max=64_000, reasons=True, cache_from_tokens=4096),
+    Model("claude-opus-4-5-20251101", 1761955200, context_tokens_max=200_000, output_tokens_max=64_000, reasons=True, cache_from_tokens=4096),
+    Model("claude-opus-4-6", 1770249600, context_tokens_max=1_000_000, output_tokens_max=128_000, reasons=True, cache_from_tokens=4096),
+    Model("claude-sonnet-4-6", 1771286400, context_tokens_max=1_000_000, output_tokens_max=128_000, reasons=True),
+    Model("claude-opus-4-8", 1779840000, context_tokens_max=1_000_000, output_tokens_max=128_000, reasons=True),
+    Model("claude-sonnet-5", 1782864000, context_tokens_max=1_000_000, output_tokens_max=128_000, reasons=True),
+    Model("claude-opus-5", 1784678400, context_tokens_max=1_000_000, output_tokens_max=128_000, reasons=True),
+)  # fmt: skip
+_CLAUDE_ALIASES = {
+    "claude-3-5-haiku-latest": "claude-3-5-haiku-20241022",
+    "claude-opus-4-1": "claude-opus-4-1-20250805",
+    "claude-sonnet-4-5": "claude-sonnet-4-5-20250929",
+    "claude-haiku-4-5": "claude-haiku-4-5-20251001",
+    "claude-opus-4-5": "claude-opus-4-5-20251101",
+}
+CLAUDE_LISTED = tuple(reversed(_CLAUDE))  # the newest first, as Anthropic lists them
+_CLAUDE_BY_NAME = {model.name: model for model in _CLAUDE}
+CLAUDE = _CLAUDE_BY_NAME | {alias: _CLAUDE_BY_NAME[name] for alias, name in _CLAUDE_ALIASES.items()}
 
 
 def list_body() -> bytes:

@@ -31,7 +31,7 @@ class Problem(Exception):
     code: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
-    def body(self) -> bytes:
+    def body(self, request_id: str = "") -> bytes:  # noqa: ARG002 - other protocols say it in the body
         """The body; OpenAI indents the answer to a bad key by four, every other one by two."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         indent = 4 if self.status == 401 else 2
@@ -111,6 +111,38 @@ def overloaded(retry_after_s: float) -> Problem:
         type="server_error",
         headers=(("retry-after", _whole_seconds(retry_after_s)),),
     )
+
+
+def forbidden() -> Problem:
+    """The key is good, and not for this."""
+    return Problem(403, "You are not allowed to use this resource.", code="permission_denied")
+
+
+def context_exceeded(tokens_max: int, tokens: int) -> Problem:
+    """The prompt is longer than the model's context."""
+    return Problem(
+        400,
+        f"This model's maximum context length is {tokens_max} tokens. However, your messages resulted in {tokens} tokens. "
+        "Please reduce the length of the messages.",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def against_policy() -> Problem:
+    """The prompt is refused by the provider's policy."""
+    return Problem(
+        400,
+        "Your request was rejected as a result of our safety system. Your prompt may contain text that is not allowed by our "
+        "safety system.",
+        code="content_policy_violation",
+    )
+
+
+def of_status(status: int) -> Problem:
+    """Any status, for those that nothing above is named after."""
+    kind = INVALID if status < 500 else "server_error"
+    return Problem(status, f"The request failed with status {status}.", type=kind)
 
 
 def rate_limited(model: str, organization: str, *, kind: str, limit: int, retry_after_s: float) -> Problem:

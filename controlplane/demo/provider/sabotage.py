@@ -1,40 +1,53 @@
-"""What a fault does to one answer."""
+"""What a fault does to one answer, whatever its protocol."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 from controlplane.demo.faults import Fault, FaultKind, UsageLie
 from controlplane.demo.provider import problems
-from controlplane.demo.provider.composition import Usage
-from controlplane.demo.provider.encoding import Answer
+from controlplane.demo.provider.answer import Answer
 from controlplane.demo.provider.exchange import Cut
 from controlplane.demo.provider.problems import Problem
 
 INFLATION = 10  # of a usage that is inflated
+CONTEXT_SHOWN_TOKENS = 128_000  # what the error of context_exceeded says the model has
 _KEPT = 2 / 3  # of an event or a body that malformed_json breaks
-_COUNT = re.compile(rb'("(?:prompt|completion|total)_tokens": ?)(\d+)')
-_USAGE_FIELD = re.compile(rb',\s*"usage": ?\{(?:[^{}]|\{[^{}]*\})*\}')
-_OPENING_USAGE = re.compile(rb'"choices":\[\],"usage":')
+_COUNTS = (
+    b"prompt_tokens|completion_tokens|total_tokens"
+    b"|input_tokens|output_tokens|cache_(?:creation|read)_input_tokens|ephemeral_(?:5m|1h)_input_tokens"
+    b"|(?:prompt|candidates|total)TokenCount|(?:prompt_)?eval_count"
+)
+_COUNT = re.compile(rb'("(?:' + _COUNTS + rb')": ?)(\d+)')
+_USAGE = re.compile(rb'"usage": ?\{|"usageMetadata": ?\{|"prompt_eval_count": ?\d')
+_USAGE_FIELD = re.compile(
+    rb',\s*"(?:usage|usageMetadata)": ?\{(?:[^{}]|\{[^{}]*\})*\}|,\s*"(?:prompt_)?eval_count": ?\d+'
+)
+_USAGE_ALONE = re.compile(rb'"choices":\[\],"usage":')
 
 
-def refusal(fault: Fault, *, model: Callable[[], str], key: str, organization: str, limit: int) -> Problem | None:
-    """The error that a fault answers instead of the truth; None for the faults that let an answer begin."""
+def refusal(fault: Fault, *, model: str, key: str, organization: str, limit: int) -> Problem | None:
+    """The error that a fault answers instead of the truth, in OpenAI's words; None for the faults that let an answer begin."""
     match fault.kind:
         case FaultKind.OUTAGE_500:
             return problems.server_error()
-        case FaultKind.OUTAGE_503:
+        case FaultKind.OUTAGE_503 | FaultKind.OVERLOADED:
             return problems.overloaded(fault.retry_after_s)
         case FaultKind.RATE_LIMITED:
             return problems.rate_limited(
-                model(), organization, kind="requests", limit=limit, retry_after_s=fault.retry_after_s
+                model, organization, kind="requests", limit=limit, retry_after_s=fault.retry_after_s
             )
         case FaultKind.REVOKED_KEY:
             return problems.bad_key(key)
         case FaultKind.QUOTA_EXHAUSTED:
             return problems.quota_exhausted()
+        case FaultKind.CONTEXT_EXCEEDED:
+            return problems.context_exceeded(CONTEXT_SHOWN_TOKENS, CONTEXT_SHOWN_TOKENS + 1)
+        case FaultKind.CONTENT_POLICY:
+            return problems.against_policy()
+        case FaultKind.STATUS:
+            return problems.of_status(fault.status)
         case _:
             return None
 
@@ -60,32 +73,36 @@ def spoiled(answer: Answer, fault: Fault) -> Answer:
 def _malformed(answer: Answer, after_events: int) -> Answer:
     """One event, or the whole body, loses its end."""
     if not answer.streamed:
-        return replace(answer, tail=answer.tail[: int(len(answer.tail) * _KEPT)])
+        return replace(answer, body=answer.body[: int(len(answer.body) * _KEPT)])
     index = min(after_events, len(answer.events) - 1)
     event = answer.events[index]
-    broken = event[: int(len(event) * _KEPT)].rstrip() + b"\n\n"
+    text = event.rstrip(b"\n")
+    broken = text[: int(len(text) * _KEPT)].rstrip() + event[len(text) :]
     return replace(answer, events=(*answer.events[:index], broken, *answer.events[index + 1 :]))
 
 
 def _misreported(answer: Answer, lie: UsageLie) -> Answer:
     """The usage says something else than what is billed."""
-    told = _told(answer.usage, lie)
     if lie is UsageLie.MISSING:
-        events = tuple(event for event in answer.events if not _OPENING_USAGE.search(event))
+        events = tuple(_USAGE_FIELD.sub(b"", event) for event in answer.events if not _USAGE_ALONE.search(event))
         steps = tuple(min(step, len(events)) for step in answer.steps)
-        return replace(answer, reported=None, tail=_USAGE_FIELD.sub(b"", answer.tail), events=events, steps=steps)
+        body, end = _USAGE_FIELD.sub(b"", answer.body), _USAGE_FIELD.sub(b"", answer.end)
+        return replace(answer, reported=None, body=body, events=events, steps=steps, end=end)
 
     def lied(found: re.Match[bytes]) -> bytes:
         return found[1] + b"%d" % _lie(int(found[2]), lie)
 
-    events = tuple(_COUNT.sub(lied, event) if _OPENING_USAGE.search(event) else event for event in answer.events)
-    start = answer.tail.rfind(b'"usage":')
-    tail = answer.tail[:start] + _COUNT.sub(lied, answer.tail[start:]) if start >= 0 else answer.tail
-    return replace(answer, reported=told, tail=tail, events=events)
+    def told(data: bytes) -> bytes:
+        *_, last = (None, *_USAGE.finditer(data))
+        return data if last is None else data[: last.start()] + _COUNT.sub(lied, data[last.start() :])
 
-
-def _told(usage: Usage, lie: UsageLie) -> Usage:
-    return replace(usage, prompt=_lie(usage.prompt, lie), completion=_lie(usage.completion, lie))
+    return replace(
+        answer,
+        reported=replace(answer.usage, prompt=_lie(answer.usage.prompt, lie), completion=_lie(answer.usage.completion, lie)),
+        body=told(answer.body),
+        events=tuple(map(told, answer.events)),
+        end=told(answer.end),
+    )  # fmt: skip
 
 
 def _lie(count: int, lie: UsageLie) -> int:

@@ -194,8 +194,8 @@ class Provider:
             gate.upstream.stats.turned_away = gate.connections.turned_away
             gate.upstream.stats.unreadable = gate.connections.unreadable
             gate.upstream.stats.held_back = gate.connections.held_back
-            gate.upstream.stats.answers_kept = self._inference.kept
-            gate.upstream.stats.answers_evicted = self._inference.evicted
+            gate.upstream.stats.answers_kept = len(self._inference.memory)
+            gate.upstream.stats.answers_evicted = self._inference.memory.evicted
 
     async def _watch_faults(self) -> None:
         """Follows the time line of outages; runs until it is cancelled."""

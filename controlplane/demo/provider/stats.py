@@ -15,6 +15,7 @@ class ModelStats(msgspec.Struct):
     streams: int = 0  # of the calls
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt tokens
+    cache_write_tokens: int = 0  # of the prompt tokens
     completion_tokens: int = 0
     reasoning_tokens: int = 0  # of the completion tokens
     reported_prompt_tokens: int = 0  # what the usage said; differs from the truth under a wrong_usage fault

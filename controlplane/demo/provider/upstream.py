@@ -1,4 +1,4 @@
-"""One simulated upstream: requests in, OpenAI's answers out, faults where they are set, and the bill."""
+"""One simulated upstream: requests in, answers of the protocol that they speak out, faults where they are set, and the bill."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import asyncio
 from collections.abc import Callable
 
 from controlplane.demo.faults import Fault, FaultKind, Faults
-from controlplane.demo.provider import models, problems, sabotage
+from controlplane.demo.provider import problems, sabotage
+from controlplane.demo.provider.answer import Answer, filled
 from controlplane.demo.provider.config import ProviderConfig
-from controlplane.demo.provider.encoding import EVENT_CREATED, JSON_CREATED, JSON_START, Answer
 from controlplane.demo.provider.exchange import Cut, DelayedReply, Ending, Settle, Silence, StreamReply
-from controlplane.demo.provider.headers import HeaderWriter
 from controlplane.demo.provider.http import Connection, Request, answer
-from controlplane.demo.provider.inference import CHAT, EMBEDDINGS, Inference
+from controlplane.demo.provider.inference import Inference
 from controlplane.demo.provider.latency import Pace
 from controlplane.demo.provider.limits import Allowance, Limits
 from controlplane.demo.provider.problems import Problem
-from controlplane.demo.provider.request import model_of
 from controlplane.demo.provider.stats import UpstreamStats
+from controlplane.demo.provider.wire import Wire
+from controlplane.demo.provider.wires import Wires
 
-_MODELS = b"/v1/models"
 _KEYS_KNOWN_MAX = 10_000
 
 
@@ -41,7 +40,6 @@ class Upstream:
         self.stats = UpstreamStats()
         self._config = config
         self._faults = faults
-        self._inference = inference
         self._now_s = now_s
         self._pace = Pace(config.latency, seed=config.seed)
         self._limits = Limits(
@@ -50,7 +48,7 @@ class Upstream:
             enforced=config.limits_enforced,
             now=monotonic,
         )
-        self._headers = HeaderWriter(f"{config.seed}/{name}", self._limits, now_s)
+        self._wires = Wires(f"{config.seed}/{name}", inference, limits=self._limits, now_s=now_s, monotonic=monotonic)
         self._good_keys = None if config.api_keys is None else frozenset(key.encode() for key in config.api_keys)
         self._keys_known: set[bytes] = set()  # Authorization values that were found good
         self._calls = 0
@@ -63,50 +61,48 @@ class Upstream:
         """Answers, now or later."""
         self._calls += 1
         self.stats.requests += 1
-        fault = self._fault(request) if self._faults else None
+        wire = self._wires.exact.get(request.path) or self._wires.of(request)
+        fault = self._fault(request, wire) if self._faults else None
         try:
-            if fault is not None and fault.kind is FaultKind.HANG:
-                self.stats.in_flight += 1
-                connection.begin(Silence(self._hung, 0))
+            if fault is not None and self._stopped(connection, request, wire, fault):
                 return
-            if fault is not None:
-                self._raise_refusal(fault, request)
             if request.key not in self._keys_known:
-                self._check_key(request.key)
-            if request.path == CHAT or request.path == EMBEDDINGS:
-                self._infer(connection, request, fault)
-            else:
-                self._list(connection, request)
-        except Problem as problem:
+                self._check_key(request, wire)
+            self._infer(connection, request, wire, fault)
+        except Problem as raised:
+            problem = wire.worded(raised)
             self.stats.refuse(problem.status)
-            extra = self._headers.failure(self._calls)
-            connection.reply(answer(problem, keep_alive=request.keep_alive, extra=extra))
+            extra = wire.headers.failure(self._calls)
+            request_id = wire.headers.request_id(self._calls)
+            connection.reply(answer(problem, keep_alive=request.keep_alive, extra=extra, request_id=request_id))
+
+    def worded(self, request: Request, problem: Problem) -> Problem:
+        """A problem with a request that was not read to its end."""
+        return self._wires.of(request).worded(problem)
 
     # --- answers ---------------------------------------------------------------------------------------------------------
 
-    def _infer(self, connection: Connection, request: Request, fault: Fault | None) -> None:
-        """A chat completion or embeddings."""
-        if request.method != b"POST":
-            raise problems.wrong_method(_text(request.method), _text(request.path))
-        made = self._inference.answer(request.path, request.body)
-        allowance = self._allowance(request, made)
+    def _infer(self, connection: Connection, request: Request, wire: Wire, fault: Fault | None) -> None:
+        """Answers what the wire makes of a request."""
+        made = wire.answer(request, self._calls)
+        if not made.model:
+            connection.reply(self._whole(request, wire, made, None, 0))
+            return
+        allowance = self._allowance(request, made, wire)
         cut: Cut | None = None
         delay_s = 0.0
         if fault is not None:
-            made = sabotage.spoiled(made, fault)
-            cut = sabotage.cut_of(fault)
-            if fault.kind is FaultKind.SLOW_FIRST_TOKEN:
-                delay_s = fault.delay_s
+            made, cut, delay_s = self._sabotaged(made, wire, fault)
         counts = self.stats.model(made.model)
         counts.calls += 1
         if made.streamed:
             counts.streams += 1
-            delay_s += self._pace.whole_s(self._calls, made.usage.reasoning + 1)  # it thinks before its first token
-            self._stream(connection, request, made, allowance, delay_s=delay_s, cut=cut)
+            delay_s += self._pace.whole_s(self._calls, made.hidden + 1)  # it thinks before its first token
+            self._stream(connection, request, wire, made, allowance, delay_s=delay_s, cut=cut)
             return
         if not self._pace.instant:
             delay_s += self._pace.whole_s(self._calls, made.usage.completion)
-        data = self._whole(request, made, allowance, delay_s)
+        data = self._whole(request, wire, made, allowance, delay_s)
         if delay_s == 0 and cut is None:
             self._bill(made, Ending.COMPLETED, made.usage.completion)
             connection.reply(data)
@@ -122,19 +118,20 @@ class Upstream:
             loop=asyncio.get_running_loop(),
         )
 
-    def _whole(self, request: Request, made: Answer, allowance: Allowance, delay_s: float) -> bytes:
+    def _whole(self, request: Request, wire: Wire, made: Answer, allowance: Allowance | None, delay_s: float) -> bytes:
         """Head and body of an answer that is not streamed."""
-        number = self._calls
-        head = self._headers.success(number, allowance, delay_s=delay_s, keep_alive=request.keep_alive)
-        body = made.tail
-        if made.gap:
-            body = b"%b%b%b%d%b" % (JSON_START, self._headers.answer_id(number), JSON_CREATED, self._now_s(), body)
+        headers = wire.headers
+        head = headers.success(
+            self._calls, allowance, delay_s=delay_s, keep_alive=request.keep_alive, content_type=made.content_type
+        )
+        body = filled(made.body, headers.answer_id(self._calls), self._now_s()) if made.marked else made.body
         return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
     def _stream(
         self,
         connection: Connection,
         request: Request,
+        wire: Wire,
         made: Answer,
         allowance: Allowance,
         *,
@@ -143,14 +140,17 @@ class Upstream:
     ) -> None:
         number = self._calls
         keep_alive = request.keep_alive and request.chunks_allowed
-        head = self._headers.success(number, allowance, delay_s=delay_s, keep_alive=keep_alive, stream=True)
+        head = wire.headers.success(
+            number, allowance, delay_s=delay_s, keep_alive=keep_alive, content_type=made.content_type
+        )
         head += b"transfer-encoding: chunked\r\n\r\n" if request.chunks_allowed else b"\r\n"
         self.stats.in_flight += 1
         StreamReply(
             connection,
             made,
             head=head,
-            stamp=b"%b%b%d" % (self._headers.answer_id(number), EVENT_CREATED, self._now_s()),
+            answer_id=wire.headers.answer_id(number),
+            now_s=self._now_s(),
             pace=self._pace,
             call_number=number,
             delay_s=delay_s,
@@ -161,38 +161,26 @@ class Upstream:
             loop=asyncio.get_running_loop(),
         )
 
-    def _list(self, connection: Connection, request: Request) -> None:
-        """The models, or one of them."""
-        name = _text(request.path[len(_MODELS) + 1 :]) if request.path.startswith(_MODELS + b"/") else ""
-        if request.path != _MODELS and not name:
-            raise problems.unknown_url(_text(request.method), _text(request.path))
-        if request.method != b"GET":
-            raise problems.wrong_method(_text(request.method), _text(request.path))
-        body = models.one_body(name) if name else models.list_body()
-        head = self._headers.success(self._calls, None, delay_s=0, keep_alive=request.keep_alive)
-        connection.reply(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
-
     # --- who may ask, and how much ---------------------------------------------------------------------------------------
 
-    def _check_key(self, authorization: bytes) -> None:
+    def _check_key(self, request: Request, wire: Wire) -> None:
         """Raises Problem for a missing or unknown key; remembers a good one."""
-        scheme, _, key = authorization.partition(b" ")
-        key = key.strip()
-        if scheme.lower() != b"bearer" or not key:
+        key = wire.key(request)
+        if not key:
             raise problems.no_key()
         if self._good_keys is not None and key not in self._good_keys:
-            raise problems.bad_key(_text(key))
-        if len(self._keys_known) < _KEYS_KNOWN_MAX:
-            self._keys_known.add(authorization)
+            raise problems.bad_key(key.decode("latin-1"))
+        if request.key.endswith(key) and len(self._keys_known) < _KEYS_KNOWN_MAX:
+            self._keys_known.add(request.key)
 
-    def _allowance(self, request: Request, made: Answer) -> Allowance:
+    def _allowance(self, request: Request, made: Answer, wire: Wire) -> Allowance:
         """What the rate limits leave. Raises Problem when they leave nothing."""
-        allowance = self._limits.take(request.key, made.model, made.usage.prompt)
+        allowance = self._limits.take(request.key or wire.key(request), made.model, made.usage.prompt)
         if not allowance.granted:
             limit = self._limits.requests_per_minute if allowance.kind == "requests" else self._limits.tokens_per_minute
             raise problems.rate_limited(
                 made.model,
-                self._headers.organization,
+                self._wires.organization,
                 kind=allowance.kind,
                 limit=limit,
                 retry_after_s=allowance.retry_after_s,
@@ -201,28 +189,44 @@ class Upstream:
 
     # --- faults ----------------------------------------------------------------------------------------------------------
 
-    def _fault(self, request: Request) -> Fault | None:
+    def _fault(self, request: Request, wire: Wire) -> Fault | None:
         fault = self._faults.pick(
             upstream=self.name,
             port=self.port,
-            path=_text(request.path),
-            key=_text(_key(request)),
-            model=lambda: model_of(request.body),
+            path=request.path.decode("latin-1"),
+            key=wire.key(request).decode("latin-1"),
+            model=lambda: wire.model(request),
         )
         if fault is not None:
             self.stats.by_fault[fault.kind] = self.stats.by_fault.get(fault.kind, 0) + 1
         return fault
 
-    def _raise_refusal(self, fault: Fault, request: Request) -> None:
-        problem = sabotage.refusal(
-            fault,
-            model=lambda: model_of(request.body),
-            key=_text(_key(request)),
-            organization=self._headers.organization,
-            limit=self._limits.requests_per_minute,
-        )
+    def _stopped(self, connection: Connection, request: Request, wire: Wire, fault: Fault) -> bool:
+        """Whether a fault leaves no answer at all. Raises Problem for one that answers an error."""
+        if fault.kind is FaultKind.HANG:
+            self.stats.in_flight += 1
+            connection.begin(Silence(self._hung, 0))
+            return True
+        if fault.kind is FaultKind.RESET:
+            connection.abort()
+            return True
+        problem = wire.refusal(fault, model=wire.model(request), key=wire.key(request))
         if problem is not None:
             raise problem
+        return False
+
+    def _sabotaged(self, made: Answer, wire: Wire, fault: Fault) -> tuple[Answer, Cut | None, float]:
+        """The answer as a fault leaves it, where it is cut off, and how late it comes. Raises Problem instead of an answer."""
+        if fault.kind is FaultKind.CONTENT_FILTERED:
+            return wire.filtered(made), None, 0.0
+        if fault.kind is FaultKind.STREAM_ERROR:
+            problem = wire.worded(problems.server_error())
+            if not made.streamed:
+                raise problem
+            last = wire.broken(problem, made, fault.after_chunks)
+            return made, Cut(fault.after_chunks, close=True, last=last), 0.0
+        delay_s = fault.delay_s if fault.kind is FaultKind.SLOW_FIRST_TOKEN else 0.0
+        return sabotage.spoiled(made, fault), sabotage.cut_of(fault), delay_s
 
     # --- the bill --------------------------------------------------------------------------------------------------------
 
@@ -249,16 +253,9 @@ class Upstream:
             counts.cancelled += 1
         else:
             counts.broken += 1
-        counts.prompt_tokens += made.usage.prompt
-        counts.cached_tokens += made.usage.cached
+        usage = made.usage
+        counts.prompt_tokens += usage.prompt
+        counts.cached_tokens += usage.cached
+        counts.cache_write_tokens += usage.written_5m + usage.written_1h
         counts.completion_tokens += produced
-        counts.reasoning_tokens += min(produced, made.usage.reasoning)
-
-
-def _key(request: Request) -> bytes:
-    """The provider key itself."""
-    return request.key.partition(b" ")[2].strip()
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("latin-1")
+        counts.reasoning_tokens += min(produced, usage.reasoning)

@@ -1,0 +1,153 @@
+"""Anthropic's protocol: messages, token counts and models, and Anthropic's way to say no."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from controlplane.demo.faults import Fault
+from controlplane.demo.provider.answer import Answer, moment, plain
+from controlplane.demo.provider.anthropic import encoding, problems
+from controlplane.demo.provider.anthropic.composition import reply
+from controlplane.demo.provider.anthropic.headers import AnthropicHeaders
+from controlplane.demo.provider.anthropic.prompt import PrefixCache, segments
+from controlplane.demo.provider.anthropic.request import read
+from controlplane.demo.provider.http import Request
+from controlplane.demo.provider.inference import Inference
+from controlplane.demo.provider.models import CLAUDE, CLAUDE_LISTED, Model
+from controlplane.demo.provider.openai_wire import wrong_method
+from controlplane.demo.provider.problems import Problem
+from controlplane.demo.provider.request import model_of
+
+MESSAGES = b"/v1/messages"
+COUNT = b"/v1/messages/count_tokens"
+MODELS = b"/v1/models"
+_CACHE_CONTROL = b'"cache_control"'
+_PAGE_MAX = 1_000
+
+
+class AnthropicWire:
+    """The Messages API of one upstream."""
+
+    def __init__(
+        self,
+        headers: AnthropicHeaders,
+        inference: Inference,
+        *,
+        requests_per_minute: int,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.headers = headers
+        self._inference = inference
+        self._requests_per_minute = requests_per_minute
+        self._prefixes = PrefixCache(monotonic)
+
+    def key(self, request: Request) -> bytes:
+        """`x-api-key`, or the bearer token of an OAuth client."""
+        key = request.headers.get(b"x-api-key", b"").strip()
+        if key:
+            return key
+        scheme, _, token = request.key.partition(b" ")
+        return token.strip() if scheme.lower() == b"bearer" else b""
+
+    def answer(self, request: Request, call_number: int) -> Answer:  # noqa: ARG002 - nothing is remembered of a call
+        """The answer to a request. Raises Problem."""
+        path = request.path
+        if b"anthropic-version" not in request.headers:
+            raise problems.invalid("anthropic-version: header is required")
+        if path in (MESSAGES, COUNT):
+            if request.method != b"POST":
+                raise wrong_method(request)
+            return self._message(request) if path == MESSAGES else self._count(request)
+        if path == MODELS or path.startswith(MODELS + b"/"):
+            if request.method != b"GET":
+                raise wrong_method(request)
+            return _models(request)
+        raise problems.problem(404, "Not found")
+
+    def _message(self, request: Request) -> Answer:
+        place = (request.path, request.body)
+        known = self._inference.memory.get(place)
+        if known is not None:
+            return known
+        asked = read(request.body, ceiling=True)
+        model = _model(asked.model)
+        tokenizer = self._inference.tokenizer(model)
+        parts = segments(asked, tokenizer)
+        cached = self._prefixes.use(parts, model, self.key(request))
+        prompt_tokens = sum(part.tokens for part in parts)
+        made = reply(asked, model, tokenizer, seed=self._inference.seed, prompt_tokens=prompt_tokens, cached=cached)
+        answer = encoding.stream_answer(made) if asked.stream else encoding.json_answer(made)
+        if _CACHE_CONTROL not in request.body:  # what a prompt cache makes of it differs from call to call
+            self._inference.memory.keep(place, answer)
+        return answer
+
+    def _count(self, request: Request) -> Answer:
+        """How many tokens a prompt has: free of charge."""
+        asked = read(request.body, ceiling=False)
+        parts = segments(asked, self._inference.tokenizer(_model(asked.model)))
+        return plain(msgspec.json.encode({"input_tokens": sum(part.tokens for part in parts)}))
+
+    def worded(self, problem: Problem) -> Problem:
+        """A problem in Anthropic's words."""
+        return problems.worded(problem)
+
+    def refusal(self, fault: Fault, *, model: str, key: bytes) -> Problem | None:  # noqa: ARG002 - Anthropic's errors name neither
+        """The error that a fault answers instead of the truth."""
+        return problems.refusal(fault, organization=self.headers.organization, limit=self._requests_per_minute)
+
+    def filtered(self, answer: Answer) -> Answer:
+        """The stop reason says that a classifier stopped the answer."""
+        return encoding.refused(answer)
+
+    def broken(self, problem: Problem, answer: Answer, events: int) -> bytes:  # noqa: ARG002 - its words are the same everywhere
+        """An error as an event of a stream."""
+        error = {"type": "error", "error": {"details": None, "type": problem.type, "message": problem.message}}
+        return b"event: error\ndata: %b\n\n" % msgspec.json.encode(error)
+
+    def model(self, request: Request) -> str:
+        """The `model` of the body."""
+        return model_of(request.body)
+
+
+def _model(name: str) -> Model:
+    """A model by its name. Raises Problem."""
+    found = CLAUDE.get(name)
+    if found is None:
+        raise problems.unknown_model(name)
+    return found
+
+
+def _models(request: Request) -> Answer:
+    """The models a page at a time, or one of them."""
+    name = request.path[len(MODELS) + 1 :].decode("latin-1")
+    if name:
+        return plain(msgspec.json.encode(_described(_model(name))))
+    query = dict(part.partition("=")[::2] for part in request.query.decode("latin-1").split("&") if part)
+    limit = int(query.get("limit", "20")) if query.get("limit", "20").isdigit() else 20
+    if not 1 <= limit <= _PAGE_MAX:
+        raise problems.invalid(f"limit: Input should be between 1 and {_PAGE_MAX}")
+    listed = [model.name for model in CLAUDE_LISTED]
+    start = listed.index(query["after_id"]) + 1 if query.get("after_id") in listed else 0
+    page = CLAUDE_LISTED[start : start + limit]
+    document = {
+        "data": [_described(model) for model in page],
+        "has_more": start + limit < len(CLAUDE_LISTED),
+        "first_id": page[0].name if page else None,
+        "last_id": page[-1].name if page else None,
+    }
+    return plain(msgspec.json.encode(document))
+
+
+def _described(model: Model) -> dict[str, object]:
+    shown = " ".join(part.capitalize() for part in model.name.split("-") if not (part.isdigit() and len(part) == 8))
+    return {
+        "type": "model",
+        "id": model.name,
+        "display_name": shown,
+        "created_at": moment(model.created).decode(),
+        "lifecycle": "active",
+        "max_input_tokens": model.context_tokens_max,
+        "max_tokens": model.output_tokens_max,
+    }

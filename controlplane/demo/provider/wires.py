@@ -1,0 +1,51 @@
+"""Which protocol a request speaks: by its path, and where two protocols share one, by its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from controlplane.demo.provider.anthropic.headers import AnthropicHeaders
+from controlplane.demo.provider.anthropic.wire import AnthropicWire
+from controlplane.demo.provider.headers import HeaderWriter
+from controlplane.demo.provider.http import Request
+from controlplane.demo.provider.inference import CHAT, EMBEDDINGS, Inference
+from controlplane.demo.provider.limits import Limits
+from controlplane.demo.provider.openai_wire import OpenAiWire
+from controlplane.demo.provider.wire import Wire
+
+
+class Wires:
+    """The protocols of one upstream."""
+
+    def __init__(
+        self,
+        identity: str,
+        inference: Inference,
+        *,
+        limits: Limits,
+        now_s: Callable[[], int],
+        monotonic: Callable[[], float],
+    ) -> None:
+        """identity: makes the ids of this upstream its own, the same again for the same seed."""
+        headers = HeaderWriter(identity, limits, now_s)
+        self.organization = headers.organization
+        openai = OpenAiWire(headers, inference, requests_per_minute=limits.requests_per_minute)
+        anthropic = AnthropicWire(
+            AnthropicHeaders(identity, limits, now_s),
+            inference,
+            requests_per_minute=limits.requests_per_minute,
+            monotonic=monotonic,
+        )
+        self.exact: dict[bytes, Wire] = {CHAT: openai, EMBEDDINGS: openai}
+        self._openai = openai
+        self._anthropic = anthropic
+        self._begun: tuple[tuple[bytes, Wire], ...] = ((b"/v1/messages", anthropic),)
+
+    def of(self, request: Request) -> Wire:
+        """The protocol of a request; OpenAI's for a path that nobody knows."""
+        if b"anthropic-version" in request.headers and request.path not in self.exact:
+            return self._anthropic
+        for beginning, wire in self._begun:
+            if request.path.startswith(beginning):
+                return wire
+        return self._openai
