@@ -1,0 +1,146 @@
+"""Reads the event stream of a response on its way through: every event goes on as it came; the last one is held back for the settlement.
+
+Once content has begun, an event is decoded only if cheap tests of its bytes say that it may carry more than content.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlplane.contract.pricing import Tokens
+from proxy.dialects.dialect import Malformed
+from proxy.dialects.events import EventCutter, data_of, events_in
+from proxy.dialects.openai_usage import read_io_usage
+
+# What a client neither shows nor acts upon: until anything else comes, the call can still be tried elsewhere.
+_BEFORE_CONTENT = frozenset(
+    (
+        "response.created",
+        "response.in_progress",
+        "response.queued",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.reasoning_summary_part.added",
+        "keepalive",
+    )
+)
+_ENDS = frozenset(("response.completed", "response.incomplete", "response.cancelled"))
+_FAILURES = frozenset(("response.failed", "error"))
+_SPECIAL = (
+    b"response.completed",
+    b"response.incomplete",
+    b"response.cancelled",
+    b"response.failed",
+    b"error",
+    b"[DONE]",
+)
+_EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"{}"))
+_NOTHING = msgspec.Raw(b"")
+
+
+class _Reason(msgspec.Struct):
+    reason: str | None = None
+
+
+class _Response(msgspec.Struct):
+    status: str | None = None
+    incomplete_details: _Reason | None = None
+    usage: msgspec.Raw = _NOTHING
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    response: _Response | None = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
+class ResponsesScanner:
+    """The state of one stream. Feed it what the network brings; read what it knows.
+
+    event_bytes_max: an event larger than this is malformed. committed: the first event is content.
+    """
+
+    __slots__ = (
+        "_committed", "_cutter", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, *, event_bytes_max: int, committed: bool = False) -> None:
+        self._cutter = EventCutter(event_bytes_max)
+        self._committed = committed
+        self.content_seen = False  # the commit point: something that a client would show or act upon
+        self.done = False  # the protocol's end was seen
+        self.error_event = b""  # the upstream's own error event, or the one that says that the response failed
+        self.ending = b""  # the last event, held back
+        self.events = 0  # events seen, about as many as tokens
+        self.finish_reason = ""
+        self.tokens: Tokens | None = None  # None: the upstream has not said
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events that can go on to the client now; b"" if none is whole yet. Raises Malformed."""
+        if self.done or self.error_event:
+            return b""
+        block = self._cutter.feed(data)
+        return self._examine(block) if block else b""
+
+    def finish(self) -> bytes:
+        """The end of the bytes: a last event that lacks its blank line is taken as whole."""
+        if self.done or self.error_event:
+            return b""
+        return self._examine(self._cutter.finish())
+
+    def _examine(self, block: bytes) -> bytes:
+        """One or more whole events; as one piece where nothing in them is special."""
+        if (
+            self.content_seen
+            and not any(mark in block for mark in _SPECIAL)
+            and b"\n\n\n" not in block
+            and block[0] != 10
+        ):
+            self.events += block.count(b"\n\n")
+            return block
+        shown: list[bytes] = []
+        for event in events_in(block):
+            if self.done or self.error_event:
+                break
+            self.events += 1
+            if self._goes_on(event):
+                shown.append(event + b"\n\n")
+        return b"".join(shown)
+
+    def _goes_on(self, event: bytes) -> bool:
+        """Learns from one event; whether the client may see it now. Raises Malformed if its data is not JSON of the expected kind."""
+        data = data_of(event)
+        if data is None:  # a comment: it keeps the connection alive
+            return True
+        if (
+            data == b"[DONE]"
+        ):  # some upstreams end every stream like this; the client of this protocol waits for no such thing
+            self.done = True
+            return False
+        try:
+            read = _decode_event(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Malformed(f"an event of the upstream's stream is not valid: {error}") from error
+        kind = read.type
+        if kind in _ENDS:
+            self._learn(read.response)
+            self.done = True
+            self.ending = event + b"\n\n"
+            return False
+        if kind in _FAILURES:
+            self._learn(read.response)
+            self.error_event = event + b"\n\n"
+            return False
+        if self._committed or kind not in _BEFORE_CONTENT:
+            self.content_seen = True
+        return True
+
+    def _learn(self, response: _Response | None) -> None:
+        if response is None:
+            return
+        why = response.incomplete_details
+        self.finish_reason = (None if why is None else why.reason) or response.status or ""
+        if bytes(response.usage) not in _EMPTY:
+            self.tokens = read_io_usage(response.usage)
