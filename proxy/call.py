@@ -95,7 +95,7 @@ class Call:
     __slots__ = (
         "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s",
         "call_id", "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered",
-        "error_code", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path",
+        "error_code", "fell_back", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path", "patience",
         "price_version", "priority", "query", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache",
         "reservation", "responding", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd",
         "session", "settled", "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user", "view",
@@ -138,6 +138,8 @@ class Call:
         self.route: RouteEntry | None = None
         self.candidates: tuple[Candidate, ...] = ()
         self.deadline = 0.0  # monotonic seconds
+        self.patience = 1.0  # the client's own timeout as a share of the route's; shortens the waits within it
+        self.fell_back = ""  # why another model than the one asked for was tried; such an answer is nobody else's
         # reserve, cache
         self.reservation: object | None = None  # owned by stages/reserve.py
         self.cache = CacheState.BYPASS

@@ -19,6 +19,15 @@ from controlplane.contract.records import AttemptRecord, CallRecord
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 _BREAKER_LEVELS = {"closed": 0, "half_open": 1, "open": 2}
+_LABELLED = {
+    "breaker_openings": (
+        "cause",
+        "Breakers that opened: for the ratio of errors, a streak of them, slowness, a failed probe, or a failure after another worker's word.",
+    ),
+    "fallbacks": ("kind", "Calls that another model was asked to serve."),
+    "hedges": ("result", "Late calls of hedged routes: which try won, or why there was no second one."),
+    "shed_calls": ("priority", "Calls refused because every place was taken and nobody worse waited."),
+}
 
 
 class _Times:
@@ -60,6 +69,7 @@ class ProxyMetrics(Collector):
         self._saved_nanousd = 0
         self._bounds: dict[str, int] = {}
         self._breakers: dict[str, int] = {}
+        self._labelled: dict[tuple[str, str], int] = {}
         self._duration = _Times(_SECONDS)
         self._first_token = _Times(_SECONDS)
         self._overhead = _Times(_OVERHEAD_SECONDS)
@@ -94,9 +104,26 @@ class ProxyMetrics(Collector):
         """Counts that a bound was reached; bound is the name of its setting or policy."""
         self._bounds[bound] = self._bounds.get(bound, 0) + 1
 
-    def breaker_changed(self, deployment: str, state: str) -> None:
-        """Shows a breaker's new state."""
+    def breaker_changed(self, deployment: str, state: str, cause: str = "") -> None:
+        """Shows a breaker's new state; cause: what opened it, counted when it opens."""
         self._breakers[deployment] = _BREAKER_LEVELS[state]
+        if state == "open":
+            self._count("breaker_openings", cause)
+
+    def fell_back(self, kind: str) -> None:
+        """Counts a call that another model was asked to serve."""
+        self._count("fallbacks", kind)
+
+    def hedge_ended(self, result: str) -> None:
+        """Counts a late call: which try won, or why there was no second one."""
+        self._count("hedges", result)
+
+    def call_shed(self, priority: str) -> None:
+        """Counts a call that was refused because there was too much to do."""
+        self._count("shed_calls", priority)
+
+    def _count(self, name: str, label: str) -> None:
+        self._labelled[(name, label)] = self._labelled.get((name, label), 0) + 1
 
     def forget_breaker(self, deployment: str) -> None:
         """The deployment is no longer in the catalog."""
@@ -139,6 +166,12 @@ class ProxyMetrics(Collector):
         for deployment, level in self._breakers.items():
             breakers.add_metric([worker, deployment], level)
         yield from (calls, attempts, tokens, bounds, cost, saved, breakers)
+        for name, (label, help_) in _LABELLED.items():
+            labelled = _counter(name, help_, label)
+            for (counted, value), count in self._labelled.items():
+                if counted == name:
+                    labelled.add_metric([worker, value], count)
+            yield labelled
         yield self._histogram(
             "call_duration_seconds", "Time from a call's first byte in to its settlement.", self._duration
         )

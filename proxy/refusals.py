@@ -42,6 +42,7 @@ NOT_CACHED = Refusal("not_cached", 504, Outcome.NOT_CACHED, "invalid_request_err
 EXHAUSTED = Refusal("exhausted", 502, Outcome.EXHAUSTED, "upstream_error", "upstream", should_retry=False)
 TIMED_OUT = Refusal("timed_out", 504, Outcome.TIMED_OUT, "upstream_error", "upstream", should_retry=False)
 UNAVAILABLE = Refusal("unavailable", 503, Outcome.UNAVAILABLE, "upstream_error", "upstream", should_retry=True)
+OVERLOADED = Refusal("overloaded", 503, Outcome.UNAVAILABLE, "overloaded_error", "gateway", should_retry=True)
 NOT_READY = Refusal("not_ready", 503, Outcome.UNAVAILABLE, "gateway_error", "gateway", should_retry=True)
 MISCONFIGURED = Refusal("misconfigured", 503, Outcome.UNAVAILABLE, "gateway_error", "gateway", should_retry=False)
 BROKEN_STREAM = Refusal("broken_stream", 502, Outcome.BROKEN_STREAM, "upstream_error", "upstream", should_retry=False)
@@ -49,7 +50,7 @@ INTERNAL = Refusal("internal", 500, Outcome.INTERNAL, "gateway_error", "gateway"
 
 TABLE: tuple[Refusal, ...] = (
     DENIED, RATE_LIMITED, OVER_BUDGET, TOO_LARGE, MALFORMED, UNPRICED, FORBIDDEN, NO_ROUTE, NOT_FOUND, METHOD_NOT_ALLOWED, NOT_CACHED,
-    EXHAUSTED, TIMED_OUT, UNAVAILABLE, NOT_READY, MISCONFIGURED, BROKEN_STREAM, INTERNAL,
+    EXHAUSTED, TIMED_OUT, UNAVAILABLE, OVERLOADED, NOT_READY, MISCONFIGURED, BROKEN_STREAM, INTERNAL,
 )  # fmt: skip
 
 _RETRY = {True: (b"x-should-retry", b"true"), False: (b"x-should-retry", b"false")}

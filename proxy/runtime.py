@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from controlplane.contract.records import AttemptError
+from controlplane.contract.routing import Concurrency, RetryRule, Strategy, rules_of
 from controlplane.contract.snapshot import (
     Deployment,
     KeyEntry,
@@ -55,6 +57,7 @@ class Candidate:
     upstream: Upstream
     lease: Lease | None  # a DRAIN or SHARE override; the route stage checks its expiry for each call
     endpoint: Endpoint | None = None
+    measured: bool = False  # calls in flight and latencies are counted, since a route or a limit needs them
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class RouteEntry:
     """A route with its candidates in groups of equal `order`, smallest first.
 
     plain: all candidates in order, where neither weights nor leases leave anything to decide; otherwise None.
+    rules: what is done about each class of failure.
     serves: operations that every candidate serves. narrowed: for operations that only some serve, the entry with those.
     """
 
@@ -70,6 +74,9 @@ class RouteEntry:
     plain: tuple[Candidate, ...] | None = None
     serves: frozenset[str] = _ALL_OPERATIONS
     narrowed: Mapping[str, RouteEntry] = field(default_factory=dict)
+    rules: Mapping[AttemptError, RetryRule] = field(default_factory=rules_of)
+    spares: tuple[Candidate, ...] = ()  # of the models that it falls back to, but for those of the budget
+    shadow: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,9 @@ class Runtime:
     snapshot: Snapshot
     keys: Mapping[str, KeyIdentity]  # by key hash
     routes: Mapping[str, RouteEntry]  # by alias
+    measured: Mapping[str, Concurrency | None] = field(
+        default_factory=dict
+    )  # deployments whose load is kept, with limits
 
     @property
     def version(self) -> int:
@@ -107,15 +117,49 @@ def compile_runtime(snapshot: Snapshot, environ: Mapping[str, str]) -> Runtime:
     endpoints = {upstream.id: _endpoint(upstream, environ) for upstream in snapshot.upstreams}
     upstreams = {upstream.id: upstream for upstream in snapshot.upstreams}
     leases = _leases(snapshot.leases)
+    measured = _measured(snapshot.routes)
     routes: dict[str, RouteEntry] = {}
     for route in snapshot.routes:
         candidates = [
-            Candidate(item, upstreams[item.upstream], leases.get(item.id), endpoints[item.upstream])
+            Candidate(
+                item, upstreams[item.upstream], leases.get(item.id), endpoints[item.upstream], item.id in measured
+            )
             for item in route.deployments
             if item.upstream in upstreams
         ]
-        routes[route.alias] = _entry(route, candidates)
-    return Runtime(snapshot=snapshot, keys=keys, routes=routes)
+        rules = rules_of(route.retries, snapshot.retries)
+        routes[route.alias] = replace(_entry(route, candidates), rules=rules)
+    routes = {alias: _joined(entry, routes) for alias, entry in routes.items()}
+    return Runtime(snapshot=snapshot, keys=keys, routes=routes, measured=measured)
+
+
+def _measured(routes: tuple[Route, ...]) -> dict[str, Concurrency | None]:
+    """The deployments whose load somebody asks for."""
+    asking = (Strategy.LEAST_BUSY, Strategy.LOWEST_LATENCY)
+    return {
+        item.id: item.concurrency
+        for route in routes
+        for item in route.deployments
+        if item.concurrency is not None or route.hedge is not None or route.strategy in asking
+    }
+
+
+def _joined(entry: RouteEntry, routes: Mapping[str, RouteEntry]) -> RouteEntry:
+    """The entry with what other routes have of it: where it falls back to, and its shadow."""
+    route = entry.route
+    named = (*route.fallbacks.general, *route.fallbacks.context_window, *route.fallbacks.content_policy)
+    others = [routes[alias] for alias in dict.fromkeys(named) if alias in routes]
+    spares = tuple(item for other in others for group in other.groups for item in group)
+    shadow = None
+    if route.shadow is not None:
+        all_items = (item for other in routes.values() for group in other.groups for item in group)
+        shadow = next((item for item in all_items if item.deployment.id == route.shadow.deployment), None)
+    if not spares and shadow is None and not entry.narrowed:
+        return entry
+    narrowed = {
+        name: replace(item, rules=entry.rules, spares=spares, shadow=shadow) for name, item in entry.narrowed.items()
+    }
+    return replace(entry, spares=spares, shadow=shadow, narrowed=narrowed)
 
 
 def _identity(tenant: TenantPolicy, key: KeyEntry) -> KeyIdentity:
@@ -147,7 +191,9 @@ def _entry(route: Route, candidates: list[Candidate]) -> RouteEntry:
 def _grouped(route: Route, candidates: list[Candidate]) -> RouteEntry:
     orders = sorted({candidate.deployment.order for candidate in candidates})
     groups = tuple(tuple(item for item in candidates if item.deployment.order == order) for order in orders)
-    simple = all(len(group) == 1 and group[0].lease is None for group in groups)
+    ordered = route.strategy is Strategy.ORDERED
+    simple = all((ordered or len(group) == 1) and all(item.lease is None for item in group) for group in groups)
+    simple = simple and route.canary is None and route.affinity is None
     plain = tuple(candidate for group in groups for candidate in group) if simple else None
     return RouteEntry(route, groups, plain=plain)
 

@@ -15,8 +15,10 @@ from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.snapshot import ProxyStatus, Snapshot
 from proxy.app import ProxyApp
 from proxy.background import Background
+from proxy.balance import Balancer
 from proxy.call import Call
 from proxy.ledger import Ledger
+from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
 from proxy.quotas.account import Share
@@ -40,8 +42,10 @@ from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_redis import RedisTier, watch_redis
 from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.coalesce import Coalesce
+from proxy.transports.concurrency import ConcurrencyTransport
 from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover
+from proxy.transports.hedge import HedgedTransport
 from proxy.transports.http import HttpTransport
 from proxy.uplink import open_uplink
 
@@ -97,8 +101,27 @@ class Worker:
         """Stages and transports in the order in which a call meets them."""
         settings, metrics = self.settings, self.metrics
         self.http = HttpTransport(settings, metrics)
+        self.loads = Loads()
         self.breaker = BreakerTransport(Dispatch(self.http, special={}), metrics)
-        failover = Failover(self.breaker, settings, metrics)
+        places = ConcurrencyTransport(self.breaker, self.loads, metrics)
+        self.hedged = HedgedTransport(places, self.loads, metrics)
+        sick = self.breaker.sick
+        balancer = Balancer(
+            metrics,
+            self.loads,
+            probe_due=self.breaker.probe_due,
+            sick=sick,
+            affinity_max=settings.affinity_entries_max,
+        )
+        failover = Failover(
+            places,
+            self.hedged,
+            settings,
+            metrics,
+            order=balancer.order,
+            tries_when_all_open=lambda: self.breaker.tries_when_all_open,
+        )
+        self._watch_routing(balancer, places)
         self.coalesce = Coalesce(
             failover,
             calls_max=settings.coalesce_calls_max,
@@ -126,12 +149,19 @@ class Worker:
             self.admit,
             Decode(),
             Guard(),
-            RouteStage(metrics, timeout_s_max=settings.timeout_s_max, probe_due=self.breaker.probe_due),
+            RouteStage(balancer, timeout_s_max=settings.timeout_s_max, sick=sick),
             Reserve(self.ledger, image_tokens_max=settings.image_tokens_max),
         )
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, metrics)
         self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self, identify)
         self.background = Background(self.pipeline, lambda: self.app.runtime)
+
+    def _watch_routing(self, balancer: Balancer, places: ConcurrencyTransport) -> None:
+        watch, loads = self.metrics.watch, self.loads
+        watch("affinity_conversations", "Conversations whose deployment is remembered.", lambda: balancer.conversations)
+        watch("places_waiting", "Calls that wait for a place at a deployment.", lambda: places.waiting)
+        watch("places", "Places at all limited deployments, as the adaptive limits have them.", loads.places)
+        watch("places_taken", "Places that are taken.", loads.places_taken)
 
     def _watch(self) -> None:
         """Shows the figures that the parts keep themselves."""
@@ -258,6 +288,8 @@ class Worker:
         deployments = {item.id for route in snapshot.routes for item in route.deployments}
         self.app.runtime = runtime
         self.breaker.configure(snapshot.breaker, deployments)
+        self.loads.configure(runtime.measured)
+        self.hedged.configure({route.alias for route in snapshot.routes if route.hedge is not None})
         self.cache.configure(snapshot.invalidations)
         self.admit.retain({tenant.id for tenant in snapshot.tenants})
         for missing in runtime.missing_credentials:

@@ -37,9 +37,14 @@ class RetryRule(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is done about one class of failure."""
 
     on: Annotated[Again, Meta(description="Where the next try may go.")] = Again.ANY
-    tries: Annotated[int, Meta(ge=1, le=20, description="Tries of one call that may fail this way before it ends.")] = (
-        20
-    )
+    tries: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=20,
+            description="Tries of one call that may fail this way; then it goes on with `same`, and ends with the others.",
+        ),
+    ] = 20
 
 
 class Retries(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -171,3 +176,18 @@ class BreakerWeights(msgspec.Struct, frozen=True, omit_defaults=True):
 
 RETRYABLE: tuple[AttemptError, ...] = tuple(AttemptError(name) for name in Retries.__struct_fields__)
 """The classes of failure for which there are rules and weights."""
+
+_DEFAULT_RULES = {
+    error: RetryRule(on=Again.ANOTHER if error in (AttemptError.AUTH, AttemptError.QUOTA) else Again.ANY)
+    for error in RETRYABLE
+}
+ENDS = RetryRule(on=Again.NONE)
+
+
+def rules_of(*levels: Retries) -> dict[AttemptError, RetryRule]:
+    """The rule for each class of failure, from the first level that has one; classes without a rule end the call."""
+    rules: dict[AttemptError, RetryRule] = {}
+    for error in RETRYABLE:
+        said = (getattr(level, error.value) for level in levels)
+        rules[error] = next((rule for rule in said if rule is not None), _DEFAULT_RULES[error])
+    return rules

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ClassVar
 
-from controlplane.contract.snapshot import LeaseKind
+from controlplane.contract.records import Outcome
 from proxy import refusals
+from proxy.balance import Balancer
 from proxy.call import Call, Reply
-from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
-from proxy.runtime import Candidate, RouteEntry
+from proxy.runtime import RouteEntry
 
 
 class RouteStage:
-    """Weighted choice among the first live deployments, the others behind them as fallbacks.
+    """Finds the route, fixes the deadline, and has the balancer put the candidates in order.
 
-    A drained deployment gets no calls but the probes of its breaker. When all are drained the drains are ignored: a call that may
-    fail is better than one that must. A deployment with a share is demoted to a fallback often enough to keep it.
-
-    probe_due: whether a deployment's breaker wants a probe; draw: uniform in [0, 1).
+    copy: sends an answered call once more, to its route's shadow and to deployments that are to be probed; sick: deployments whose
+    breaker is not closed.
     """
 
     name: ClassVar[str] = "route"
 
     def __init__(
         self,
-        metrics: ProxyMetrics,
+        balancer: Balancer,
         *,
         timeout_s_max: float,
-        probe_due: Callable[[str], bool],
-        draw: Callable[[], float] = random.random,
+        copy: Callable[[Call], None] = lambda _: None,
+        sick: Collection[str] = (),
         monotonic: Callable[[], float] = time.monotonic,
-        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        self._metrics = metrics
+        self._balancer = balancer
         self._timeout_s_max = timeout_s_max
-        self._probe_due = probe_due
-        self._draw = draw
+        self._copy = copy
+        self._sick = sick
         self._monotonic = monotonic
-        self._now_us = now_us
 
     def enter(self, call: Call) -> Reply | None:
         """Refuses an alias that has no route, and a timeout that is no number."""
@@ -61,54 +56,35 @@ class RouteStage:
         if asked is not None:
             if not asked.isdigit() or len(asked) > 9 or int(asked) == 0:
                 return refuse(refusals.MALFORMED, "x-heph-timeout-ms must be a positive number of milliseconds")
+            call.patience = min(1.0, int(asked) / 1000 / timeout_s)
             timeout_s = min(timeout_s, int(asked) / 1000)
         call.deadline = self._monotonic() + timeout_s
-        call.route = entry
-        call.candidates = entry.plain if entry.plain is not None else self._order(entry)
+        self._choose(call, entry)
         return None
 
     def leave(self, call: Call) -> None:
-        """Nothing was taken."""
+        """Remembers where the conversation is at home, and copies the call, where its route asks for that."""
+        entry, reply = call.route, call.reply
+        if entry is None or reply is None or call.outcome is not Outcome.OK:
+            return
+        if entry.route.affinity is not None and call.attempts and not call.fell_back:
+            self._balancer.served(call, reply.deployment)
+        if entry.shadow is not None or self._sick:
+            self._copy(call)
 
-    def _order(self, entry: RouteEntry) -> tuple[Candidate, ...]:
-        now_us = self._now_us()
-        probes: list[Candidate] = []
-        first: list[Candidate] = []
-        fallbacks: list[Candidate] = []
-        demoted: list[Candidate] = []
-        for group in entry.groups:
-            live: list[Candidate] = []
-            for candidate in group:
-                lease = candidate.lease
-                if lease is None or lease.expires_us <= now_us:
-                    live.append(candidate)
-                elif lease.kind is LeaseKind.SHARE:
-                    (live if self._draw() < lease.share else demoted).append(candidate)
-                elif self._probe_due(candidate.deployment.id):
-                    probes.append(candidate)
-            if first:
-                fallbacks.extend(live)
-            else:
-                first = self._by_weight(live)
-        ordered = (*probes, *first, *fallbacks, *demoted)
-        if first or demoted:
-            return ordered
-        self._metrics.bound_hit("all_drained")
-        return tuple(candidate for group in entry.groups for candidate in self._by_weight(list(group)))
+    def reroute(self, call: Call, alias: str, *, why: str) -> bool:
+        """Puts another model in the place of the one asked for; False if that is not there, not allowed or cannot serve this."""
+        identity, entry = call.identity, call.runtime.routes.get(alias)
+        if entry is None or (identity is not None and identity.models is not None and alias not in identity.models):
+            return False
+        if call.operation not in entry.serves:
+            entry = entry.narrowed.get(call.operation)
+        if entry is None or not entry.groups:
+            return False
+        call.fell_back = why
+        self._choose(call, entry)
+        return True
 
-    def _by_weight(self, group: list[Candidate]) -> list[Candidate]:
-        """One drawn by weight, the others behind it, heaviest first."""
-        if len(group) < 2:
-            return group
-        total = sum(max(0, candidate.deployment.weight) for candidate in group)
-        if total == 0:
-            return group
-        at = self._draw() * total
-        chosen = group[-1]
-        for candidate in group:
-            at -= max(0, candidate.deployment.weight)
-            if at < 0:
-                chosen = candidate
-                break
-        rest = sorted((item for item in group if item is not chosen), key=lambda item: -item.deployment.weight)
-        return [chosen, *rest]
+    def _choose(self, call: Call, entry: RouteEntry) -> None:
+        call.route = entry
+        call.candidates = entry.plain if entry.plain is not None else self._balancer.order(call, entry)

@@ -9,7 +9,8 @@ from controlplane.contract.pricing import NO_TOKENS, Tokens
 from controlplane.contract.records import AttemptError, AttemptRecord, CostState
 from proxy import meter
 from proxy.call import Call, Reply
-from proxy.dialects.operations import dialect_of
+from proxy.dialects.operations import OPERATIONS, dialect_of
+from proxy.load import DeploymentLoad
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate
 
@@ -86,8 +87,8 @@ class Attempt:
     """One try. It is finished exactly once, whatever happens, and then leaves its record with the call."""
 
     __slots__ = (
-        "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_token_us", "judge", "probe", "reply",
-        "started_ns", "started_us", "status", "tokens",
+        "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_byte_timeout_s", "first_token_us",
+        "forced", "judge", "load", "patient", "probe", "reply", "started_ns", "started_us", "status", "tokens", "tokens_in",
     )  # fmt: skip
 
     def __init__(self, call: Call, candidate: Candidate, *, metrics: ProxyMetrics, tokens_per_s: float) -> None:
@@ -103,9 +104,19 @@ class Attempt:
         self.first_token_us = 0
         self.events = 0  # content seen, in about as many pieces as tokens
         self.tokens: Tokens | None = None  # None: the upstream has not said
+        self.tokens_in: Tokens | None = None  # of a stream that broke off: what the upstream had said of the input
         self.reply: Reply | None = None
         self.probe = False
-        self.judge: Judge | None = None
+        self.judge: Judge | None = None  # None: the try has not begun
+        self.load: DeploymentLoad | None = None  # where it takes up a place, if anybody counts them
+        self.forced = False  # goes past an open breaker
+        self.patient = False  # waits where all places are taken
+        self.first_byte_timeout_s = candidate.upstream.first_byte_timeout_s
+
+    def restart(self) -> None:
+        """The try begins only now: until here it has waited for a place."""
+        self.started_us = time.time_ns() // 1000
+        self.started_ns = time.monotonic_ns()
 
     def content_seen(self) -> None:
         """The first content has come: from here on the call is committed to this try."""
@@ -122,8 +133,11 @@ class Attempt:
         deployment = self.candidate.deployment
         tokens, known = self._billed(error, elapsed_ns / 1e9)
         cost, state, version = meter.priced(tokens, deployment)
-        if not known and state is CostState.FINAL:
-            state = CostState.ESTIMATED
+        if not known:
+            if not OPERATIONS[self.call.operation].by_tokens:
+                tokens, cost, state = NO_TOKENS, 0, CostState.UNPRICED
+            elif state is CostState.FINAL:
+                state = CostState.ESTIMATED
         record = AttemptRecord(
             deployment=deployment.id,
             upstream=deployment.upstream,
@@ -147,6 +161,9 @@ class Attempt:
         if self.judge is not None:
             latency_us = self.first_token_us or record.latency_us
             self.judge.report(error, latency_s=latency_us / 1e6, probe=self.probe)
+        if self.load is not None:
+            latency_us = self.first_token_us or record.latency_us
+            self.load.finished(error, latency_s=latency_us / 1e6, output_tokens=tokens.total_output)
 
     def _billed(self, error: AttemptError, elapsed_s: float) -> tuple[Tokens, bool]:
         """The tokens of this try and whether the upstream said so itself."""
@@ -160,6 +177,7 @@ class Attempt:
             events=self.events,
             elapsed_s=elapsed_s,
             tokens_per_s=self._tokens_per_s,
+            tokens_in=self.tokens_in,
         )
         return estimate, False
 

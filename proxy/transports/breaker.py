@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 import pybreaker
 
 from controlplane.contract.records import AttemptError
+from controlplane.contract.routing import RETRYABLE, AllOpen
 from controlplane.contract.snapshot import BreakerPolicy, BreakerStatus
 from proxy.call import Reply
 from proxy.metrics import ProxyMetrics
@@ -22,18 +23,23 @@ _NAMES = {
 # The client's own doing, or nobody's: says nothing about the deployment.
 _NEUTRAL = frozenset((AttemptError.CANCELLED, AttemptError.DEADLINE))
 _HEALTHY = frozenset((AttemptError.NONE, AttemptError.REJECTED))
+_SUSPECT_S = 30.0  # how long another worker's word makes a breaker sceptical; repeated while theirs is open
 
 
 class BreakerOpen(Exception):
-    """The deployment may not be tried now; carries how long until it may be probed."""
+    """The deployment may not be tried now; carries why, and how long until it may be probed."""
 
-    def __init__(self, deployment: str, retry_after_s: float) -> None:
+    def __init__(self, deployment: str, retry_after_s: float, reason: str = "") -> None:
         super().__init__(f"the breaker of {deployment} is open")
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class BreakerTransport:
-    """Lets tries through to healthy deployments and probes the others; breakers are keyed by deployment and outlive snapshots."""
+    """Lets tries through to healthy deployments and probes the others; breakers are keyed by deployment and outlive snapshots.
+
+    sick: deployments whose breaker is not closed. on_change: told of each change, so that others can be told.
+    """
 
     def __init__(
         self,
@@ -49,18 +55,18 @@ class BreakerTransport:
         self._now_us = now_us
         self._policy = BreakerPolicy()
         self._breakers: dict[str, Breaker] = {}
+        self.sick: set[str] = set()
+        self.on_change: Callable[[BreakerStatus], None] | None = None
 
     async def send(self, attempt: Attempt) -> Reply:
         """The inner transport's reply. Raises BreakerOpen without having tried anything."""
         deployment = attempt.candidate.deployment.id
         breaker = self._breakers.get(deployment)
         if breaker is None:
-            breaker = self._breakers[deployment] = Breaker(
-                deployment, self._policy, self._metrics.breaker_changed, self._monotonic, self._now_us
-            )
-        if breaker.state != "closed":
+            breaker = self._breaker(deployment)
+        if breaker.state != "closed" and not attempt.forced:
             if not breaker.admit_probe():
-                raise BreakerOpen(deployment, breaker.retry_after_s)
+                raise BreakerOpen(deployment, breaker.retry_after_s, breaker.reason)
             attempt.probe = True
         attempt.judge = breaker
         return await self._inner.send(attempt)
@@ -74,51 +80,90 @@ class BreakerTransport:
         self._policy = policy
         for gone in self._breakers.keys() - set(deployments):
             del self._breakers[gone]
+            self.sick.discard(gone)
             self._metrics.forget_breaker(gone)
         for breaker in self._breakers.values():
-            breaker.policy = policy
+            breaker.apply(policy)
+
+    @property
+    def tries_when_all_open(self) -> bool:
+        """Whether the operator wants calls to be tried that have only open breakers."""
+        return self._policy.all_open is AllOpen.TRY
 
     def probe_due(self, deployment: str) -> bool:
         """Whether a sick deployment wants a probe now."""
         breaker = self._breakers.get(deployment)
         return breaker is not None and breaker.state != "closed" and breaker.retry_after_s <= 0.0
 
+    def hint(self, deployment: str, *, healthy: bool, reason: str) -> None:
+        """Another worker's word about a deployment: makes ours sceptical or hopeful, and decides nothing."""
+        breaker = self._breakers.get(deployment)
+        if breaker is None:
+            if healthy:
+                return
+            breaker = self._breaker(deployment)
+        breaker.hint(healthy=healthy, reason=reason)
+
     def statuses(self) -> tuple[BreakerStatus, ...]:
         """Every breaker as operators see it."""
         return tuple(breaker.status() for breaker in self._breakers.values())
 
+    def _breaker(self, deployment: str) -> Breaker:
+        made = Breaker(deployment, self._policy, self._changed, self._monotonic, self._now_us)
+        self._breakers[deployment] = made
+        return made
+
+    def _changed(self, breaker: Breaker) -> None:
+        self._metrics.breaker_changed(breaker.deployment, breaker.state, breaker.cause)
+        (self.sick.discard if breaker.state == "closed" else self.sick.add)(breaker.deployment)
+        if self.on_change is not None:
+            self.on_change(breaker.status())
+
 
 class Breaker:
-    """One deployment's breaker: counts in a sliding window, opens, waits, probes, closes."""
+    """One deployment's breaker: counts in a sliding window, opens, waits, probes, closes.
+
+    Failures count by the weight of their class, in the window's ratio as in the streak of failures without a success between them.
+    cause: what opened it, one word; reason: the same as a sentence.
+    """
 
     __slots__ = (
         "_bucket", "_buckets", "_machine", "_monotonic", "_now_us", "_on_change", "_opened_at", "_probes_inflight",
-        "_probes_passed", "_reason", "_since_us", "deployment", "policy", "state",
+        "_probes_passed", "_since_us", "_streak", "_suspect_until", "_suspicion", "_weights", "cause", "deployment", "policy",
+        "reason", "state",
     )  # fmt: skip
 
     def __init__(
         self,
         deployment: str,
         policy: BreakerPolicy,
-        on_change: Callable[[str, str], None],
+        on_change: Callable[[Breaker], None],
         monotonic: Callable[[], float],
         now_us: Callable[[], int],
     ) -> None:
         self.deployment = deployment
-        self.policy = policy
         self.state = "closed"
+        self.reason = self.cause = ""
         self._machine = pybreaker.CircuitBreaker(name=deployment)
         self._on_change = on_change
         self._monotonic = monotonic
         self._now_us = now_us
         self._since_us = now_us()
-        self._reason = ""
         self._opened_at = 0.0
         self._probes_inflight = 0
         self._probes_passed = 0
+        self._streak = 0.0
+        self._suspect_until = 0.0
+        self._suspicion = ""
         self._bucket = -1
-        self._buckets = [[0, 0, 0] for _ in range(_BUCKETS)]  # calls, errors, slow calls
-        on_change(deployment, self.state)
+        self._buckets = [[0.0, 0.0, 0.0] for _ in range(_BUCKETS)]  # calls, errors by weight, slow calls
+        self.apply(policy)
+        on_change(self)
+
+    def apply(self, policy: BreakerPolicy) -> None:
+        """Takes a newer policy; what was counted stays."""
+        self.policy = policy
+        self._weights: dict[AttemptError, float] = {error: getattr(policy.weights, error.value) for error in RETRYABLE}
 
     @property
     def retry_after_s(self) -> float:
@@ -136,9 +181,22 @@ class Breaker:
         if self.state == "open":
             self._machine.half_open()
             self._probes_inflight = self._probes_passed = 0
-            self._changed(f"probing after: {self._reason}")
+            self._changed(f"probing after: {self.reason}", self.cause)
         self._probes_inflight += 1
         return True
+
+    def hint(self, *, healthy: bool, reason: str) -> None:
+        """Another worker's breaker has closed or opened.
+
+        Theirs is open: the first failure that we see ourselves opens ours. Theirs has closed: ours is probed with the next call.
+        """
+        if not healthy:
+            self._suspect_until = self._monotonic() + max(_SUSPECT_S, self.policy.open_s)
+            self._suspicion = reason
+            return
+        self._suspect_until = 0.0
+        if self.state == "open":
+            self._opened_at = self._monotonic() - self.policy.open_s
 
     def report(self, error: AttemptError, *, latency_s: float, probe: bool) -> None:
         """Counts one finished try; latency_s: to the first content of a stream, to the end of a complete reply."""
@@ -147,12 +205,16 @@ class Breaker:
         if probe:
             self._probe_ended(error, failed=failed or slow)
         elif self.state == "closed" and (slow or error not in _NEUTRAL):
+            weight = self._weights.get(error, 0.0) if failed else 0.0
             bucket = self._current_bucket()
             bucket[0] += 1
-            bucket[1] += failed
+            bucket[1] += weight
             bucket[2] += slow
-            if failed or slow:
-                self._judge()
+            if weight or slow:
+                self._streak += weight
+                self._judge(error, weight)
+            elif not failed:
+                self._streak = 0.0
 
     def status(self) -> BreakerStatus:
         """The breaker as operators see it."""
@@ -161,9 +223,9 @@ class Breaker:
             deployment=self.deployment,
             state=self.state,
             since_us=self._since_us,
-            reason=self._reason if self.state != "closed" else "",
-            error_ratio=errors / calls if calls else 0.0,
-            calls=calls,
+            reason=self.reason if self.state != "closed" else "",
+            error_ratio=min(1.0, errors / calls) if calls else 0.0,
+            calls=int(calls),
         )
 
     def _probe_ended(self, error: AttemptError, *, failed: bool) -> None:
@@ -173,46 +235,58 @@ class Breaker:
         if error in _NEUTRAL:
             return
         if failed:
-            self._open(f"probe failed: {error.value or 'slow'}")
+            self._open(f"probe failed: {error.value or 'slow'}", "probe")
             return
         self._probes_passed += 1
         if self._probes_passed >= self.policy.probes:
             self._machine.close()
-            self._buckets = [[0, 0, 0] for _ in range(_BUCKETS)]
-            self._changed("")
+            self._buckets = [[0.0, 0.0, 0.0] for _ in range(_BUCKETS)]
+            self._streak = self._suspect_until = 0.0
+            self._changed("", "")
 
-    def _judge(self) -> None:
-        """Opens if the window says so; looked at only after a bad call."""
+    def _judge(self, error: AttemptError, weight: float) -> None:
+        """Opens if the streak, the window or another worker's word says so; looked at only after a bad call."""
         policy = self.policy
+        if weight and self._monotonic() < self._suspect_until:
+            self._open(f"{error.value} while another worker's breaker is open: {self._suspicion}", "hint")
+            return
+        if weight and self._streak >= policy.failures_in_row:
+            self._open(f"calls failed in a row, the last: {error.value}", "streak")
+            return
         calls, errors, slow = self._totals()
         if calls < policy.requests_min:
             return
         if errors / calls >= policy.error_ratio:
-            self._open(f"{errors} of {calls} calls failed within {policy.window_s:g} s")
+            counted = "" if errors == int(errors) and errors <= calls else ", by weight,"
+            self._open(f"{errors:g} of {calls:g} calls failed{counted} within {policy.window_s:g} s", "errors")
         elif slow / calls >= policy.slow_ratio:
-            self._open(f"{slow} of {calls} calls took {policy.slow_s:g} s or more within {policy.window_s:g} s")
+            self._open(
+                f"{slow:g} of {calls:g} calls took {policy.slow_s:g} s or more within {policy.window_s:g} s", "slow"
+            )
 
-    def _open(self, reason: str) -> None:
+    def _open(self, reason: str, cause: str) -> None:
         self._opened_at = self._monotonic()
+        self._streak = 0.0
         self._machine.open()
-        self._changed(reason)
+        self._changed(reason, cause)
 
-    def _changed(self, reason: str) -> None:
+    def _changed(self, reason: str, cause: str) -> None:
         self.state = _NAMES[self._machine.current_state]
-        self._reason = reason
+        self.reason = reason
+        self.cause = cause
         self._since_us = self._now_us()
-        self._on_change(self.deployment, self.state)
+        self._on_change(self)
 
-    def _current_bucket(self) -> list[int]:
+    def _current_bucket(self) -> list[float]:
         """The bucket of now; those that time has passed over are emptied."""
         now = int(self._monotonic() * _BUCKETS / self.policy.window_s)
         if now != self._bucket:
             for passed in range(max(self._bucket + 1, now - _BUCKETS + 1), now + 1):
-                self._buckets[passed % _BUCKETS] = [0, 0, 0]
+                self._buckets[passed % _BUCKETS] = [0.0, 0.0, 0.0]
             self._bucket = now
         return self._buckets[now % _BUCKETS]
 
-    def _totals(self) -> tuple[int, int, int]:
+    def _totals(self) -> tuple[float, float, float]:
         self._current_bucket()
         return (
             sum(bucket[0] for bucket in self._buckets),

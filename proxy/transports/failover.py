@@ -1,7 +1,8 @@
 """The next deployment on a failure that another may not have: within the deadline, the route's attempts and a retry budget.
 
 The commit point is the first content byte: the transports below hold a stream back until then, so everything that fails here can
-be tried again without the client seeing it twice.
+be tried again without the client seeing it twice. What follows which class of failure is the route's policy (`RouteEntry.rules`);
+when the model's own deployments have nothing left, other models are asked, where the route names some.
 
 The budget is there so that retries do not bury an upstream that is in trouble. A move to an upstream that this call has not tried yet adds
 nothing to that trouble and is free of it: an outage of one upstream costs calls only where there is no other.
@@ -10,102 +11,59 @@ nothing to that trouble and is free of it: an outage of one upstream costs calls
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError, Outcome
+from controlplane.contract.routing import ENDS, Again, FallbackKind
+from controlplane.contract.snapshot import Unpriced
 from proxy import refusals
 from proxy.call import Call, Reply
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
-from proxy.runtime import Candidate
+from proxy.runtime import Candidate, RouteEntry
 from proxy.transports.attempt import Attempt, AttemptFailed, AttemptTransport
 from proxy.transports.breaker import BreakerOpen
+from proxy.transports.concurrency import Saturated, Shed
+from proxy.transports.hedge import HedgedTransport
+from proxy.transports.retry import RetryBudget, pause_s
+from proxy.transports.tries import Tries, fallback_kind, given_up, passed_through
 
-_BACKOFF_S = 0.05
-# Worth another try on the same deployment; everything else that is not final is worth only another deployment.
-_TRANSIENT = frozenset(
-    (
-        AttemptError.CONNECT,
-        AttemptError.STATUS_429,
-        AttemptError.STATUS_5XX,
-        AttemptError.FIRST_BYTE_TIMEOUT,
-        AttemptError.IDLE_TIMEOUT,
-        AttemptError.TRUNCATED,
-        AttemptError.MALFORMED,
-    )
-)
-_WINDOW_S = 10
-_OVERLOADED = 529  # Anthropic's; its clients know what to make of it
 _LOG_EVERY_S = 1.0  # an outage fails thousands of calls; their attempts are all recorded, one line a second tells why
 
 log = structlog.get_logger("proxy.failover")
 
-
-class RetryBudget:
-    """How often all calls together may ask an upstream again: a share of the calls of the last ten seconds, and at least a few."""
-
-    def __init__(self, *, ratio: float, min_per_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._ratio = ratio
-        self._least = min_per_s * _WINDOW_S
-        self._monotonic = monotonic
-        self._second = 0
-        self._calls = [0] * _WINDOW_S
-        self._retries = [0] * _WINDOW_S
-
-    def count_call(self) -> None:
-        """Counts a call's first try."""
-        self._calls[self._slot()] += 1
-
-    def take(self) -> bool:
-        """Takes one retry, if the budget still has one."""
-        slot = self._slot()
-        if sum(self._retries) + 1 > max(self._ratio * sum(self._calls), self._least):
-            return False
-        self._retries[slot] += 1
-        return True
-
-    def _slot(self) -> int:
-        now = int(self._monotonic())
-        if now != self._second:
-            for passed in range(max(self._second + 1, now - _WINDOW_S + 1), now + 1):
-                self._calls[passed % _WINDOW_S] = self._retries[passed % _WINDOW_S] = 0
-            self._second = now
-        return now % _WINDOW_S
-
-
-class _Tries:
-    """What the tries of one call have come to so far."""
-
-    __slots__ = ("blocked", "count", "failures", "open_retry_after_s", "upstreams")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.failures: list[AttemptFailed] = []
-        self.blocked = 0  # breakers that were open
-        self.open_retry_after_s = 0.0
-        self.upstreams: list[str] = []  # of the failures
+Order = Callable[[Call, RouteEntry], tuple[Candidate, ...]]
 
 
 class Failover:
-    """Tries the candidates in order, and again where that can help."""
+    """Tries the candidates in order, again where that can help, and then those of other models.
+
+    order: another model's candidates in the order in which they are to be tried. tries_when_all_open: what the operator wants
+    to happen to calls that have only open breakers.
+    """
 
     def __init__(
         self,
         inner: AttemptTransport,
+        hedged: HedgedTransport,
         settings: ProxySettings,
         metrics: ProxyMetrics,
         *,
+        order: Order,
+        tries_when_all_open: Callable[[], bool] = lambda: False,
         budget: RetryBudget | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
+        self._hedged = hedged
         self._settings = settings
         self._metrics = metrics
+        self._order = order
+        self._tries_when_all_open = tries_when_all_open
         self._budget = budget or RetryBudget(ratio=settings.retry_ratio, min_per_s=settings.retry_min_per_s)
         self._monotonic = monotonic
         self._logged_at = -_LOG_EVERY_S
@@ -113,111 +71,203 @@ class Failover:
     async def send(self, call: Call) -> Reply:
         """The first good reply, an upstream's final refusal of the request, or our refusal when nothing is left to try."""
         self._budget.count_call()
-        tries = _Tries()
-        candidates = call.candidates
-        while candidates:
-            again: list[Candidate] = []
-            for candidate in candidates:
-                if not self._may_try(call, tries, candidate):
-                    return self._give_up(call, tries)
-                reply, worth_again = await self._try(call, candidate, tries)
-                if reply is not None:
-                    return reply
-                if worth_again:
-                    again.append(candidate)
-            if not again or not self._may_retry(call, tries) or not await self._pause(call, tries):
-                break
-            candidates = tuple(again)
-        return self._give_up(call, tries)
+        entry = call.route
+        assert entry is not None, "route comes first"  # noqa: S101
+        tries = Tries()
+        reply = await self._walk(call, entry, call.candidates, tries)
+        if entry.spares:
+            kind = FallbackKind.GENERAL if reply is None else fallback_kind(reply)
+            if kind is not None:
+                reply = await self._fall_back(call, entry, kind, reply, tries)
+        return self._give_up(call, tries) if reply is None else reply
 
     async def aclose(self) -> None:
         """Closes the inner transport."""
         await self._inner.aclose()
 
-    async def _try(self, call: Call, candidate: Candidate, tries: _Tries) -> tuple[Reply | None, bool]:
-        """One try: its reply if it ends the call, and whether the same deployment may be tried again."""
-        attempt = Attempt(call, candidate, metrics=self._metrics, tokens_per_s=self._settings.abandoned_tokens_per_s)
+    async def _fall_back(
+        self, call: Call, entry: RouteEntry, kind: FallbackKind, reply: Reply | None, tries: Tries
+    ) -> Reply | None:
+        """What another model answers, of those that this key may use; the reply that there was if none does better."""
+        identity = call.identity
+        for alias in entry.route.fallbacks.of(kind):
+            other = call.runtime.routes.get(alias)
+            allowed = identity is None or identity.models is None or alias in identity.models
+            if other is None or not allowed or self._monotonic() >= call.deadline:
+                continue
+            if call.operation not in other.serves:
+                other = other.narrowed.get(call.operation)
+                if other is None:
+                    continue
+            candidates = self._order(call, other)
+            if identity is not None and identity.tenant.unpriced is Unpriced.REFUSE:
+                candidates = tuple(item for item in candidates if item.deployment.price is not None)
+            tries.leg, tries.saturated = 0, []
+            self._metrics.fell_back(kind.value)
+            call.fell_back = kind.value
+            answer = await self._walk(call, other, candidates, tries)
+            if answer is not None:
+                if kind is FallbackKind.GENERAL or fallback_kind(answer) is None:
+                    return answer
+                reply = answer
+        return reply
+
+    async def _walk(self, call: Call, entry: RouteEntry, candidates: Sequence[Candidate], tries: Tries) -> Reply | None:
+        """Tries one model's candidates in order, then again those where that may help; None: they have nothing left."""
+        everybody, blocked = candidates, tries.blocked
+        while candidates:
+            again: list[Candidate] = []
+            for at, candidate in enumerate(candidates):
+                if not self._may_try(call, entry, tries, candidate):
+                    return None
+                reply, on = await self._try_until_moved(call, entry, candidate, candidates[at + 1 :], tries)
+                if reply is not None or on is Again.NONE:
+                    return reply
+                if on is Again.ANY:
+                    again.append(candidate)
+            if (
+                not again
+                or not self._may_retry(call, entry, tries)
+                or not await self._pause(call, tries.failures, tries)
+            ):
+                break
+            candidates = again
+        if tries.leg:
+            return None
+        if tries.saturated:
+            return await self._last_resort(call, tries.saturated[0], tries, patient=True)
+        if everybody and tries.blocked > blocked and self._tries_when_all_open():
+            self._metrics.bound_hit("all_open")
+            return await self._last_resort(call, everybody[0], tries, patient=True, forced=True)
+        return None
+
+    async def _try_until_moved(
+        self, call: Call, entry: RouteEntry, candidate: Candidate, others: Sequence[Candidate], tries: Tries
+    ) -> tuple[Reply | None, Again]:
+        """Tries one candidate, again as long as its failures ask for the same; the reply, or where to go next."""
+        while True:
+            if candidate.deployment.id in tries.lost:  # it failed already, as the second of two that raced
+                return None, tries.lost.pop(candidate.deployment.id)
+            attempt = self._attempt(call, candidate, others)
+            attempt.patient = not others and not tries.saturated
+            reply, on = await self._try(call, entry, attempt, others, tries)
+            if reply is not None or on is not Again.SAME:
+                return reply, on
+            if not await self._pause(call, tries.failures[-1:], tries):
+                return None, Again.ANOTHER
+            if not self._may_try(call, entry, tries, candidate):
+                return None, Again.NONE
+
+    async def _try(
+        self, call: Call, entry: RouteEntry, attempt: Attempt, others: Sequence[Candidate], tries: Tries
+    ) -> tuple[Reply | None, Again]:
+        """One try: its reply if it ends the call, or else where the next may go."""
+        candidate = attempt.candidate
+        hedge = entry.route.hedge
         try:
-            reply = await self._inner.send(attempt)
+            if hedge is None or not others:
+                reply = await self._inner.send(attempt)
+            else:
+                reply = await self._hedged.send(
+                    attempt,
+                    others,
+                    entry=entry,
+                    hedge=hedge,
+                    make=lambda target: self._attempt(call, target, ()),
+                    failed=lambda target, failure: self._lost(entry, tries, target, failure),
+                )
         except BreakerOpen as blocked:
-            tries.blocked += 1
-            waits = [wait for wait in (tries.open_retry_after_s, blocked.retry_after_s) if wait > 0.0]
-            tries.open_retry_after_s = min(waits, default=0.0)
-            return None, False
+            tries.was_open(blocked.reason, blocked.retry_after_s)
+            return None, Again.ANOTHER
+        except Saturated:
+            tries.saturated.append(candidate)
+            return None, Again.ANOTHER
+        except Shed as shed:
+            self._was_shed(call, shed, tries)
+            return None, Again.NONE
         except AttemptFailed as failure:
             attempt.finish(failure.error)
-            tries.count += 1
-            tries.failures.append(failure)
-            tries.upstreams.append(candidate.deployment.upstream)
-            if failure.error is AttemptError.REJECTED and failure.reply is not None:
-                return _passed_through(failure.reply, Outcome.UPSTREAM_REFUSED), False
-            return None, failure.error in _TRANSIENT
-        except asyncio.CancelledError:
-            attempt.finish(AttemptError.CANCELLED)
-            raise
+            return self._failed(entry, candidate, failure, tries)
         except BaseException:
-            attempt.finish(
-                AttemptError.CANCELLED
-            )  # a bug of ours, no fault of the deployment: recorded, and left to rise
+            if attempt.judge is not None:  # cancelled, or a bug of ours and no fault of the deployment
+                attempt.finish(AttemptError.CANCELLED)
             raise
         tries.count += 1
-        return reply, False
+        return reply, Again.NONE
 
-    def _may_try(self, call: Call, tries: _Tries, candidate: Candidate) -> bool:
+    async def _last_resort(
+        self, call: Call, candidate: Candidate, tries: Tries, *, patient: bool, forced: bool = False
+    ) -> Reply | None:
+        """One try where a place must be waited for, or past an open breaker."""
+        attempt = self._attempt(call, candidate, ())
+        attempt.patient, attempt.forced = patient, forced
+        entry = call.route
+        assert entry is not None, "route comes first"  # noqa: S101
+        reply, _ = await self._try(call, entry, attempt, (), tries)
+        return reply
+
+    def _attempt(self, call: Call, candidate: Candidate, others: Sequence[Candidate]) -> Attempt:
+        attempt = Attempt(call, candidate, metrics=self._metrics, tokens_per_s=self._settings.abandoned_tokens_per_s)
+        if call.patience < 1.0 and others:  # a client in a hurry still wants the next deployment to be asked in time
+            attempt.first_byte_timeout_s *= call.patience
+        return attempt
+
+    def _failed(
+        self, entry: RouteEntry, candidate: Candidate, failure: AttemptFailed, tries: Tries
+    ) -> tuple[Reply | None, Again]:
+        """Notes a failed try; the upstream's own answer if that is final, or else where to go by the route's rules."""
+        tries.failed(candidate, failure)
+        if failure.error is AttemptError.REJECTED and failure.reply is not None:
+            if failure.reply.refusal is not None:  # its language cannot say this; another's may
+                return None, Again.ANOTHER
+            return passed_through(failure.reply, Outcome.UPSTREAM_REFUSED), Again.NONE
+        return None, _where(entry, failure, tries)
+
+    def _lost(self, entry: RouteEntry, tries: Tries, candidate: Candidate, failure: AttemptFailed) -> None:
+        """The second of two that raced has failed, while the first still ran."""
+        tries.failed(candidate, failure)
+        on = _where(entry, failure, tries)
+        tries.lost[candidate.deployment.id] = Again.ANY if on is Again.SAME else on
+
+    def _was_shed(self, call: Call, shed: Shed, tries: Tries) -> None:
+        alias = call.view.model if call.view is not None else ""
+        message = f"no place became free for a call to model `{alias}` before its deadline"
+        late = self._monotonic() >= call.deadline
+        tries.refused = refuse(refusals.TIMED_OUT, message) if late else shed.reply
+
+    def _may_try(self, call: Call, entry: RouteEntry, tries: Tries, candidate: Candidate) -> bool:
         """Before each try: the first on each upstream is free, the others are taken from the budget."""
         if tries.count == 0:
             return True
-        if call.route is not None and tries.count >= call.route.route.attempts_max:
-            return False
-        if self._monotonic() >= call.deadline:
+        if tries.leg >= entry.route.attempts_max or self._monotonic() >= call.deadline:
             return False
         if candidate.deployment.upstream not in tries.upstreams or self._budget.take():
             return True
         self._metrics.bound_hit("retry_ratio")
         return False
 
-    def _may_retry(self, call: Call, tries: _Tries) -> bool:
+    def _may_retry(self, call: Call, entry: RouteEntry, tries: Tries) -> bool:
         """Before a second round over the same deployments."""
-        attempts_max = call.route.route.attempts_max if call.route is not None else 1
-        return tries.count < attempts_max and self._monotonic() < call.deadline
+        return tries.leg < entry.route.attempts_max and self._monotonic() < call.deadline
 
-    async def _pause(self, call: Call, tries: _Tries) -> bool:
-        """Waits before a second round, as long as the upstreams asked for; False when that is longer than we may wait."""
-        asked_s = [failure.retry_after_s for failure in tries.failures if failure.error is AttemptError.STATUS_429]
-        wait_s = min(asked_s) if asked_s and len(asked_s) == len(tries.failures) else 0.0
-        if wait_s > self._settings.retry_after_s_max:
-            return False
-        wait_s = max(wait_s, _BACKOFF_S * 2 ** min(tries.count, 6) * random.uniform(0.5, 1.0))
-        if self._monotonic() + wait_s >= call.deadline:
+    async def _pause(self, call: Call, failures: Sequence[AttemptFailed], tries: Tries) -> bool:
+        """Waits before the same is asked again, as long as the upstreams asked for; False when that is longer than we may wait."""
+        wait_s = pause_s(failures, self._settings, tries=tries.count)
+        if wait_s is None or self._monotonic() + wait_s >= call.deadline:
             return False
         began_ns = time.monotonic_ns()
         await asyncio.sleep(wait_s)
         call.waited_ns += time.monotonic_ns() - began_ns
         return True
 
-    def _give_up(self, call: Call, tries: _Tries) -> Reply:
-        """What the client hears when no try brought an answer."""
+    def _give_up(self, call: Call, tries: Tries) -> Reply:
+        """What the client hears, and in the log what it must not know."""
         alias = call.view.model if call.view is not None else ""
-        if not tries.failures:
-            message = f"no healthy deployment for model `{alias}`: every breaker is open; try again later"
-            return refuse(refusals.UNAVAILABLE, message, retry_after_s=max(1.0, tries.open_retry_after_s))
-        self._log(call, alias, tries)
-        last = tries.failures[-1]
-        errors = {failure.error for failure in tries.failures}
-        overloaded = {failure.reply.status for failure in tries.failures if failure.reply is not None} == {_OVERLOADED}
-        if last.reply is not None and (errors == {AttemptError.STATUS_429} or overloaded):
-            return _passed_through(last.reply, Outcome.EXHAUSTED)
-        if AttemptError.DEADLINE in errors or self._monotonic() >= call.deadline:
-            return refuse(refusals.TIMED_OUT, f"no answer for model `{alias}` within the call's deadline: {last}")
-        if errors <= {AttemptError.FIRST_BYTE_TIMEOUT, AttemptError.IDLE_TIMEOUT}:
-            return refuse(refusals.TIMED_OUT, f"no deployment of model `{alias}` answered in time: {last}")
-        if errors == {AttemptError.AUTH} and last.reply is None:
-            message = f"model `{alias}` is not set up completely; its operator finds the reason under {call.call_id}"
-            return refuse(refusals.MISCONFIGURED, message)
-        message = f"all deployments of model `{alias}` failed after {tries.count} tries; the last: {last}"
-        return refuse(refusals.EXHAUSTED, message)
+        if tries.failures:
+            self._log(call, alias, tries)
+        return given_up(alias, call.call_id, tries, late=self._monotonic() >= call.deadline)
 
-    def _log(self, call: Call, alias: str, tries: _Tries) -> None:
+    def _log(self, call: Call, alias: str, tries: Tries) -> None:
         """Tells the operator what the client must not know: hosts, credentials, what upstreams say about our account."""
         now = self._monotonic()
         if now - self._logged_at < _LOG_EVERY_S:
@@ -228,10 +278,11 @@ class Failover:
         log.warning("a call could not be served", call_id=call.call_id, model=alias, reasons=reasons)
 
 
-def _passed_through(reply: Reply, outcome: Outcome) -> Reply:
-    """An upstream's own error, body unmodified; or our refusal of what its language cannot say."""
-    if reply.refusal is not None:
-        return reply
-    reply.outcome = outcome
-    reply.error_code = "upstream_refused" if outcome is Outcome.UPSTREAM_REFUSED else "exhausted"
-    return reply
+def _where(entry: RouteEntry, failure: AttemptFailed, tries: Tries) -> Again:
+    """Where the next try may go after this failure."""
+    rule = entry.rules.get(failure.error, ENDS)
+    if failure.error in (AttemptError.REJECTED, AttemptError.DEADLINE):
+        return Again.ANOTHER  # no rule can be made for these: `_may_try` knows about the deadline
+    if tries.of_class(failure.error) < rule.tries:
+        return rule.on
+    return Again.ANOTHER if rule.on is Again.SAME else Again.NONE

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 
 from controlplane.contract.proxy_settings import ProxySettings
@@ -14,6 +16,7 @@ from controlplane.contract.snapshot import Upstream
 from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects.dialect import Malformed, RequestView
+from proxy.dialects.operations import dialect_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
 from proxy.runtime import Candidate, Endpoint
@@ -104,7 +107,7 @@ class HttpTransport:
             if connection.closed:
                 raise ConnectionFailed(Failure.CLOSED, "the upstream closed the connection", answered=False)
             connection.start(head, body, body_bytes_max=self._settings.reply_bytes_max)
-            connection.expire_at(min(call.deadline, time.monotonic() + upstream.first_byte_timeout_s))
+            connection.expire_at(min(call.deadline, time.monotonic() + attempt.first_byte_timeout_s))
             while not connection.head_done:
                 await connection.wait()
             attempt.status = connection.status
@@ -159,11 +162,13 @@ class HttpTransport:
             message = f"upstream {attempt.candidate.upstream.id} answered with status {status}"
             if translation is not None:
                 reply.status, reply.body = translation.error(status, body)
+            reply.headers = _with_whole_seconds(headers)
             raise failed_by(error, message, said=said, reply=reply, retry_after_s=_retry_after_s(headers))
         try:
             attempt.tokens, reply.finish_reason = wire.dialect.read_reply(body)
             if translation is not None:
                 reply.body = translation.reply(body, alias=attempt.call.view.model if attempt.call.view else "")
+                _, reply.finish_reason = dialect_of(attempt.call.operation).read_reply(reply.body)
         except Malformed as error:
             raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
         if attempt.tokens is None:
@@ -203,6 +208,7 @@ def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, by
         ceiling = call.output_ceiling
         if wire.translation is not None:
             try:
+                ceiling = candidate.deployment.max_output_tokens if ceiling is None else ceiling
                 body = wire.translation.request(body, view=view, model=model, output_ceiling=ceiling)
             except Malformed as error:
                 reply = refuse(MALFORMED, str(error), param=error.param)
@@ -249,6 +255,24 @@ def _shown_name(name: bytes) -> bytes:
     """A header's name in lower case if the client may see it, b"" if not."""
     name = name.lower()
     return name if name in _RETURNED or name.startswith(_RETURNED_PREFIXES) else b""
+
+
+def _with_whole_seconds(headers: Headers) -> Headers:
+    """The headers with `retry-after` as every client can read it: whole seconds, rounded up, also where it came as a date."""
+    said = _value_of(headers, b"retry-after")
+    if not said or said.isdigit():
+        return headers
+    rest = [header for header in headers if header[0] != b"retry-after"]
+    try:
+        wait_s = float(said)
+    except ValueError:
+        try:
+            wait_s = parsedate_to_datetime(said.decode("latin-1")).timestamp() - time.time()
+        except ValueError:
+            return rest
+    if not math.isfinite(wait_s):
+        return rest
+    return [*rest, (b"retry-after", b"%d" % max(0, math.ceil(min(wait_s, _RETRY_AFTER_S_MAX))))]
 
 
 def _retry_after_s(headers: Headers) -> float:

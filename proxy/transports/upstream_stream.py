@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol, runtime_checkable
 
+from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import StreamBroken
 from proxy.dialects.dialect import Malformed, Scanner
@@ -12,6 +14,13 @@ from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool
 
 _TAIL_S = 1.0  # how long the last bytes behind the protocol's end may take before the connection is given up
+
+
+@runtime_checkable
+class _SaysInput(Protocol):
+    """A reader of streams that say at their beginning what they took in."""
+
+    tokens_in: Tokens | None
 
 
 class UpstreamStream:
@@ -48,7 +57,7 @@ class UpstreamStream:
         Raises AttemptFailed.
         """
         attempt, scanner, connection = self._attempt, self._scanner, self._connection
-        expires = attempt.started_ns / 1e9 + attempt.candidate.upstream.first_byte_timeout_s
+        expires = attempt.started_ns / 1e9 + attempt.first_byte_timeout_s
         connection.expire_at(min(expires, attempt.call.deadline))
         held: list[bytes] = []
         held_bytes = 0
@@ -145,6 +154,8 @@ class UpstreamStream:
         attempt, scanner = self._attempt, self._scanner
         attempt.events = scanner.events
         attempt.tokens = scanner.tokens
+        if scanner.tokens is None and isinstance(scanner, _SaysInput):
+            attempt.tokens_in = scanner.tokens_in
         if attempt.reply is not None:
             attempt.reply.finish_reason = scanner.finish_reason
             attempt.reply.ending = scanner.ending

@@ -8,8 +8,10 @@ from collections import Counter
 import pytest
 
 from controlplane.contract.snapshot import Deployment, Lease, LeaseKind, Route, Snapshot, Upstream
+from proxy.balance import Balancer
 from proxy.call import Call
 from proxy.dialects.dialect import RequestView
+from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import compile_runtime
 from proxy.stages.route import RouteStage
@@ -39,10 +41,10 @@ def made(
         leases=leases,
     )
     clock = Clock(3_600.0)
-    stage = RouteStage(
-        ProxyMetrics("0"), timeout_s_max=600.0, probe_due=probing.__contains__, draw=random.Random(7).random,
-        monotonic=clock, now_us=clock.us,
+    balancer = Balancer(
+        ProxyMetrics("0"), Loads(), probe_due=probing.__contains__, draw=random.Random(7).random, monotonic=clock, now_us=clock.us,
     )  # fmt: skip
+    stage = RouteStage(balancer, timeout_s_max=600.0, monotonic=clock)
     call = Call(compile_runtime(snapshot, {}), "chat", "/", {}, b"", call_id="c", started_us=0, started_ns=0)
     call.view = RequestView(model="gpt")
     return stage, call

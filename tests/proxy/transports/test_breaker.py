@@ -10,8 +10,9 @@ from proxy.transports.breaker import Breaker
 from tests.proxy.fakes import Clock
 
 POLICY = BreakerPolicy(
-    window_s=20.0, requests_min=10, error_ratio=0.5, slow_s=30.0, slow_ratio=0.8, open_s=5.0, probes=2
-)
+    window_s=20.0, requests_min=10, error_ratio=0.5, slow_s=30.0, slow_ratio=0.8, open_s=5.0, probes=2,
+    failures_in_row=100.0,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -36,7 +37,11 @@ def report(target: Breaker, *errors: AttemptError, latency_s: float = 0.1, probe
     [
         ("closed", 0, 9, AttemptError.STATUS_5XX, 0.1),  # too few to judge
         ("open", 0, 10, AttemptError.STATUS_5XX, 0.1),
-        ("open", 5, 5, AttemptError.STATUS_429, 0.1),
+        ("open", 5, 5, AttemptError.STATUS_5XX, 0.1),
+        ("closed", 5, 9, AttemptError.STATUS_429, 0.1),  # each counts half
+        ("open", 0, 10, AttemptError.STATUS_429, 0.1),
+        ("open", 6, 4, AttemptError.FIRST_BYTE_TIMEOUT, 0.1),  # each counts double
+        ("closed", 8, 2, AttemptError.FIRST_BYTE_TIMEOUT, 0.1),
         ("closed", 6, 5, AttemptError.STATUS_5XX, 0.1),
         ("open", 0, 10, AttemptError.AUTH, 0.1),
         ("open", 0, 10, AttemptError.TRUNCATED, 0.1),

@@ -10,7 +10,7 @@ import structlog
 
 from controlplane.contract.records import AttemptError, Outcome
 from controlplane.contract.snapshot import BreakerPolicy
-from proxy.transports.failover import RetryBudget
+from proxy.transports.retry import RetryBudget
 from tests.proxy.fakes import (
     STREAM_HEAD,
     Clock,
@@ -214,7 +214,7 @@ async def test_a_tenant_sees_no_address_and_no_credential(world: World, script: 
 async def test_an_outage_does_not_fill_the_log(world: World) -> None:
     """Of many calls that fail within a second one is told; the others are counted."""
     await world.upstream(fails(500))
-    world.apply(route={"attempts_max": 1}, breaker=BreakerPolicy(requests_min=1000))
+    world.apply(route={"attempts_max": 1}, breaker=BreakerPolicy(requests_min=1000, failures_in_row=1000))
     with structlog.testing.capture_logs() as lines:
         await asyncio.gather(*(world.chat() for _ in range(20)))
     assert len(lines) <= 3
@@ -255,7 +255,7 @@ async def test_a_move_to_another_upstream_needs_no_retry_budget(tmp_path: Path) 
     try:
         await world.upstream(fails(503))
         await world.upstream(GOOD)
-        world.apply(breaker=BreakerPolicy(requests_min=1_000))
+        world.apply(breaker=BreakerPolicy(requests_min=1_000, failures_in_row=1_000))
         assert [200] * 30 == [(await world.chat()).status_code for _ in range(30)]
         world.upstreams[1].scripts = [fails(503)]
         assert 502 == (await world.chat()).status_code
