@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+
 from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_nanousd
 from controlplane.contract.records import AttemptRecord, CallRecord, CostState, Payload
 from controlplane.contract.snapshot import Deployment
@@ -19,7 +21,7 @@ def priced(tokens: Tokens, deployment: Deployment) -> tuple[int, CostState, str]
     """Cost in nano-USD, how well it is known if the tokens are, and the version of the price."""
     price = deployment.price
     if price is None:
-        return 0, CostState.UNPRICED, ""
+        return 0, CostState.UNPRICED if tokens.total else CostState.FINAL, ""
     try:
         return cost_nanousd(tokens, price), CostState.FINAL, price.version
     except UnknownPrice:
@@ -27,19 +29,29 @@ def priced(tokens: Tokens, deployment: Deployment) -> tuple[int, CostState, str]
 
 
 def estimated_tokens(
-    call: Call, deployment: Deployment, *, events: int, elapsed_s: float, tokens_per_s: float
+    call: Call,
+    deployment: Deployment,
+    *,
+    events: int,
+    elapsed_s: float,
+    tokens_per_s: float,
+    tokens_in: Tokens | None = None,
 ) -> Tokens:
     """What a try probably used when the upstream never said: the input by its size, the output by what was seen of it.
 
+    tokens_in: what the upstream said of the input before it stopped talking.
     events: what was seen of the output, in about as many pieces as tokens; 0 when nothing was, then it is elapsed_s at tokens_per_s.
     The output never exceeds what the request and the deployment allow, which is what was reserved.
     """
     view = call.view
-    if view is None:
+    if view is None or view.background:  # what comes later is billed later
         return NO_TOKENS
     ceiling = deployment.max_output_tokens if view.max_output_tokens is None else view.max_output_tokens
     output = events or int(elapsed_s * tokens_per_s)
-    return Tokens(input=len(call.body) // BYTES_PER_TOKEN, output=min(output, ceiling * view.n))
+    output = min(output, ceiling * view.n)
+    if tokens_in is not None:
+        return msgspec.structs.replace(tokens_in, output=max(tokens_in.output, output))
+    return Tokens(input=(len(call.body) - view.file_bytes) // BYTES_PER_TOKEN, output=output)
 
 
 def sum_up(call: Call) -> None:
@@ -54,7 +66,11 @@ def sum_up(call: Call) -> None:
         return
     call.tokens = _sum(attempts)
     call.cost_nanousd = sum(attempt.cost_nanousd for attempt in attempts)
-    states = {attempt.cost_state for attempt in attempts if attempt.tokens.total}
+    states = {
+        attempt.cost_state
+        for attempt in attempts
+        if attempt.tokens.total or attempt.cost_state is CostState.UNPRICED
+    }
     call.cost_state = next((s for s in (CostState.UNPRICED, CostState.ESTIMATED) if s in states), CostState.FINAL)
     call.price_version = attempts[-1].price_version
 

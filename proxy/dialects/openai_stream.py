@@ -32,6 +32,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    text: msgspec.Raw = _NOTHING  # of a completion
     finish_reason: str | None = None
 
 
@@ -191,7 +192,7 @@ class StreamScanner:
         for choice in chunk.choices or ():
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
-            if not self.content_seen and choice.delta is not None and _has_content(choice.delta):
+            if not self.content_seen and _is_content(choice):
                 self.content_seen = True
         if bytes(chunk.usage) == b"":
             return event
@@ -203,6 +204,13 @@ class StreamScanner:
         if not self._hide_usage:
             return event
         return _without_usage(event, data)
+
+
+def _is_content(choice: _Choice) -> bool:
+    """Whether a choice holds anything that a client would show or act upon."""
+    if choice.delta is not None and _has_content(choice.delta):
+        return True
+    return bytes(choice.text) not in _EMPTY
 
 
 def _has_content(delta: _Delta) -> bool:

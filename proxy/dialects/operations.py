@@ -10,9 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from proxy.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import OpenAiChat
+from proxy.dialects.openai_completions import OpenAiCompletions
 from proxy.dialects.openai_embeddings import OpenAiEmbeddings
+from proxy.dialects.openai_media import (
+    AudioSpeech,
+    AudioTranscriptions,
+    AudioTranslations,
+    ImagesEdits,
+    ImagesGenerations,
+    ImagesVariations,
+    Moderations,
+)
+from proxy.dialects.responses import Responses
 
 
 class Protocol(StrEnum):
@@ -33,10 +45,13 @@ class Operation:
     paths: tuple[str, ...]
     dialect: Dialect | None = None  # None: it has no body that the stages must read
     upstream_path: str = ""  # behind an upstream's base URL
-    local: bool = False  # the proxy answers it: only the stages that say who calls are entered
+    local: bool = (
+        False  # the proxy answers it (`models`, or `Pipeline.local`): only the stages that say who calls are entered
+    )
     cached: bool = False
     storable_reasons: frozenset[str] = frozenset()  # finish reasons of answers worth keeping; empty: all
     client_content_type: bool = False  # the upstream gets the client's own `content-type`
+    by_tokens: bool = True  # else an answer that reports no tokens is billed by something else: unpriced, never guessed
 
     @property
     def forwarded_prefix(self) -> bytes:
@@ -47,6 +62,13 @@ class Operation:
 def _both(path: str) -> tuple[str, ...]:
     """With and without `/v1`, for base URLs differ in whether they end with it."""
     return f"/v1{path}", path
+
+
+def _form(name: str, path: str, dialect: Dialect) -> Operation:
+    """An operation of OpenAI's that takes a form with files."""
+    return Operation(
+        name, Protocol.OPENAI, b"POST", _both(path), dialect, path, client_content_type=True, by_tokens=False
+    )
 
 
 _ROWS: tuple[Operation, ...] = (
@@ -63,6 +85,70 @@ _ROWS: tuple[Operation, ...] = (
     Operation(
         "embeddings", Protocol.OPENAI, b"POST", _both("/embeddings"), OpenAiEmbeddings(), "/embeddings", cached=True
     ),
+    Operation(
+        "messages",
+        Protocol.ANTHROPIC,
+        b"POST",
+        _both("/messages"),
+        AnthropicMessages(),
+        "/v1/messages",
+        cached=True,
+        storable_reasons=frozenset(("end_turn", "max_tokens", "stop_sequence", "tool_use")),
+    ),
+    Operation(
+        "count_tokens",
+        Protocol.ANTHROPIC,
+        b"POST",
+        _both("/messages/count_tokens"),
+        AnthropicCountTokens(),
+        "/v1/messages/count_tokens",
+        cached=True,
+    ),
+    Operation(
+        "completions",
+        Protocol.OPENAI,
+        b"POST",
+        _both("/completions"),
+        OpenAiCompletions(),
+        "/completions",
+        cached=True,
+        storable_reasons=frozenset(("stop", "length")),
+    ),
+    Operation(
+        "responses",
+        Protocol.RESPONSES,
+        b"POST",
+        _both("/responses"),
+        Responses(),
+        "/responses",
+        cached=True,
+        storable_reasons=frozenset(("completed", "max_output_tokens")),
+    ),
+    Operation(
+        "moderations", Protocol.OPENAI, b"POST", _both("/moderations"), Moderations(), "/moderations", cached=True
+    ),
+    Operation(
+        "audio_speech",
+        Protocol.OPENAI,
+        b"POST",
+        _both("/audio/speech"),
+        AudioSpeech(),
+        "/audio/speech",
+        by_tokens=False,
+    ),
+    _form("audio_transcriptions", "/audio/transcriptions", AudioTranscriptions()),
+    _form("audio_translations", "/audio/translations", AudioTranslations()),
+    Operation(
+        "images_generations",
+        Protocol.OPENAI,
+        b"POST",
+        _both("/images/generations"),
+        ImagesGenerations(),
+        "/images/generations",
+        by_tokens=False,
+    ),
+    _form("images_edits", "/images/edits", ImagesEdits()),
+    _form("images_variations", "/images/variations", ImagesVariations()),
     Operation("models", None, b"GET", (*_both("/models"), *_both("/models/{}")), local=True),
 )
 

@@ -30,6 +30,8 @@ from proxy.quotas.plan import TOKENS_PER_MINUTE
 from proxy.quotas.windows import NEVER_US
 from proxy.refusals import OVER_BUDGET, RATE_LIMITED, UNPRICED, refuse
 
+SOUND_TOKENS_MAX = 16_000  # reserved for each file with sound: more than a transcribing model takes in
+
 
 class Reserve:
     """The stage between a call and its tenant's money."""
@@ -47,7 +49,7 @@ class Reserve:
     def enter(self, call: Call) -> Reply | None:
         """Reserves where there is a limit. Candidates without a price are taken out where the tenant does not allow them."""
         identity, view = call.identity, call.view
-        if identity is None or view is None:
+        if identity is None or view is None or view.free:
             return None
         policy = identity.tenant
         if policy.unpriced is Unpriced.REFUSE:
@@ -75,12 +77,15 @@ class Reserve:
             self._ledger.release(held)
 
 
-def worst_case(call: Call, view: RequestView, *, image_tokens_max: int) -> tuple[int, int]:
+def worst_case(
+    call: Call, view: RequestView, *, image_tokens_max: int, sound_tokens_max: int = SOUND_TOKENS_MAX
+) -> tuple[int, int]:
     """The most tokens and nano-USD that one answer to this request can need at any of its candidates.
 
     Candidates without a price count with their tokens alone.
     """
-    tokens_in = len(call.body) + view.image_parts * image_tokens_max
+    files = view.image_parts * image_tokens_max + view.sound_parts * sound_tokens_max
+    tokens_in = len(call.body) - view.file_bytes + files
     ceiling = call.output_ceiling if view.max_output_tokens is None else view.max_output_tokens
     tokens_out_max = 0
     nanousd_max = 0

@@ -30,6 +30,8 @@ def prepare(call: Call) -> bool:
     identity, route, view = call.identity, call.route, call.view
     if identity is None or route is None or view is None or call.operation not in CACHEABLE_OPERATIONS:
         return False
+    if view.kept or view.continues:  # it has an id of its own, or depends on more than its body says
+        return False
     policy = identity.tenant.cache
     ttl_s = policy.ttl_s if route.route.cache_ttl_s is None else route.route.cache_ttl_s
     if control.ttl_s is not None:
