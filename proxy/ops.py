@@ -37,7 +37,7 @@ class Ops:
         if method not in ("GET", "HEAD"):
             refusal = refusals.METHOD_NOT_ALLOWED if path in ("/livez", "/readyz", "/metrics") else refusals.NOT_FOUND
             self.refuse(refusal, f"{method} {path[:128]} is not something this proxy serves", exchange)
-        elif path == "/livez":
+        elif path in ("/livez", "/", "/v1"):  # clients look whether anything answers at their base address
             exchange.answer(200, _JSON_LINE, b'{"status":"alive"}')
         elif path == "/readyz":
             reason = self._not_ready()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -58,9 +58,13 @@ class Pipeline:
         cache: MemoryCache,
         records: Records,
         metrics: ProxyMetrics,
+        *,
+        local: Mapping[str, Transport] | None = None,
     ) -> None:
+        """local: what answers operations that never reach an upstream, by their name."""
         self._stages = tuple(stages)
         self._transport = transport
+        self._local = local or {}
         self._cache = cache
         self._records = records
         self._metrics = metrics
@@ -91,7 +95,7 @@ class Pipeline:
         """
         try:
             if reply is None:
-                reply = await self._transport.send(call)
+                reply = await self._local.get(call.operation, self._transport).send(call)
             if reply.stream is None:
                 self._send_complete(call, reply, exchange)
             else:

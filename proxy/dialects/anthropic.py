@@ -1,10 +1,111 @@
-"""Anthropic's wire language, as far as the proxy must read and write it: for now the shape of an error."""
+"""Anthropic's wire language, as far as the proxy must read and write it: the usage of an answer and the shape of an error."""
 
 from __future__ import annotations
 
 import msgspec
 
+from controlplane.contract.pricing import Tokens
+from proxy.dialects.openai import TOKENS_MAX
+
 _encode = msgspec.json.Encoder().encode
+
+
+class CacheCreation(msgspec.Struct):
+    """Parts of `cache_creation_input_tokens`, by how long they are kept."""
+
+    ephemeral_5m_input_tokens: int | None = None
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class OutputDetails(msgspec.Struct):
+    """Parts of `output_tokens`."""
+
+    thinking_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """Usage as Anthropic reports it: `input_tokens` holds neither what a prompt cache gave nor what it took."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: CacheCreation | None = None
+    output_tokens_details: OutputDetails | None = None
+
+
+class _ErrorDetail(msgspec.Struct):
+    type: str | None = None
+    message: str | None = None
+
+
+class _ErrorFields(msgspec.Struct):
+    error: _ErrorDetail | str | None = None
+
+
+_decode_error = msgspec.json.Decoder(_ErrorFields).decode
+
+
+class UsageSum:
+    """What a stream has said of its usage so far. Its counts are cumulative, so of each the largest is the latest."""
+
+    __slots__ = ("cache_read", "cache_write", "cache_write_1h", "cache_write_5m", "input", "output", "thinking")
+
+    def __init__(self) -> None:
+        self.input = self.output = self.thinking = 0
+        self.cache_read = self.cache_write = self.cache_write_5m = self.cache_write_1h = 0
+
+    def add(self, usage: Usage) -> None:
+        """Takes one more report; what it does not mention stays."""
+        self.input = max(self.input, usage.input_tokens or 0)
+        self.output = max(self.output, usage.output_tokens or 0)
+        self.cache_read = max(self.cache_read, usage.cache_read_input_tokens or 0)
+        self.cache_write = max(self.cache_write, usage.cache_creation_input_tokens or 0)
+        if usage.cache_creation is not None:
+            self.cache_write_5m = max(self.cache_write_5m, usage.cache_creation.ephemeral_5m_input_tokens or 0)
+            self.cache_write_1h = max(self.cache_write_1h, usage.cache_creation.ephemeral_1h_input_tokens or 0)
+        if usage.output_tokens_details is not None:
+            self.thinking = max(self.thinking, usage.output_tokens_details.thinking_tokens or 0)
+
+    def tokens(self) -> Tokens | None:
+        """Tokens by disjoint kinds, which sum to the provider's counts; None if they make no sense, as if nothing was counted.
+
+        What was written to a prompt cache counts for five minutes unless the parts say an hour. Where the parts are more than their
+        sum, they are believed: a provider that leaves the sum out still bills them.
+        """
+        written = max(self.cache_write, self.cache_write_5m + self.cache_write_1h)
+        thinking = min(self.thinking, self.output)
+        tokens = Tokens(
+            input=self.input,
+            cache_read=self.cache_read,
+            cache_write=written - self.cache_write_1h,
+            cache_write_1h=self.cache_write_1h,
+            output=self.output - thinking,
+            reasoning=thinking,
+        )
+        return tokens if 0 < tokens.total <= TOKENS_MAX else None
+
+
+def tokens_of(usage: Usage | None) -> Tokens | None:
+    """Tokens of a whole answer's usage; None if there is none or it makes no sense."""
+    if usage is None:
+        return None
+    summed = UsageSum()
+    summed.add(usage)
+    return summed.tokens()
+
+
+def read_error(body: bytes) -> tuple[str, str]:
+    """Type and message of an error body; empty strings where it says nothing we understand."""
+    try:
+        detail = _decode_error(body).error
+    except (msgspec.DecodeError, RecursionError):
+        return "", ""
+    if detail is None:
+        return "", ""
+    if isinstance(detail, str):
+        return "", detail
+    return detail.type or "", detail.message or ""
 
 
 def error_body(*, message: str, kind: str, request_id: str) -> bytes:

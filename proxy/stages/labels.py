@@ -121,7 +121,20 @@ def _trace_id(value: bytes) -> str:
     return parts[1].decode("ascii", "replace")
 
 
+def _add_plain(name: str) -> Callable[[dict[str, str], bytes], None]:
+    """Reads a header that is one tag."""
+
+    def read(tags: dict[str, str], value: bytes) -> None:
+        add_tag(tags, name, text_of(value))
+
+    return read
+
+
 _TAG_READERS: dict[bytes, Callable[[dict[str, str], bytes], None]] = {
+    b"x-claude-code-parent-agent-id": _add_plain("parent_agent"),
+    b"x-claude-code-request-class": _add_plain("request_class"),
+    b"x-claude-code-compaction": _add_plain("compaction"),
+    b"x-claude-code-context-compacted": _add_plain("context_compacted"),
     b"x-litellm-tags": _add_list,
     b"x-portkey-metadata": _add_object,
     b"cf-aig-metadata": _add_object,

@@ -1,0 +1,128 @@
+"""Messages and the counting of their tokens: what Anthropic's SDKs and Claude Code ask for.
+
+Nothing of a request is changed but its model's name: of the other values every byte stays where it was, `system` above all, because
+its order is part of the provider's prompt cache and of its clients' attribution.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from controlplane.contract.pricing import NO_TOKENS, Tokens
+from proxy.dialects import anthropic, openai
+from proxy.dialects.anthropic_stream import MessagesScanner
+from proxy.dialects.dialect import Malformed, RequestView
+
+_IMAGE = b'"image"'
+
+
+class _Metadata(msgspec.Struct):
+    user_id: str | None = None
+
+
+class _Fields(msgspec.Struct):
+    """What is read of a request; everything else is forwarded unseen."""
+
+    model: str
+    messages: msgspec.Raw
+    max_tokens: int
+    stream: bool | None = None
+    metadata: _Metadata | None = None
+
+
+class _CountFields(msgspec.Struct):
+    model: str
+    messages: msgspec.Raw
+
+
+class _ReplyFields(msgspec.Struct):
+    usage: anthropic.Usage | None = None
+    stop_reason: str | None = None
+
+
+class _CountReply(msgspec.Struct):
+    input_tokens: int
+
+
+_decode = msgspec.json.Decoder(_Fields).decode
+_decode_count = msgspec.json.Decoder(_CountFields).decode
+_decode_reply = msgspec.json.Decoder(_ReplyFields).decode
+_decode_count_reply = msgspec.json.Decoder(_CountReply).decode
+
+
+class AnthropicMessages:
+    """`POST /v1/messages`."""
+
+    name: ClassVar[str] = "messages"
+
+    def read_view(self, body: bytes) -> RequestView:
+        """The view of a request. Raises Malformed, or what msgspec raises for a body that is not JSON of this kind."""
+        fields = _decode(body)
+        _check(fields.model, fields.messages)
+        if not 0 <= fields.max_tokens <= openai.TOKENS_MAX:
+            raise Malformed(f"`max_tokens` must be between 0 and {openai.TOKENS_MAX}", "max_tokens")
+        metadata = fields.metadata
+        return RequestView(
+            model=fields.model,
+            stream=bool(fields.stream),
+            include_usage=True,  # it is always there
+            max_output_tokens=fields.max_tokens,
+            image_parts=body.count(_IMAGE),
+            user="" if metadata is None else metadata.user_id or "",
+            ambiguous=openai.is_ambiguous(body, ceiling=True),
+        )
+
+    def rewritten(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:  # noqa: ARG002 - the seam's
+        """The request with the upstream's name of the model; it always has a ceiling of its own."""
+        return openai.rewritten(body, model=model, include_usage=False)
+
+    def read_reply(self, body: bytes) -> tuple[Tokens | None, str]:
+        """Usage and stop reason of a complete reply. Raises Malformed."""
+        try:
+            fields = _decode_reply(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Malformed(f"the upstream's reply is not valid: {error}") from error
+        return anthropic.tokens_of(fields.usage), fields.stop_reason or ""
+
+    def read_error(self, body: bytes) -> tuple[str, str]:
+        """Type and message of an error body."""
+        return anthropic.read_error(body)
+
+    def scanner(self, *, view: RequestView, event_bytes_max: int) -> MessagesScanner:  # noqa: ARG002 - the seam's
+        """A reader for one stream."""
+        return MessagesScanner(event_bytes_max)
+
+
+class AnthropicCountTokens(AnthropicMessages):
+    """`POST /v1/messages/count_tokens`: the same request without a ceiling; the answer is a number and costs nothing."""
+
+    name: ClassVar[str] = "count_tokens"
+
+    def read_view(self, body: bytes) -> RequestView:
+        """The view of a request. Raises Malformed, or what msgspec raises for a body that is not JSON of this kind."""
+        fields = _decode_count(body)
+        _check(fields.model, fields.messages)
+        return RequestView(
+            model=fields.model,
+            include_usage=True,
+            max_output_tokens=0,
+            free=True,
+            ambiguous=openai.is_ambiguous(body),
+        )
+
+    def read_reply(self, body: bytes) -> tuple[Tokens | None, str]:
+        """No usage, for none is billed. Raises Malformed."""
+        try:
+            _decode_count_reply(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Malformed(f"the upstream's reply is not valid: {error}") from error
+        return NO_TOKENS, ""
+
+
+def _check(model: str, messages: msgspec.Raw) -> None:
+    if not model:
+        raise Malformed("`model` is empty; name one of the models of GET /v1/models", "model")
+    if memoryview(messages)[:1].tobytes() != b"[":
+        raise Malformed("`messages` must be an array", "messages")

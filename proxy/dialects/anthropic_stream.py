@@ -1,0 +1,159 @@
+"""Reads a stream of Anthropic's messages on its way through: whole events out, and what they say about content, usage and the end.
+
+Once content has begun, an event is decoded only if a cheap test of its bytes says that it is more than content.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlplane.contract.pricing import Tokens
+from proxy.dialects.anthropic import Usage, UsageSum
+from proxy.dialects.dialect import Malformed
+from proxy.dialects.events import EventCutter, data_of, events_in
+
+_LINE_FEED = 10
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+    stop_reason: str | None = None
+
+
+class _Message(msgspec.Struct):
+    usage: Usage | None = None
+
+
+class _Event(msgspec.Struct):
+    """Whatever event it is, what is read of it."""
+
+    type: str = ""
+    message: _Message | None = None
+    content_block: _Block | None = None
+    delta: _Delta | None = None
+    usage: Usage | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class MessagesScanner:
+    """The state of one stream. Feed it what the network brings; read what it knows.
+
+    tokens_in: what the start of the stream said of the input; the output is known only when `tokens` is.
+    """
+
+    __slots__ = (
+        "_cutter",
+        "_usage",
+        "content_seen",
+        "done",
+        "ending",
+        "error_event",
+        "events",
+        "finish_reason",
+        "tokens",
+        "tokens_in",
+    )
+
+    def __init__(self, event_bytes_max: int) -> None:
+        """event_bytes_max: an event larger than this is malformed."""
+        self._cutter = EventCutter(event_bytes_max)
+        self._usage = UsageSum()
+        self.content_seen = False  # the commit point: something that a client would show or act upon
+        self.done = False  # `message_stop` was seen
+        self.ending = b""  # that event
+        self.error_event = b""  # the upstream's own error event, once it has sent one
+        self.events = 0
+        self.finish_reason = ""
+        self.tokens: Tokens | None = None
+        self.tokens_in: Tokens | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events that can go on to the client now; b"" if none is whole yet. Raises Malformed."""
+        if self.done or self.error_event:
+            return b""
+        block = self._cutter.feed(data)
+        return self._examine(block) if block else b""
+
+    def finish(self) -> bytes:
+        """The end of the bytes: a last event that lacks its blank line is taken as whole."""
+        if self.done or self.error_event:
+            return b""
+        block = self._cutter.finish()
+        return self._examine(block) if block else b""
+
+    def _examine(self, block: bytes) -> bytes:
+        """One or more whole events: cheap tests first."""
+        if self.content_seen and not _is_special(block) and b"\n\n\n" not in block and block[0] != _LINE_FEED:
+            self.events += block.count(b"\n\n")
+            return block
+        shown = [self._examine_one(event) for event in events_in(block)]
+        return b"".join(shown)
+
+    def _examine_one(self, event: bytes) -> bytes:
+        """One event, without the blank line that ends it; returned with it, or b"" if it waits for the settlement."""
+        if self.done or self.error_event:
+            return b""
+        self.events += 1
+        whole = event + b"\n\n"
+        if self.content_seen and not _is_special(event):
+            return whole
+        data = data_of(event)
+        if data is None:
+            return whole
+        try:
+            fields = _decode(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Malformed(f"an event of the upstream's stream is not valid: {error}") from error
+        if fields.type == "message_stop":
+            self.done = True
+            self.ending = whole
+            return b""
+        if fields.type == "error":
+            self.error_event = whole
+            return b""
+        self._learn(fields)
+        return whole
+
+    def _learn(self, fields: _Event) -> None:
+        """What an event says about the usage, the end and the content."""
+        if fields.type == "message_start":
+            if fields.message is not None and fields.message.usage is not None:
+                self._usage.add(fields.message.usage)
+                self.tokens_in = self._usage.tokens()
+        elif fields.type == "message_delta":
+            if fields.delta is not None and fields.delta.stop_reason:
+                self.finish_reason = fields.delta.stop_reason
+            if fields.usage is not None:
+                self._usage.add(fields.usage)
+                self.tokens = self._usage.tokens()
+        elif not self.content_seen:
+            self.content_seen = _has_content(fields)
+
+
+def _is_special(events: bytes) -> bool:
+    """Whether events may be more than content: the start, the end, the usage, an error."""
+    return b'"message_' in events or b'"error"' in events
+
+
+def _has_content(fields: _Event) -> bool:
+    """Whether an event holds anything to show or to act upon. A block of text or thought that begins empty does not."""
+    if fields.type == "content_block_start":
+        block = fields.content_block
+        return block is not None and (block.type not in ("text", "thinking") or bool(block.text or block.thinking))
+    if fields.type != "content_block_delta" or fields.delta is None:
+        return False
+    delta = fields.delta
+    if delta.type in ("text_delta", "thinking_delta", "input_json_delta"):
+        return bool(delta.text or delta.thinking or delta.partial_json)
+    return True
