@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -23,6 +23,7 @@ from proxy.app import PATHS, ProxyApp
 from proxy.dialects import openai
 from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
+from proxy.outbox import HeldWrites, Outbox
 
 _BACKLOG = 4096
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
@@ -43,6 +44,8 @@ class WorkerProtocol(asyncio.Protocol):
     app: ProxyApp
     settings: ProxySettings
     metrics: ProxyMetrics
+    outbox: Outbox
+    write: Callable[[bytes], None]  # for an exchange: sends bytes; what the client does not take yet is kept
 
     def __init__(
         self,
@@ -64,6 +67,8 @@ class WorkerProtocol(asyncio.Protocol):
         # An answer may go out on the first of two pipelined requests although that one said `close`.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # there from connection_made on
+        self._out: HeldWrites = cast("HeldWrites", None)
+        self._peer = ""
         self._arrival: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
@@ -99,12 +104,16 @@ class WorkerProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuses a connection too many; gives a new one as long as an idle one to say something."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._out = HeldWrites(self._transport, self.outbox)
+        self.write = self._out.write
         connections = cast("set[object]", self._server.connections)
         connections.add(self)
         if len(connections) > self.settings.connections_max:
             self.metrics.bound_hit("connections_max")
-            self._transport.close()
+            self._out.close()
             return
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if isinstance(peer, tuple) else ""
         self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -114,6 +123,7 @@ class WorkerProtocol(asyncio.Protocol):
         if self._arriving and not self._in_head and not self._skipped:
             self.metrics.bound_hit("request_incomplete")
         self._arriving = False
+        self._out.drop()
         self._stop_timer()
         if self._idle is not None:
             self._idle.cancel()
@@ -154,7 +164,8 @@ class WorkerProtocol(asyncio.Protocol):
             self._stop_timer()
 
     def eof_received(self) -> None:
-        """The client has said all; asyncio closes the connection."""
+        """The client has said all; asyncio closes the connection behind what it was sent."""
+        self._out.send()
 
     def pause_writing(self) -> None:
         """The client is behind with what it was sent; one that takes nothing for as long as an idle connection lives is cut off."""
@@ -201,7 +212,7 @@ class WorkerProtocol(asyncio.Protocol):
         ):
             self._too_large()
         elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self._current is None:
-            self._transport.write(_CONTINUE)
+            self.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
@@ -238,10 +249,6 @@ class WorkerProtocol(asyncio.Protocol):
             self._date_line = b"".join([b"%b: %b\r\n" % header for header in headers])
         return self._date_line
 
-    def write(self, data: bytes) -> None:
-        """Sends bytes; the transport keeps what the client does not take yet."""
-        self._transport.write(data)
-
     async def drain(self) -> None:
         """Waits until the client has caught up, or has left."""
         while self.write_paused:
@@ -261,7 +268,7 @@ class WorkerProtocol(asyncio.Protocol):
         self._server.total_requests += 1
         self._current = None
         if not exchange.keep_alive:
-            self._transport.close()
+            self._out.close()
         elif self._waiting:
             self._next()
         elif not self._transport.is_closing():
@@ -271,7 +278,7 @@ class WorkerProtocol(asyncio.Protocol):
         """The server begins to stop: idle connections close now, the others behind their answer."""
         self._stopping = True
         if self._current is None:
-            self._transport.close()
+            self._out.close()
         else:
             self._current.keep_alive = False
 
@@ -287,7 +294,9 @@ class WorkerProtocol(asyncio.Protocol):
             keep_alive = keep_alive and chunked
         path = _PATHS.get(url) or _path_of(url)
         method: bytes = parser.get_method()
-        return Exchange(self, method, path, self._headers, body, keep_alive=keep_alive, chunked=chunked, target=url)
+        return Exchange(
+            self, method, path, self._headers, body, keep_alive=keep_alive, chunked=chunked, target=url, peer=self._peer
+        )
 
     def _accept(self, exchange: Exchange) -> None:
         """Starts a request, or lets it wait for the one before it."""
@@ -347,7 +356,7 @@ class WorkerProtocol(asyncio.Protocol):
         elif self._transport.get_write_buffer_size():
             self._transport.abort()  # it has not even taken its last answer
         else:
-            self._transport.close()
+            self._out.close()
 
     def _watch_stall(self) -> None:
         self._unsent_bytes = self._transport.get_write_buffer_size()
@@ -401,7 +410,7 @@ class WorkerProtocol(asyncio.Protocol):
             body = openai.error_body(message=message, kind="invalid_request_error", code="malformed")
             self._answer_and_close(b"408 Request Timeout", body)
         else:
-            self._transport.close()
+            self._out.close()
 
     def _stop_timer(self) -> None:
         if self._arrival is not None:
@@ -410,11 +419,11 @@ class WorkerProtocol(asyncio.Protocol):
 
     def _answer_and_close(self, status: bytes, body: bytes) -> None:
         if self._current is None or not self._current.started:  # else it would end in the middle of another answer
-            self._transport.write(
+            self.write(
                 b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
                 % (status, len(body), body)
             )
-        self._transport.close()
+        self._out.close()
 
 
 def _path_of(target: bytes) -> str:
@@ -425,7 +434,9 @@ def _path_of(target: bytes) -> str:
 
 def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -> uvicorn.Server:
     """A uvicorn server for one worker; `serve(sockets=[...])` runs it until SIGTERM or SIGINT."""
-    protocol = type("Protocol", (WorkerProtocol,), {"app": app, "settings": settings, "metrics": metrics})
+    protocol = type(
+        "Protocol", (WorkerProtocol,), {"app": app, "settings": settings, "metrics": metrics, "outbox": Outbox()}
+    )
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -11,6 +11,7 @@ from typing import cast
 import httptools
 
 from proxy.call import Headers
+from proxy.outbox import HeldWrites, Outbox
 
 _WRITE_JOINED_MAX = 64 * 1024  # up to here, head and body go out as one buffer
 
@@ -53,8 +54,10 @@ class Connection(asyncio.Protocol):
         high_water_bytes: int,
         shown_name: Callable[[bytes], bytes],
         on_closed: Callable[[Connection], None],
+        outbox: Outbox,
     ) -> None:
         self._loop = loop
+        self._outbox = outbox
         self._shown_name = shown_name
         self._raw: dict[bytes, bytes] = {}
         self.on_header = (
@@ -66,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._on_complete: Callable[[Connection], None] | None = None
         self._tail: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
+        self._out: HeldWrites | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -97,12 +101,13 @@ class Connection(asyncio.Protocol):
 
     def start(self, head: bytes, body: bytes, *, body_bytes_max: int) -> None:
         """Sends a request. The answer's body may have at most body_bytes_max bytes; 0: a stream, held by back-pressure."""
-        assert self._transport is not None and not self._busy, "a connection carries one exchange at a time"  # noqa: S101, PT018
+        assert not self._busy, "a connection carries one exchange at a time"  # noqa: S101
+        assert self._transport is not None and self._out is not None  # noqa: S101, PT018
         self._reset(body_bytes_max)
         self._busy = True
         self.uses += 1
         if len(body) <= _WRITE_JOINED_MAX:
-            self._transport.write(head + body)
+            self._out.write(head + body)
         else:
             self._transport.writelines((head, body))
 
@@ -177,12 +182,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._out = HeldWrites(self._transport, self._outbox)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; a body that lasts until then is whole."""
         self.closed = True
         self._parser = None
         self._transport = None
+        if self._out is not None:
+            self._out.drop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from proxy.outbox import Outbox
 from proxy.transports.connection import Connection
 
 IDLE_S_MAX = 55.0  # providers close idle connections after a minute or more
@@ -49,6 +50,7 @@ class Pool:
             high_water_bytes=high_water_bytes,
             shown_name=shown_name,
             on_closed=self._on_closed,
+            outbox=Outbox(),
         )
         self._open: set[Connection] = set()
         self._connecting = 0
