@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from controlplane.contract.pricing import Tokens
+from controlplane.contract.pricing import Price, Tokens
 from controlplane.contract.records import AttemptError, CacheState, CostState, Outcome
 from controlplane.contract.snapshot import CachePolicy, TenantPolicy
 from tests.proxy.anthropic_fakes import (
@@ -25,6 +24,7 @@ from tests.proxy.anthropic_fakes import (
 )
 from tests.proxy.fakes import (
     KEY,
+    PRICE,
     STREAM_HEAD,
     Script,
     ScriptedUpstream,
@@ -48,16 +48,25 @@ class Claude:
         self.world = world
         self.upstream: ScriptedUpstream
 
-    async def serve(self, *scripts: Script, upstreams: int = 1, **applied: object) -> None:
-        """Starts upstreams of Anthropic's dialect, each with the same scripts."""
-        made = [await self.world.upstream(*scripts) for _ in range(upstreams)]
-        self.upstream = made[0]
-        urls = tuple(f"http://127.0.0.1:{item.port}" for item in made)
-        knobs = {"dialect": "anthropic"}
-        self.world.apply(urls=urls, upstream=knobs, **applied)  # type: ignore[arg-type] - the fake's own keywords
+    async def serve(
+        self,
+        *scripts: Script,
+        tenant: TenantPolicy | None = None,
+        route: dict[str, object] | None = None,
+        price: Price | None = PRICE,
+    ) -> None:
+        """Starts an upstream of Anthropic's dialect."""
+        self.upstream = await self.world.upstream(*scripts)
+        self.world.apply(
+            urls=(f"http://127.0.0.1:{self.upstream.port}",),
+            upstream={"dialect": "anthropic"},
+            tenant=tenant,
+            route=route,
+            price=price,
+        )
 
     async def send(
-        self, path: str = "/v1/messages", *, headers: dict[str, str] | None = None, **body: object
+        self, path: str = "/v1/messages", headers: dict[str, str] | None = None, /, **body: object
     ) -> httpx.Response:
         """One request, with the headers that every client of Anthropic's sends."""
         async with httpx.AsyncClient(base_url=self.world.url, timeout=60.0) as client:
@@ -66,9 +75,9 @@ class Claude:
 
 
 @pytest.fixture
-async def claude(world: World) -> AsyncIterator[Claude]:
+async def claude(world: World) -> Claude:
     """A client and its world."""
-    yield Claude(world)
+    return Claude(world)
 
 
 async def test_a_message_comes_back_byte_for_byte_with_its_cost(claude: Claude) -> None:
@@ -95,7 +104,7 @@ async def test_the_upstream_sees_what_anthropic_wants_and_never_our_key(claude: 
     await claude.serve(replies(answer(message())))
     sent = {"anthropic-beta": "context-1m,tools", "anthropic-version": "2099-01-01", "anthropic-new": "1"}
     system = [{"type": "text", "text": "b"}, {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]
-    await claude.send("/v1/messages?beta=true", headers={**sent, "cookie": "c=d"}, system=system, future={"x": 1})
+    await claude.send("/v1/messages?beta=true", {**sent, "cookie": "c=d"}, system=system, future={"x": 1})
     (seen,) = claude.upstream.received
     assert "POST /v1/messages?beta=true HTTP/1.1" == seen.line
     assert "sk-upstream-secret" == seen.headers["x-api-key"]
@@ -153,7 +162,7 @@ async def test_a_beta_header_is_part_of_the_cache_key(claude: Claude) -> None:
     """What reaches the upstream may change the answer."""
     await claude.serve(replies(answer(message())), tenant=CACHED)
     for headers in ({}, {"anthropic-beta": "a"}, {"anthropic-beta": "b"}, {"anthropic-beta": "a"}):
-        await claude.send(headers=headers)
+        await claude.send("/v1/messages", headers)
     states = [record.cache for record in claude.world.records()]
     assert [CacheState.MISS, CacheState.MISS, CacheState.MISS, CacheState.HIT] == states
 
@@ -226,7 +235,7 @@ async def test_refusals_have_anthropics_shape(
 ) -> None:
     """Type, message and request id, in the body and as the header that the SDK reads."""
     await claude.serve(replies(answer(message())))
-    response = await claude.send(headers=headers, **body)
+    response = await claude.send("/v1/messages", headers, **body)
     error = response.json()
     assert (status, "error", kind) == (response.status_code, error["type"], error["error"]["type"])
     (record,) = claude.world.records()
@@ -301,7 +310,8 @@ async def test_claude_codes_headers_are_labels(claude: Claude) -> None:
     """Who within the session calls, and for what; none of it travels on."""
     await claude.serve(replies(answer(message())))
     await claude.send(
-        headers={
+        "/v1/messages",
+        {
             "x-claude-code-session-id": "s1", "x-claude-code-agent-id": "a1", "x-claude-code-parent-agent-id": "a0",
             "x-claude-code-request-class": "subagent",
         },
