@@ -8,6 +8,7 @@ import click
 
 COMMANDS = {
     "budgets": "keys",
+    "cache": "cache",
     "check-config": "doctor",
     "controlplane": "serve",
     "dashboards": "boards",

@@ -14,6 +14,7 @@ from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
 from controlplane.api.views import (
+    CachedCount,
     IncidentDetail,
     IncidentSummary,
     KillSwitch,
@@ -21,11 +22,12 @@ from controlplane.api.views import (
     RunDetail,
     RunSummary,
 )
+from controlplane.catalog.invalidations import Selection
 from controlplane.catalog.keys import IssuedKey
 from controlplane.catalog.state import KeyRecord
 from controlplane.clock import Clock
 from controlplane.contract.records import CallRecord
-from controlplane.contract.snapshot import ProxyStatus, Snapshot
+from controlplane.contract.snapshot import CacheInvalidation, ProxyStatus, Snapshot
 from controlplane.costs.report import CostReport, Reconciliation
 from controlplane.costs.savings import Savings
 from controlplane.metrics import Metrics
@@ -153,9 +155,14 @@ class Keys(Protocol):
         name: str = "",
         models: tuple[str, ...] | None = None,
         expires_us: int | None = None,
+        addresses: tuple[str, ...] | None = None,
         actor: str = "",
     ) -> IssuedKey:
         """A fresh key; raises NotFound for an unknown tenant or model."""
+        ...
+
+    def rotate(self, key_id: str, *, grace_us: int, actor: str = "") -> IssuedKey:
+        """A key's new secret; raises NotFound."""
         ...
 
     def revoke(self, key_id: str, *, reason: str = "", actor: str = "") -> KeyRecord:
@@ -164,6 +171,22 @@ class Keys(Protocol):
 
     def list(self, *, tenant: str | None = None) -> list[KeyRecord]:
         """All keys, revoked ones too."""
+        ...
+
+
+class StoredAnswers(Protocol):
+    """Answers that proxies keep."""
+
+    async def count(self, selection: Selection) -> CachedCount:
+        """At most so many fit a selection; raises BadRequest."""
+        ...
+
+    async def invalidate(self, selection: Selection, *, reason: str, actor: str) -> CacheInvalidation:
+        """A rule by which they are not served again; raises BadRequest or TooMany."""
+        ...
+
+    async def active(self) -> Sequence[CacheInvalidation]:
+        """The rules in force."""
         ...
 
 
@@ -192,6 +215,7 @@ class Parts:
     calls: Calls
     costs: Costs
     keys: Keys
+    cache: StoredAnswers
     health: Health
     secrets: ServerSecrets
     clock: Clock

@@ -7,6 +7,13 @@ import msgspec
 from controlplane.contract.snapshot import ProxyStatus
 
 
+class CachedCount(msgspec.Struct, frozen=True):
+    """Stored answers that fit, told from the calls that brought them: no more than this, fewer if some were dropped already."""
+
+    entries_at_most: int
+    bytes_at_most: int
+
+
 class TimelineEntry(msgspec.Struct, frozen=True):
     """One thing that happened to an incident or a run; kind is the event's type in words, text a sentence about it."""
 
@@ -67,7 +74,10 @@ class KillSwitch(msgspec.Struct, frozen=True):
 
 
 class KeyView(msgspec.Struct, frozen=True):
-    """A virtual key without its secret. models: null for all that its tenant may use; expires_us: null for never; revoked_us: 0 while good."""
+    """A virtual key without its secret. models: null for all that its tenant may use; expires_us: null for never; revoked_us: 0 while good.
+
+    addresses: null for any; grace_until_us: how long the secret before the last rotation is good.
+    """
 
     id: str
     tenant: str
@@ -76,14 +86,18 @@ class KeyView(msgspec.Struct, frozen=True):
     created_us: int = 0
     expires_us: int | None = None
     revoked_us: int = 0
+    addresses: tuple[str, ...] | None = None
+    rotated_us: int = 0
+    grace_until_us: int = 0
 
 
 class NewKey(msgspec.Struct, frozen=True):
-    """A virtual key at the only moment when its secret is known."""
+    """A virtual key at the only moment when its secret is known. grace_until_us: of a rotation, how long the secret before is good."""
 
     id: str
     tenant: str
     key: str
+    grace_until_us: int = 0
 
 
 class TrafficPoint(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from controlplane.api.app import create_app
 from controlplane.api.clickhouse_door import ClickHouseDoor
 from controlplane.api.parts import Parts
 from controlplane.app.answers import StoredCalls, StoredCosts
+from controlplane.app.caching import StoredAnswers
 from controlplane.app.copies import EventCopies
 from controlplane.app.disk import DiskWatch
 from controlplane.app.healing import (
@@ -35,6 +36,7 @@ from controlplane.app.probing import BookedProber
 from controlplane.app.telling import Telling
 from controlplane.app.watching import CatalogView, Witnesses
 from controlplane.catalog.file import ConfigFile
+from controlplane.catalog.invalidations import Invalidations, longest_cached_s
 from controlplane.catalog.keys import Keys
 from controlplane.catalog.leases import Leases
 from controlplane.catalog.load import Loaded
@@ -305,6 +307,12 @@ class ControlPlane:
                 now_us=clock.now_us,
                 tenants=lambda: [tenant.name for tenant in self._config.tenants],
                 models=lambda: [model.name for model in self._config.models],
+            ),
+            cache=StoredAnswers(
+                self._store,
+                Invalidations(
+                    self._journal, now_us=clock.now_us, longest_s=lambda: longest_cached_s(self._config)
+                ),
             ),
             health=health,
             secrets=secrets,

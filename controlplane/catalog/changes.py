@@ -24,9 +24,13 @@ def restart_needed(running: Settings, written: Settings) -> tuple[str, ...]:
 
 
 def state_changes(old: CatalogState, new: CatalogState) -> tuple[str, ...]:
-    """Keys and leases that came, went or changed."""
+    """Keys, leases and invalidations that came, went or changed."""
     words: list[str] = []
-    for name, before, after in (("keys", old.keys, new.keys), ("leases", old.leases, new.leases)):
+    for name, before, after in (
+        ("keys", old.keys, new.keys),
+        ("leases", old.leases, new.leases),
+        ("invalidations", old.invalidations, new.invalidations),
+    ):
         words += _named(name, before, after)
     return tuple(words)
 

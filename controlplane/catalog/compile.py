@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import msgspec
 
 from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, PriceEntry, TenantEntry
+from controlplane.catalog.invalidations import in_force
 from controlplane.catalog.own_prices import change_moments_us, own_price
 from controlplane.catalog.quotas import quota_of
-from controlplane.catalog.state import CatalogState
+from controlplane.catalog.state import CatalogState, KeyRecord
 from controlplane.contract.pricing import Price
 from controlplane.contract.snapshot import (
     Budget,
@@ -53,9 +54,16 @@ def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *,
         created_us=0,
         tenants=tuple(_tenant(entry, config) for entry in sorted(config.tenants, key=lambda entry: entry.name)),
         keys=tuple(
-            KeyEntry(hash=key.hash, id=key.id, tenant=key.tenant, models=key.models, expires_us=key.expires_us)
-            for key in sorted(state.keys.values(), key=lambda key: key.hash)
-            if not key.revoked_us and key.tenant in tenants and (key.expires_us is None or key.expires_us > now_us)
+            sorted(
+                (
+                    entry
+                    for key in state.keys.values()
+                    if not key.revoked_us and key.tenant in tenants
+                    for entry in key_entries(key)
+                    if entry.expires_us is None or entry.expires_us > now_us
+                ),
+                key=lambda entry: entry.hash,
+            )
         ),
         upstreams=tuple(
             Upstream(
@@ -88,8 +96,25 @@ def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *,
         leases=tuple(lease for _, lease in sorted(state.leases.items()) if lease.expires_us > now_us),
         breaker=config.breaker,
         label_aliases=config.label_aliases,
+        invalidations=in_force(state.invalidations.values(), now_us=now_us),
     )
     return msgspec.structs.replace(snapshot, hash=content_hash(snapshot))
+
+
+def key_entries(key: KeyRecord) -> Iterator[KeyEntry]:
+    """A key as proxies know it: under the hash of its secret, and for a while under that of the one before."""
+    entry = KeyEntry(
+        hash=key.hash,
+        id=key.id,
+        tenant=key.tenant,
+        models=key.models,
+        expires_us=key.expires_us,
+        addresses=key.addresses,
+    )
+    yield entry
+    if key.former_hash:
+        until_us = key.grace_until_us if key.expires_us is None else min(key.grace_until_us, key.expires_us)
+        yield msgspec.structs.replace(entry, hash=key.former_hash, expires_us=until_us)
 
 
 def content_hash(snapshot: Snapshot) -> str:
@@ -114,7 +139,14 @@ def own_entry(entry: DeploymentEntry, overrides: Mapping[str, PriceEntry]) -> Pr
 def next_change_us(state: CatalogState, config: ConfigFile, *, now_us: int) -> int | None:
     """The next moment at which time alone changes the snapshot: a lease or a key expires, a price changes; None: never."""
     moments = [lease.expires_us for lease in state.leases.values()]
-    moments += [key.expires_us for key in state.keys.values() if key.expires_us is not None and not key.revoked_us]
+    moments += [rule.expires_us for rule in state.invalidations.values()]
+    moments += [
+        entry.expires_us
+        for key in state.keys.values()
+        if not key.revoked_us
+        for entry in key_entries(key)
+        if entry.expires_us is not None
+    ]
     moments += change_moments_us(config)
     return min((moment for moment in moments if moment > now_us), default=None)
 

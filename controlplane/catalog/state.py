@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from controlplane.contract.snapshot import Lease
+from controlplane.contract.snapshot import CacheInvalidation, Lease
 from controlplane.journal.events import Codec
 from controlplane.journal.journal import Journal
 
@@ -28,6 +28,15 @@ class KeyCreated(msgspec.Struct, frozen=True, tag="key.created", omit_defaults=T
     name: str = ""
     models: tuple[str, ...] | None = None
     expires_us: int | None = None
+    addresses: tuple[str, ...] | None = None
+
+
+class KeyRotated(msgspec.Struct, frozen=True, tag="key.rotated"):
+    """A virtual key got a new secret; the one before is good until a moment."""
+
+    id: str
+    hash: str
+    grace_until_us: int
 
 
 class KeyRevoked(msgspec.Struct, frozen=True, tag="key.revoked", omit_defaults=True):
@@ -57,20 +66,43 @@ class LeaseRevoked(msgspec.Struct, frozen=True, tag="lease.revoked", omit_defaul
     reason: str = ""
 
 
-KeyEvent: TypeAlias = KeyCreated | KeyRevoked
+class CacheInvalidated(msgspec.Struct, frozen=True, tag="cache.invalidated"):
+    """Stored answers must not be served again."""
+
+    rule: CacheInvalidation
+
+
+KeyEvent: TypeAlias = KeyCreated | KeyRotated | KeyRevoked
 LeaseEvent: TypeAlias = LeaseGranted | LeaseRenewed | LeaseRevoked
-StateEvent: TypeAlias = KeyEvent | LeaseEvent
+StateEvent: TypeAlias = KeyEvent | LeaseEvent | CacheInvalidated
 
-STREAM_PREFIXES = ("key/", "lease/")  # runs tell of their leases under the same types, in streams of their own
-STATE_TYPES = ("key.created", "key.revoked", "lease.granted", "lease.renewed", "lease.revoked")
+STREAM_PREFIXES = (
+    "key/",
+    "lease/",
+    "cache/",
+)  # runs tell of their leases under the same types, in streams of their own
+STATE_TYPES = (
+    "key.created",
+    "key.rotated",
+    "key.revoked",
+    "lease.granted",
+    "lease.renewed",
+    "lease.revoked",
+    "cache.invalidated",
+)
 
-KEY_CODEC: Codec[KeyEvent] = Codec(KeyCreated | KeyRevoked)
+KEY_CODEC: Codec[KeyEvent] = Codec(KeyCreated | KeyRotated | KeyRevoked)
 LEASE_CODEC: Codec[LeaseEvent] = Codec(LeaseGranted | LeaseRenewed | LeaseRevoked)
-STATE_CODEC: Codec[StateEvent] = Codec(KeyCreated | KeyRevoked | LeaseGranted | LeaseRenewed | LeaseRevoked)
+STATE_CODEC: Codec[StateEvent] = Codec(
+    KeyCreated | KeyRotated | KeyRevoked | LeaseGranted | LeaseRenewed | LeaseRevoked | CacheInvalidated
+)
 
 
 class KeyRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A virtual key as operators see it. revoked_us: 0 while it is good."""
+    """A virtual key as operators see it. revoked_us: 0 while it is good; rotated_us: 0 while it has its first secret.
+
+    former_hash: of the secret before the last one, good until grace_until_us; empty if there was none.
+    """
 
     id: str
     tenant: str
@@ -80,6 +112,10 @@ class KeyRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     created_us: int = 0
     expires_us: int | None = None
     revoked_us: int = 0
+    addresses: tuple[str, ...] | None = None
+    rotated_us: int = 0
+    former_hash: str = ""
+    grace_until_us: int = 0
 
 
 class CatalogState(msgspec.Struct, frozen=True):
@@ -87,6 +123,7 @@ class CatalogState(msgspec.Struct, frozen=True):
 
     keys: Mapping[str, KeyRecord] = {}
     leases: Mapping[str, Lease] = {}
+    invalidations: Mapping[str, CacheInvalidation] = {}  # expired ones among them, until another comes
     position: int = 0
 
 
@@ -101,9 +138,18 @@ def evolve_key(key: KeyRecord | None, event: KeyEvent, occurred_us: int) -> KeyR
             models=event.models,
             created_us=occurred_us,
             expires_us=event.expires_us,
+            addresses=event.addresses,
         )
     if key is None or key.revoked_us:
         return key
+    if isinstance(event, KeyRotated):
+        return msgspec.structs.replace(
+            key,
+            hash=event.hash,
+            former_hash=key.hash,
+            rotated_us=occurred_us,
+            grace_until_us=event.grace_until_us,
+        )
     return msgspec.structs.replace(key, revoked_us=occurred_us)
 
 
@@ -119,11 +165,16 @@ def evolve_lease(lease: Lease | None, event: LeaseEvent) -> Lease | None:
 def evolve(state: CatalogState, events: Iterable[tuple[StateEvent, int, int]]) -> CatalogState:
     """The state after events, each with the moment it occurred at and its position; pure, copies the state once."""
     keys, leases, position = dict(state.keys), dict(state.leases), state.position
+    rules = dict(state.invalidations)
     for event, occurred_us, at in events:
         position = at
-        if isinstance(event, KeyCreated | KeyRevoked):
+        if isinstance(event, KeyCreated | KeyRotated | KeyRevoked):
             if (key := evolve_key(keys.get(event.id), event, occurred_us)) is not None:
                 keys[event.id] = key
+            continue
+        if isinstance(event, CacheInvalidated):
+            rules = {name: rule for name, rule in rules.items() if rule.expires_us > occurred_us}
+            rules[event.rule.id] = event.rule
             continue
         lease_id = event.lease.id if isinstance(event, LeaseGranted) else event.id
         lease = evolve_lease(leases.get(lease_id), event)
@@ -131,7 +182,7 @@ def evolve(state: CatalogState, events: Iterable[tuple[StateEvent, int, int]]) -
             leases.pop(lease_id, None)
         else:
             leases[lease_id] = lease
-    return CatalogState(keys=keys, leases=leases, position=position)
+    return CatalogState(keys=keys, leases=leases, invalidations=rules, position=position)
 
 
 class StateReader:

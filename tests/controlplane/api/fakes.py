@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
 from controlplane.api.parts import Parts
 from controlplane.api.views import (
+    CachedCount,
     CacheSavings,
     DeploymentView,
     IncidentDetail,
@@ -26,12 +27,13 @@ from controlplane.api.views import (
     Traffic,
     TrafficPoint,
 )
+from controlplane.catalog.invalidations import Selection
 from controlplane.catalog.keys import IssuedKey
 from controlplane.catalog.state import KeyRecord
 from controlplane.clock import US_PER_S, ManualClock
 from controlplane.contract.pricing import NO_TOKENS
 from controlplane.contract.records import CacheState, CallRecord, Outcome
-from controlplane.contract.snapshot import ProxyStatus, Route, Snapshot, TenantPolicy
+from controlplane.contract.snapshot import CacheInvalidation, ProxyStatus, Route, Snapshot, TenantPolicy
 from controlplane.costs.report import CostReport, Reconciliation, build, reconcile
 from controlplane.costs.savings import Confidence, Savings, SavingsLine
 from controlplane.errors import BadRequest, Conflict, HephaestusError, NotFound, TooLarge
@@ -382,6 +384,43 @@ def busy_overview(*, incidents: tuple[IncidentDetail, ...] = ()) -> Overview:
     )
 
 
+class MemoryAnswers:
+    """Stored answers that are counted and invalidated. actors: who invalidated."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self.now_us = now_us
+        self.rules: list[CacheInvalidation] = []
+        self.counted: list[Selection] = []
+        self.actors: list[str] = []
+
+    async def count(self, selection: Selection) -> CachedCount:
+        """Three of a kilobyte each."""
+        self.counted.append(selection)
+        return CachedCount(entries_at_most=3, bytes_at_most=3072)
+
+    async def invalidate(self, selection: Selection, *, reason: str, actor: str) -> CacheInvalidation:
+        """A rule for a day."""
+        before_us = selection.before_us or self.now_us()
+        rule = CacheInvalidation(
+            f"inval_{len(self.rules)}",
+            before_us,
+            before_us + 86_400 * US_PER_S,
+            tenant=selection.tenant,
+            tag=selection.tag,
+            alias=selection.alias,
+            model=selection.model,
+            agent=selection.agent,
+            reason=reason,
+        )
+        self.rules.append(rule)
+        self.actors.append(actor)
+        return rule
+
+    async def active(self) -> list[CacheInvalidation]:
+        """All of them."""
+        return self.rules
+
+
 class World:
     """Parts over memory, with handles on each."""
 
@@ -393,6 +432,7 @@ class World:
         self.runs = MemoryRuns()
         self.calls = MemoryCalls()
         self.keys = MemoryKeys()
+        self.cache = MemoryAnswers(self.clock.now_us)
         self.health = MemoryHealth(busy_overview(incidents=(healed_outage(),)))
         self.metrics = Metrics(CollectorRegistry())
         self.not_ready = ""
@@ -404,6 +444,7 @@ class World:
             calls=self.calls,
             costs=MemoryCosts(),
             keys=self.keys,
+            cache=self.cache,
             health=self.health,
             secrets=ServerSecrets(
                 key_pepper=Secret("00" * 32), internal_token=Secret(INTERNAL), operator_token=Secret(OPERATOR)

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from controlplane.catalog.state import (
     STATE_CODEC,
     STATE_TYPES,
+    CacheInvalidated,
     CatalogState,
     KeyCreated,
     KeyRevoked,
+    KeyRotated,
     LeaseGranted,
     LeaseRenewed,
     LeaseRevoked,
@@ -19,7 +21,7 @@ from controlplane.catalog.state import (
     StateReader,
     evolve,
 )
-from controlplane.contract.snapshot import Lease, LeaseKind
+from controlplane.contract.snapshot import CacheInvalidation, Lease, LeaseKind
 from controlplane.journal.events import NewEvent, tag_of
 from controlplane.journal.journal import Journal
 
@@ -82,10 +84,12 @@ def test_events_are_known_by_their_types(journal: Journal) -> None:
     lease = Lease(id="l", kind=LeaseKind.DRAIN, deployment="d", expires_us=5)
     events: list[StateEvent] = [
         KeyCreated(id="a", tenant="t", hash="h"),
+        KeyRotated("a", hash="i", grace_until_us=7),
         KeyRevoked("a"),
         LeaseGranted(lease),
         LeaseRenewed("l", 9),
         LeaseRevoked("l"),
+        CacheInvalidated(CacheInvalidation(id="c", before_us=1, expires_us=2)),
     ]
     assert STATE_TYPES == tuple(tag_of(event) for event in events)
     journal.append("s", 0, [NewEvent(payload=event) for event in events])
