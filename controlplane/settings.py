@@ -380,6 +380,7 @@ PROXY_SENTENCES = {
     "header_bytes_max": "Largest request head.",
     "body_timeout_s": "A client that sends its body slower than this is cut off.",
     "connections_max": "Client connections that one worker holds at once.",
+    "trusted_proxies": "Networks of load balancers whose `x-forwarded-for` tells a client's address, for keys that are limited to some.",
     "keep_alive_s": "How long an idle client connection is kept.",
     "timeout_s_max": "Longest deadline that a route or a client may ask for.",
     "retry_ratio": "Asking an upstream again may be at most this share of the calls of the last ten seconds.",

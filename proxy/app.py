@@ -140,6 +140,7 @@ class ProxyApp:
             started_us=time.time_ns() // 1000,
             started_ns=time.monotonic_ns(),
         )
+        call.peer = exchange.peer
         if b"?" in exchange.target:
             call.query = exchange.target.partition(b"?")[2]
         reply = self._reply_at_once(call, operation, too_large=body is None)

@@ -68,6 +68,7 @@ class Background:
             started_ns=time.monotonic_ns(),
         )
         again.query = call.query
+        again.peer = call.peer
         exchange = Exchange(Silence(), b"POST", call.path, headers, call.body, keep_alive=True, chunked=True)
         reply = self._pipeline.enter(again)
         await self._pipeline.serve(again, reply, exchange)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from controlplane.contract.pricing import NO_TOKENS, Tokens
@@ -95,11 +95,11 @@ class Call:
     __slots__ = (
         "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s",
         "call_id", "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered",
-        "error_code", "fell_back", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path", "patience",
+        "error_code", "fell_back", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path", "patience", "peer",
         "price_version", "priority", "query", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache",
         "reservation", "responding", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd",
         "session", "settled", "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user", "view",
-        "waited_ns",
+        "waited_ns", "quota_warning", "refilled", "shortage",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +123,7 @@ class Call:
         self.call_id = call_id
         self.started_us = started_us  # wall clock
         self.started_ns = started_ns  # monotonic
+        self.peer = ""  # address of the connection; empty if that is not known
         # identify
         self.identity: KeyIdentity | None = None
         self.agent = self.session = self.user = self.channel = self.priority = self.trace_id = ""
@@ -142,6 +143,9 @@ class Call:
         self.fell_back = ""  # why another model than the one asked for was tried; such an answer is nobody else's
         # reserve, cache
         self.reservation: object | None = None  # owned by stages/reserve.py
+        self.quota_warning = ""  # which soft quotas it passed, and which sent it to another model
+        self.shortage: Callable[[], Awaitable[None]] | None = None  # a refusal that more of a shared limit may lift
+        self.refilled = False  # it has waited for that
         self.cache = CacheState.BYPASS
         self.cache_key: bytes = b""
         self.cache_ttl_s = 0

@@ -47,7 +47,7 @@ class Exchange:
     """A request that has come, with its body, and the only way in which it is answered."""
 
     __slots__ = (
-        "_channel", "_chunked", "_head", "body", "ended", "gone", "headers", "keep_alive", "method", "on_gone", "path", "started",
+        "_channel", "_chunked", "_head", "body", "ended", "gone", "headers", "keep_alive", "method", "on_gone", "path", "peer", "started",
         "target",
     )  # fmt: skip
 
@@ -62,12 +62,14 @@ class Exchange:
         keep_alive: bool,
         chunked: bool,
         target: bytes = b"",
+        peer: str = "",
     ) -> None:
         """body: None: it is larger than allowed, and the rest of it is thrown away. chunked: the client understands that."""
         self._channel = channel
         self._head = b""  # held back until the first bytes of the body
         self._chunked = chunked  # else the end of the connection is the end of the body
         self.target = target  # of the request, as it came: path and query
+        self.peer = peer  # address of the client's connection
         self.method = method
         self.path = path
         self.headers = headers  # lower-case names; the last of equal names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 
 import msgspec
@@ -66,6 +67,11 @@ def load_settings(path: Path) -> ProxySettings:
             parse_redis_address(settings.redis)
     except ValueError as error:
         raise SettingsError(f"`redis` in the proxy's settings at {path} {error}") from error
+    for network in settings.trusted_proxies:
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise SettingsError(f"`trusted_proxies` in the proxy's settings at {path}: {error}") from error
     return settings
 
 

@@ -27,6 +27,13 @@ class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(max_length=200)] = ""
     models: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=1000)] | None = None
     expires_in_s: Annotated[int, msgspec.Meta(gt=0, le=10 * 366 * 86400)] | None = None
+    addresses: Annotated[tuple[_Name, ...], msgspec.Meta(min_length=1, max_length=100)] | None = None
+
+
+class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A wish for a new secret. grace_s: how long the one before stays good."""
+
+    grace_s: Annotated[int, msgspec.Meta(ge=0, le=30 * 86400)] = 86400
 
 
 class TenantList(msgspec.Struct, frozen=True):
@@ -91,9 +98,25 @@ async def create_key(data: JSONBody[KeyRequest], parts: PartsOf, request: Reques
         name=data.name,
         models=data.models,
         expires_us=expires_us,
+        addresses=data.addresses,
         actor=request.state.actor,
     )
     return NewKey(id=issued.record.id, tenant=issued.record.tenant, key=issued.secret.reveal())
+
+
+@post("/api/v1/keys/{key_id:str}/rotate", tags=_TAGS, summary="Give a virtual key a new secret")
+async def rotate_key(
+    key_id: Annotated[str, PathParameter(max_length=128)],
+    data: JSONBody[RotationRequest],
+    parts: PartsOf,
+    request: Request[object, object, State],
+) -> NewKey:
+    """The new secret, shown in this answer alone; the one before stays good for the grace that was asked for."""
+    issued = await asyncio.to_thread(
+        parts.keys.rotate, key_id, grace_us=data.grace_s * US_PER_S, actor=request.state.actor
+    )
+    record = issued.record
+    return NewKey(id=record.id, tenant=record.tenant, key=issued.secret.reveal(), grace_until_us=record.grace_until_us)
 
 
 @delete("/api/v1/keys/{key_id:str}", status_code=200, tags=_TAGS, summary="Revoke a virtual key")
@@ -114,7 +137,10 @@ def _view(record: KeyRecord) -> KeyView:
         created_us=record.created_us,
         expires_us=record.expires_us,
         revoked_us=record.revoked_us,
+        addresses=record.addresses,
+        rotated_us=record.rotated_us,
+        grace_until_us=record.grace_until_us,
     )
 
 
-ROUTES = (tenants, models, proxies, keys, create_key, revoke_key)
+ROUTES = (tenants, models, proxies, keys, create_key, rotate_key, revoke_key)

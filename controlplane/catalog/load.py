@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from ipaddress import ip_network
 from itertools import islice
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def _consistency(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     yield from _tenants(bound)
     yield from quota_problems(bound, models_sound=_sound(bound, "models"))
     yield from _server(bound)
+    yield from _trusted(bound)
     yield from _breaker(bound)
     yield from price_problems(bound)
 
@@ -180,6 +182,17 @@ def _server(bound: Bound[ConfigFile]) -> Iterator[Problem]:
             parse_redis_address(server.redis)
     except ValueError as error:
         yield bound.problem(f"`server.redis` {error}", "server", "redis")
+
+
+def _trusted(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    for index, network in enumerate(bound.value.server.proxy.trusted_proxies):
+        try:
+            ip_network(network)
+        except ValueError:
+            place = ("server", "proxy", "trusted_proxies", index)
+            yield bound.problem(
+                f"`{network[:64]}` is no network", *place, hint="write it as 10.1.2.3, 10.0.0.0/8 or 2001:db8::/32"
+            )
 
 
 def _breaker(bound: Bound[ConfigFile]) -> Iterator[Problem]:

@@ -51,18 +51,33 @@ def keys() -> None:
 @click.option("--tenant", required=True, help="Who pays.")
 @click.option("--name", default="", help="What it is for.")
 @click.option("--model", "models", multiple=True, help="An alias it is limited to; may be repeated.")
+@click.option(
+    "--address", "addresses", multiple=True, help="An address or network it may be used from; may be repeated."
+)
 @click.option("--expires-in", default=None, help="How long it is good, such as 12h or 30d; for ever unless set.")
 @json_option
 @speaks_plainly
 def create(
-    config: Path, data: Path | None, tenant: str, name: str, models: tuple[str, ...], expires_in: str | None, as_json: bool
-) -> None:  # fmt: skip
+    config: Path,
+    data: Path | None,
+    tenant: str,
+    name: str,
+    models: tuple[str, ...],
+    addresses: tuple[str, ...],
+    expires_in: str | None,
+    as_json: bool,
+) -> None:
     """Makes a key and shows its secret, this once."""
-    expires_us = None if expires_in is None else _now_us() + _seconds(expires_in) * US_PER_S
+    expires_us = None if expires_in is None else _now_us() + _seconds(expires_in, "--expires-in") * US_PER_S
     installation = open_installation(config, data=data)
     with _keys(installation) as known:
         issued = known.create(
-            tenant, name=name, models=models or None, expires_us=expires_us, actor=f"cli:{getpass.getuser()}"
+            tenant,
+            name=name,
+            models=models or None,
+            expires_us=expires_us,
+            addresses=addresses or None,
+            actor=f"cli:{getpass.getuser()}",
         )
     if as_json:
         print_json({"id": issued.record.id, "key": issued.secret.reveal()})
@@ -100,6 +115,30 @@ def list_keys(config: Path, data: Path | None, tenant: str | None, as_json: bool
             for one in found
         ],
     )
+
+
+@keys.command("rotate")
+@config_option
+@data_option
+@click.argument("key_id")
+@click.option(
+    "--grace", default="24h", show_default=True, help="How long the secret before stays good, such as 0s or 7d."
+)
+@json_option
+@speaks_plainly
+def rotate(config: Path, data: Path | None, key_id: str, grace: str, as_json: bool) -> None:
+    """Gives a key a new secret and shows it, this once; the one before stays good for a while."""
+    grace_us = 0 if grace.strip() in {"0", "0s"} else _seconds(grace, "--grace") * US_PER_S
+    with _keys(open_installation(config, data=data)) as known:
+        issued = known.rotate(key_id, grace_us=grace_us, actor=f"cli:{getpass.getuser()}")
+    if as_json:
+        print_json(
+            {"id": issued.record.id, "key": issued.secret.reveal(), "grace_until_us": issued.record.grace_until_us}
+        )
+        return
+    click.echo(f"{issued.secret.reveal()}\n")
+    until = f"stays good until {moment(issued.record.grace_until_us)}" if grace_us else "is worthless within a second"
+    click.echo(f"The new secret of key {key_id}. It is not shown again; the one before {until}.")
 
 
 @keys.command("revoke")
@@ -176,12 +215,12 @@ def models(config: Path, as_json: bool) -> None:
     )
 
 
-def _seconds(text: str) -> int:
+def _seconds(text: str, option: str) -> int:
     match = re.fullmatch(r"(\d{1,9})([smhd])", text.strip())
     seconds = 0 if match is None else int(match[1]) * _UNITS_S[match[2]]
     if not 0 < seconds <= _EXPIRY_S_MAX:
         raise click.BadParameter(
-            f"{text!r} is no length of time up to 100 years; say 90s, 15m, 12h or 30d", param_hint="'--expires-in'"
+            f"{text!r} is no length of time up to 100 years; say 90s, 15m, 12h or 30d", param_hint=f"'{option}'"
         )
     return seconds
 
@@ -189,6 +228,8 @@ def _seconds(text: str) -> int:
 def _state(key: KeyRecord, now_us: int) -> str:
     if key.revoked_us:
         return f"revoked {moment(key.revoked_us)}"
+    if key.grace_until_us > now_us:
+        return f"good, the former secret until {moment(key.grace_until_us)}"
     if key.expires_us is not None:
         return f"{'expired' if key.expires_us <= now_us else 'good until'} {moment(key.expires_us)}"
     return "good"
@@ -196,7 +237,8 @@ def _state(key: KeyRecord, now_us: int) -> str:
 
 def _without_hash(record: KeyRecord) -> dict[str, object]:
     document: dict[str, object] = msgspec.to_builtins(record)
-    document.pop("hash", None)
+    for field in ("hash", "former_hash"):
+        document.pop(field, None)
     return document
 
 

@@ -26,6 +26,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     header_bytes_max: int = 64 * 1024
     body_timeout_s: float = 30.0  # a client that sends its body slower than this is cut off
     connections_max: int = 12_000
+    trusted_proxies: tuple[str, ...] = ()  # networks of load balancers whose `x-forwarded-for` is believed
     keep_alive_s: float = 75.0
 
     # calls

@@ -162,6 +162,7 @@ class KeyEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str
     models: tuple[str, ...] | None = None
     expires_us: int | None = None
+    addresses: tuple[str, ...] | None = None  # networks in CIDR notation that it may be used from; None: any
 
 
 class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from controlplane.contract.keys import hash_key
@@ -11,6 +11,7 @@ from proxy import refusals
 from proxy.call import Call, Reply
 from proxy.refusals import refuse
 from proxy.runtime import Runtime
+from proxy.stages.addresses import client_address, may_come_from, networks_of
 from proxy.stages.labels import read_labels
 
 _KEY_BYTES_MAX = 512
@@ -21,8 +22,19 @@ class Identify:
 
     name: ClassVar[str] = "identify"
 
-    def __init__(self, pepper: bytes, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(
+        self,
+        pepper: bytes,
+        *,
+        trusted_proxies: Sequence[str] = (),
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        """trusted_proxies: networks of load balancers whose word about the client's address is taken.
+
+        Raises ValueError for one that is no network.
+        """
         self._pepper = pepper
+        self._trusted = networks_of(trusted_proxies)
         self._now_us = now_us
 
     def knows(self, runtime: Runtime, headers: Mapping[bytes, bytes]) -> bool:
@@ -41,6 +53,12 @@ class Identify:
         expires_us = identity.key.expires_us
         if expires_us is not None and self._now_us() >= expires_us:
             return refuse(refusals.DENIED, f"API key {identity.key.id} has expired; ask its tenant for another")
+        addresses = identity.key.addresses
+        if addresses is not None and not may_come_from(
+            client_address(call.peer, call.headers, self._trusted), addresses
+        ):
+            message = f"API key {identity.key.id} may not be used from this address; ask its tenant to allow it"
+            return refuse(refusals.FORBIDDEN, message)
         call.identity = identity
         read_labels(call, aliases=call.runtime.snapshot.label_aliases)
         return None
