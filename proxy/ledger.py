@@ -77,6 +77,9 @@ class Refused(msgspec.Struct, frozen=True):
     value: str = ""
     action: QuotaAction = QuotaAction.HARD
     to: str = ""  # with DOWNGRADE: the alias
+    budget: bool = False  # it was written as a budget
+    minute: bool = False  # its window is a minute
+    leased: bool = False  # `limit` is what Redis leased to this worker
 
 
 class Reservation:
@@ -110,6 +113,9 @@ class Ledger:
         self.exceeded_total = 0  # calls that cost more than their reservation
         self.crowded_total = 0  # calls counted in the common instance because a counter was full
         self.forgiven_total = 0  # idle instances dropped while their spending still counted
+        self.short: tuple[
+            tuple[Line, int], ...
+        ] = ()  # at the last `hold`: ceilings over which a lease was too small, and what was wanted
 
     def configure(self, policies: Iterable[TenantPolicy], *, now_us: int) -> None:
         """Takes the tenants of a new snapshot, and drops the counters that none of their quotas reads any more."""
@@ -120,67 +126,76 @@ class Ledger:
         for gone in self._tables.keys() - read:
             del self._tables[gone]
 
-    def reserve(
+    def meets(
+        self, policy: TenantPolicy, who: Who | None, *, now_us: int
+    ) -> tuple[tuple[Account, ...], tuple[Line, ...]]:
+        """The accounts that a call moves, and the ceilings it meets. who: needed where `tells_apart` says so."""
+        plan = self._plans.get(policy.id)
+        if plan is None or plan.policy is not policy:
+            plan = self._plan(policy, now_us)
+        own = self._accounts[policy.id]
+        if who is None or not plan.rules:
+            return (own,), plan.lines
+        others = tuple(self._instances(policy.id, plan.rules, who, now_us))
+        return (own, *others), (*plan.lines, *(line for one in others for line in one.lines.values()))
+
+    def hold(
         self,
-        policy: TenantPolicy,
+        accounts: tuple[Account, ...],
+        lines: tuple[Line, ...],
         *,
         tokens: int,
         nanousd: int,
         now_us: int,
-        who: Who | None = None,
         passed: tuple[str, ...] = (),
     ) -> Reservation | Refused:
         """Holds a call's worst case under every ceiling it meets, or under none and says which one is in the way.
 
-        tokens, nanousd: the worst case, >= 0. now_us: Unix microseconds. who: needed where the tenant has quotas. passed: quotas that
-        have had their say about this call. A quota that downgrades comes before those that refuse.
+        tokens, nanousd: the worst case, >= 0. now_us: Unix microseconds. passed: quotas that have had their say about this call.
+        A quota that downgrades comes before those that refuse. `short` are the ceilings that Redis may raise.
         """
-        plan = self._plans.get(policy.id)
-        if plan is None or plan.policy is not policy:
-            plan = self._plan(policy, now_us)
-        account = self._accounts[policy.id]
-        accounts: tuple[Account, ...] = (account,)
-        lines: Iterable[Line] = plan.lines
-        if plan.rules and who is not None:
-            accounts += tuple(self._instances(policy.id, plan.rules, who, now_us))
-            lines = (*lines, *(line for one in accounts[1:] for line in one.lines.values()))
         warnings: tuple[Refused, ...] = ()
-        refused = None
+        refused = downgraded = None
         wanted = (1, tokens, nanousd, 1)
+        self.short = ()
         for line in lines:
             want = wanted[line.unit]
-            if want and line.settled(now_us) + line.held() + want > line.cap and line.id not in passed:
+            if not want or line.id in passed:
+                continue
+            lease = line.lease
+            if lease is not None:
+                lease.look(line, want, now_us)
+            if line.settled(now_us) + line.held() + want > line.cap:
+                if lease is not None:
+                    self.short += ((line, want),)
                 over = _over(line, want, now_us)
                 if line.action is QuotaAction.SOFT:
                     warnings += (over,)
                 elif line.action is QuotaAction.DOWNGRADE:
-                    return over
-                elif refused is None:
-                    refused = over
-        if refused is not None:
-            return refused
-        for one in accounts:
-            held = one.held
+                    downgraded = downgraded or over
+                else:
+                    refused = refused or over
+        in_the_way = downgraded or refused
+        if in_the_way is not None:
+            return in_the_way
+        for account in accounts:
+            held = account.held
             held.requests += 1
             held.tokens += tokens
             held.nanousd += nanousd
         return Reservation(accounts, tokens=tokens, nanousd=nanousd, warnings=warnings)
 
-    def is_free(self, policy: TenantPolicy, *, now_us: int) -> bool:
-        """Whether nothing limits this tenant here, so that nothing needs to be reserved."""
-        plan = self._plans.get(policy.id)
-        if plan is None or plan.policy is not policy:
-            plan = self._plan(policy, now_us)
-        return plan.free
+    def reserve(
+        self, policy: TenantPolicy, *, tokens: int, nanousd: int, now_us: int, who: Who | None = None
+    ) -> Reservation | Refused:
+        """Both in one step."""
+        accounts, lines = self.meets(policy, who, now_us=now_us)
+        return self.hold(accounts, lines, tokens=tokens, nanousd=nanousd, now_us=now_us)
 
-    def tokens_left(self, policy: TenantPolicy, *, now_us: int) -> tuple[int, int, float] | None:
-        """The limit of tokens per minute of this worker, what is neither settled nor held of it, and the seconds until it is whole."""
+    def plan(self, policy: TenantPolicy, *, now_us: int) -> Plan:
+        """A tenant's policy, compiled."""
         plan = self._plans.get(policy.id)
-        line = None if plan is None else plan.per_minute
-        if line is None or line.meter is None:
-            return None
-        left = max(0, line.cap - line.settled(now_us) - line.held())
-        return line.cap, left, max(0, line.meter.now.end_us - now_us) / 1e6
+        return plan if plan is not None and plan.policy is policy else self._plan(policy, now_us)
 
     def release(self, reservation: Reservation) -> None:
         """Gives a reservation back; safe to call twice. What the call did cost is booked from its record."""
@@ -367,6 +382,9 @@ def _over(line: Line, wanted: int, now_us: int) -> Refused:
         value=line.account.value,
         action=line.action,
         to=line.to,
+        budget=line.budget,
+        minute=meter is not None and meter.window is Window.MINUTE,
+        leased=line.lease is not None,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 from controlplane.contract.snapshot import QuotaAction, QuotaScope, Window
@@ -126,13 +128,23 @@ class Account:
         return not self.held.requests and all(meter.now.end_us <= now_us for meter in self.meters.values())
 
 
+class Lease(Protocol):
+    """What keeps a line's cap up to date, where the limit is shared with other workers."""
+
+    degraded: bool  # the cap is this worker's part, because the others cannot be asked
+
+    def look(self, line: Line, want: int, now_us: int) -> None:
+        """Makes the cap what it is at this moment, and asks for more ahead of need; never waits."""
+        ...
+
+
 class Line:
     """One ceiling over one account.
 
     cap: what settled and held may reach together on this worker; the worker's share of the limit, or what its lease allows.
     """
 
-    __slots__ = ("account", "action", "cap", "field", "id", "lease", "limit", "meter", "per", "to", "unit")
+    __slots__ = ("account", "action", "budget", "cap", "field", "id", "lease", "limit", "meter", "per", "to", "unit")
 
     def __init__(
         self,
@@ -158,7 +170,8 @@ class Line:
         self.per = per
         self.action = action
         self.to = to
-        self.lease: object | None = None  # owned by proxy/leases.py
+        self.budget = False
+        self.lease: Lease | None = None  # None: the cap is the worker's share
 
     def settled(self, now_us: int) -> int:
         """What counts as used in the window of now."""
@@ -177,3 +190,15 @@ def empty(window: Window, at_us: int, timezone: str = "UTC") -> Settled:
     """A window in which nothing was settled yet."""
     start_us, end_us = window_bounds(window, at_us, timezone)
     return Settled(start_us=start_us, end_us=end_us)
+
+
+def left_of(lines: tuple[Line, ...], unit: int, now_us: int) -> tuple[int, int, float] | None:
+    """Of the ceilings about a unit the tightest: its cap, what is neither settled nor held of it, and the seconds until it is whole."""
+    found: tuple[int, int, float] | None = None
+    for line in lines:
+        if line.unit != unit or line.action is not QuotaAction.HARD or line.meter is None:
+            continue
+        left = max(0, line.cap - line.settled(now_us) - line.held())
+        if found is None or left < found[1]:
+            found = line.cap, left, max(0, line.meter.now.end_us - now_us) / 1e6
+    return found

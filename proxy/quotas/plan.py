@@ -68,15 +68,15 @@ class Plan:
     lines: those over the tenant's own account. rules: what has to be looked up for each call. free: nothing limits this tenant here.
     """
 
-    __slots__ = ("free", "lines", "per_minute", "policy", "rules")
+    __slots__ = ("free", "lines", "policy", "rules")
 
     def __init__(self, policy: TenantPolicy, account: Account, *, share: Callable[[int], int], now_us: int) -> None:
         self.policy = policy
-        wanted = [_tokens_per_minute(policy), *(_budget_as_quota(policy))]
-        own = [quota for quota in wanted if quota is not None]
-        own += [quota for quota in policy.quotas if is_own(quota)]
-        self.lines = lines_of(account, own, share=share, now_us=now_us)
-        self.per_minute = next((line for line in self.lines if line.id == TOKENS_PER_MINUTE), None)
+        budgets = [*_tokens_per_minute(policy), *_budgets(policy)]
+        own = [quota for quota in policy.quotas if is_own(quota)]
+        self.lines = lines_of(account, [*budgets, *own], share=share, now_us=now_us)
+        for line in self.lines[: len(budgets)]:
+            line.budget = True
         self.rules = rules_of(policy.quotas)
         self.free = not self.lines and not self.rules
 
@@ -146,13 +146,12 @@ def _matches_all(quota: Quota) -> bool:
     return not (match.models or match.keys or match.agents or match.users or match.tags)
 
 
-def _tokens_per_minute(policy: TenantPolicy) -> Quota | None:
-    if policy.tokens_per_minute is None:
-        return None
-    return Quota(TOKENS_PER_MINUTE, window=Window.MINUTE, tokens=policy.tokens_per_minute)
+def _tokens_per_minute(policy: TenantPolicy) -> Iterable[Quota]:
+    if policy.tokens_per_minute is not None:
+        yield Quota(TOKENS_PER_MINUTE, window=Window.MINUTE, tokens=policy.tokens_per_minute)
 
 
-def _budget_as_quota(policy: TenantPolicy) -> Iterable[Quota]:
+def _budgets(policy: TenantPolicy) -> Iterable[Quota]:
     """A budget is a hard quota of the tenant; one with both amounts is two."""
     for budget in policy.budgets:
         if budget.tokens is not None:

@@ -10,6 +10,11 @@ The worst case is an upper bound, not a guess, or a budget could be overspent:
   the answers asked for.
 - Money: both at the dearest price of their direction, and of all candidates the dearest.
 
+Who is over a ceiling is not always refused. First the cache's memory is asked: a stored answer costs nothing. Then a quota may downgrade the call to
+another model, or the route may name other models for this case; what they may cost is held instead. A soft quota lets the call pass with a
+warning. With a Redis the ceiling on this worker is what it has leased; then a call that finds it too small says so
+(`Call.shortage`), and the pipeline asks for more once before the refusal counts.
+
 What is outside the bound: documents that a request names by file id, and attempts that fail after they have begun to cost. A call
 that costs more than its reservation is booked in full and counted (`Ledger.exceeded_total`).
 """
@@ -17,20 +22,29 @@ that costs more than its reservation is booked in full and counted (`Ledger.exce
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import ClassVar
 
-from controlplane.contract.pricing import worst_case_nanousd
-from controlplane.contract.snapshot import TenantPolicy, Unpriced
+from controlplane.contract.pricing import Price, worst_case_nanousd
+from controlplane.contract.snapshot import QuotaAction, TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
 from proxy.ledger import Ledger, Refused, Reservation
-from proxy.quotas.plan import TOKENS_PER_MINUTE
-from proxy.quotas.windows import NEVER_US
-from proxy.refusals import OVER_BUDGET, RATE_LIMITED, UNPRICED, refuse
+from proxy.metrics import ProxyMetrics
+from proxy.quotas.account import REQUESTS, TOKENS, Line, left_of
+from proxy.quotas.plan import Plan, Who
+from proxy.runtime import Candidate, RouteEntry
+from proxy.stages.over import refuse_over, refuse_unpriced
 
 SOUND_TOKENS_MAX = 16_000  # reserved for each file with sound: more than a transcribing model takes in
+_CHANGES_MAX = 5  # of the model, for one call
+_CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a token is a byte at least
+_TAG = "heph-quota"  # on the record of a call that passed a soft quota or was downgraded
+
+Stored = Callable[[Call], Reply | None]
+Order = Callable[[Call, RouteEntry], tuple[Candidate, ...]]
+Refill = Callable[[tuple[tuple[Line, int], ...]], Awaitable[None]]
 
 
 class Reserve:
@@ -39,11 +53,27 @@ class Reserve:
     name: ClassVar[str] = "reserve"
 
     def __init__(
-        self, ledger: Ledger, *, image_tokens_max: int, now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+        self,
+        ledger: Ledger,
+        *,
+        image_tokens_max: int,
+        metrics: ProxyMetrics | None = None,
+        stored: Stored = lambda call: None,  # noqa: ARG005 - a cache with nothing in it
+        order: Order = lambda call, entry: entry.plain or (),  # noqa: ARG005 - a route that leaves nothing to decide
+        refill: Refill | None = None,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        """image_tokens_max: reserved for each image. now_us: the wall clock, Unix microseconds."""
+        """image_tokens_max: reserved for each image. now_us: the wall clock, Unix microseconds.
+
+        stored: an answer from the cache's memory. order: the candidates of another route. refill: asks Redis for larger leases; None: there
+        is no Redis.
+        """
         self._ledger = ledger
         self._image_tokens_max = image_tokens_max
+        self._metrics = metrics
+        self._stored = stored
+        self._order = order
+        self._refill = refill
         self._now_us = now_us
 
     def enter(self, call: Call) -> Reply | None:
@@ -53,19 +83,17 @@ class Reserve:
             return None
         policy = identity.tenant
         if policy.unpriced is Unpriced.REFUSE:
-            priced = tuple(candidate for candidate in call.candidates if candidate.deployment.price is not None)
-            if not priced:
-                return _refuse_unpriced(policy, view)
-            call.candidates = priced
-        if policy.tokens_per_minute is None and not policy.budgets:
-            return None
-        tokens, nanousd = worst_case(call, view, image_tokens_max=self._image_tokens_max)
+            refusal = _keep_priced(call, policy, view)
+            if refusal is not None:
+                return refusal
         now_us = self._now_us()
-        held = self._ledger.reserve(policy, tokens=tokens, nanousd=nanousd, now_us=now_us)
-        call.ratelimit_tokens = self._ledger.tokens_left(policy, now_us=now_us)
+        plan = self._ledger.plan(policy, now_us=now_us)
+        if plan.free:
+            return None
+        held = self._hold(call, view, plan, now_us)
         if isinstance(held, Refused):
-            return _refuse_over(policy, held, now_us=now_us)
-        call.reservation = held
+            return self._over(call, view, plan, held, now_us)
+        self._keep(call, held)
         return None
 
     def leave(self, call: Call) -> None:
@@ -75,6 +103,80 @@ class Reserve:
             if call.cost_nanousd > held.nanousd or call.tokens.total > held.tokens:
                 self._ledger.exceeded_total += 1
             self._ledger.release(held)
+
+    def _hold(
+        self, call: Call, view: RequestView, plan: Plan, now_us: int, *, passed: tuple[str, ...] = ()
+    ) -> Reservation | Refused:
+        """Tries to hold the worst case of the call as it is routed now."""
+        who = _who(call, view) if plan.rules else None
+        tokens, nanousd = worst_case(call, view, image_tokens_max=self._image_tokens_max)
+        accounts, lines = self._ledger.meets(plan.policy, who, now_us=now_us)
+        held = self._ledger.hold(accounts, lines, tokens=tokens, nanousd=nanousd, now_us=now_us, passed=passed)
+        _show_limits(call, lines, now_us)
+        return held
+
+    def _keep(self, call: Call, held: Reservation) -> None:
+        call.reservation = held
+        if held.warnings:
+            self._mark(call, "soft", tuple(dict.fromkeys(one.scope for one in held.warnings)))
+
+    def _over(self, call: Call, view: RequestView, plan: Plan, refused: Refused, now_us: int) -> Reply | None:
+        """What a call gets instead, when a ceiling is in its way: a larger lease, a stored answer, another model, or a refusal."""
+        short = self._ledger.short
+        if short and self._refill is not None and not call.refilled:
+            call.shortage = partial(self._refill, short)
+            return refuse_over(plan.policy, refused, now_us=now_us)
+        reply = self._stored(call)
+        if reply is not None:
+            return reply
+        asked, why = call.route, ""
+        passed: tuple[str, ...] = ()
+        fallbacks = () if asked is None else asked.route.fallbacks.budget
+        first = refused
+        for _ in range(_CHANGES_MAX):
+            if refused.action is QuotaAction.DOWNGRADE:
+                alias, why = refused.to, "downgraded"
+                passed += (refused.scope,)
+            elif fallbacks:
+                alias, why, fallbacks = fallbacks[0], "fell back", fallbacks[1:]
+            else:
+                break
+            if not self._reroute(call, view, plan.policy, alias):
+                continue
+            held = self._hold(call, view, plan, now_us, passed=passed)
+            if isinstance(held, Reservation):
+                self._changed(call, why, first, held)
+                return None
+            refused = held
+        if self._metrics is not None:
+            self._metrics.bound_hit("quota_hard")
+        return refuse_over(plan.policy, refused, now_us=now_us)
+
+    def _changed(self, call: Call, why: str, first: Refused, held: Reservation) -> None:
+        """Another model serves: its answer is nobody's who asks for the first one."""
+        call.fell_back = "budget"
+        self._keep(call, held)
+        self._mark(call, why, (first.scope,))
+        if self._metrics is not None:
+            self._metrics.fell_back("budget")
+
+    def _reroute(self, call: Call, view: RequestView, policy: TenantPolicy, alias: str) -> bool:
+        """Sends the call to another model, if that one can serve it."""
+        entry = call.runtime.routes.get(alias)
+        if entry is not None and call.operation not in entry.serves:
+            entry = entry.narrowed.get(call.operation)
+        if entry is None or not entry.groups:
+            return False
+        call.route, call.candidates = entry, self._order(call, entry)
+        return policy.unpriced is not Unpriced.REFUSE or _keep_priced(call, policy, view) is None
+
+    def _mark(self, call: Call, how: str, quotas: tuple[str, ...]) -> None:
+        """The same word in the answer's header, in the record's tags and in the metrics."""
+        warning = f"{how} {', '.join(quotas)}"
+        call.quota_warning = f"{call.quota_warning}; {warning}" if call.quota_warning else warning
+        call.tags = call.tags | {_TAG: call.quota_warning}
+        if self._metrics is not None:
+            self._metrics.bound_hit("quota_soft" if how == "soft" else "quota_downgrade")
 
 
 def worst_case(
@@ -89,7 +191,7 @@ def worst_case(
     ceiling = call.output_ceiling if view.max_output_tokens is None else view.max_output_tokens
     tokens_out_max = 0
     nanousd_max = 0
-    for candidate in call.candidates:
+    for candidate in _reachable(call):
         deployment = candidate.deployment
         tokens_out = (deployment.max_output_tokens if ceiling is None else ceiling) * view.n
         tokens_out_max = max(tokens_out_max, tokens_out)
@@ -99,49 +201,60 @@ def worst_case(
     return tokens_in + tokens_out_max, nanousd_max
 
 
-def _refuse_unpriced(policy: TenantPolicy, view: RequestView) -> Reply:
-    return refuse(
-        UNPRICED,
-        f"model `{view.model}` has no price and tenant `{policy.id}` allows only priced models; "
-        "use another model, or have its operator add a price to its deployment or set the tenant's `unpriced: allow`",
-        param="model",
-    )
+def _reachable(call: Call) -> tuple[Candidate, ...]:
+    """Every deployment at which the call may end."""
+    spares = () if call.route is None else call.route.spares
+    return (*call.candidates, *spares) if spares else call.candidates
 
 
-def _refuse_over(policy: TenantPolicy, refused: Refused, *, now_us: int) -> Reply:
-    """The limit by name, what is left of it, and when it starts anew."""
-    minute = refused.scope == TOKENS_PER_MINUTE
-    scope = "the limit of tokens per minute" if minute else f"budget `{refused.scope}`"
-    limit = _amount(refused.limit_all, refused)
-    if refused.limit != refused.limit_all:
-        limit += f", of which the worker that answers enforces {_amount(refused.limit, refused)}"
-    amounts = (
-        f"limit {limit}, settled {_amount(refused.used, refused)}, "
-        f"held by calls in flight {_amount(refused.reserved, refused)}, this call may need {_amount(refused.wanted, refused)}"
-    )
-    if refused.wanted > refused.limit_all:
-        advice = "it can never pass; shorten it, lower `max_tokens` or raise the limit"
-        return refuse(OVER_BUDGET, f"this call alone is over {scope} of tenant `{policy.id}` ({amounts}): {advice}")
-    if refused.wanted > refused.limit:
-        advice = "shorten it, lower `max_tokens`, raise the limit or run fewer workers"
-        return refuse(
-            OVER_BUDGET,
-            f"this call alone is over one worker's part of {scope} of tenant `{policy.id}` ({amounts}): {advice}",
-        )
-    message = f"{scope} of tenant `{policy.id}` has not enough left ({amounts})"
-    if refused.resets_us == NEVER_US:
-        return refuse(OVER_BUDGET, f"{message}; it never resets: raise it")
-    resets = datetime.fromtimestamp(refused.resets_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return refuse(
-        RATE_LIMITED if minute else OVER_BUDGET,
-        f"{message}; it resets at {resets}",
-        retry_after_s=(refused.resets_us - now_us) / 1_000_000,
-    )
+def _who(call: Call, view: RequestView) -> Who:
+    identity = call.identity
+    model = view.model if call.route is None else call.route.route.alias
+    return Who("" if identity is None else identity.key.id, call.agent, call.user, call.session, model, call.tags)
 
 
-def _amount(amount: int, refused: Refused) -> str:
-    """`1200 tokens` or `0.0345 USD`, exact."""
-    if refused.unit == "tokens":
-        return f"{amount} tokens"
-    whole, fraction = divmod(amount, 1_000_000_000)
-    return f"{whole}.{fraction:09d}".rstrip("0").rstrip(".") + " USD"
+def _show_limits(call: Call, lines: tuple[Line, ...], now_us: int) -> None:
+    """What the rate-limit headers say: the tightest ceiling of each kind."""
+    tokens, requests = left_of(lines, TOKENS, now_us), left_of(lines, REQUESTS, now_us)
+    if tokens is not None:
+        call.ratelimit_tokens = tokens
+    door = call.ratelimit_requests
+    if requests is not None and (door is None or requests[1] < door[1]):
+        call.ratelimit_requests = requests
+
+
+def _keep_priced(call: Call, policy: TenantPolicy, view: RequestView) -> Reply | None:
+    """Leaves only candidates whose price has every kind of token that the call can use; a refusal if there is none."""
+    kinds = _kinds_possible(call.body, view)
+    lacking = ""
+    priced: list[Candidate] = []
+    for candidate in call.candidates:
+        price = candidate.deployment.price
+        missing = None if price is None else _missing(price, kinds)
+        if price is not None and missing is None:
+            priced.append(candidate)
+        lacking = lacking or missing or ""
+    if not priced:
+        return refuse_unpriced(policy, view, lacking)
+    call.candidates = tuple(priced)
+    return None
+
+
+def _missing(price: Price, kinds: tuple[str, ...]) -> str | None:
+    return next((kind for kind in kinds if getattr(price, kind) is None), None)
+
+
+def _kinds_possible(body: bytes, view: RequestView) -> tuple[str, ...]:
+    """The kinds of token besides text in and out that an answer to this request may use, rather too many than too few."""
+    kinds: list[str] = []
+    if b'"cache_control"' in body:
+        kinds += ["cache_read", "cache_write"]
+        if b'"1h"' in body:
+            kinds.append("cache_write_1h")
+    elif len(body) - view.file_bytes >= _CACHED_BYTES_MIN and not view.free:
+        kinds.append("cache_read")
+    if view.sound_parts or b'"input_audio"' in body:
+        kinds.append("audio_input")
+    if b'"audio"' in body and b'"modalities"' in body:
+        kinds.append("audio_output")
+    return tuple(kinds)

@@ -68,7 +68,7 @@ def test_a_refusal_moves_nothing() -> None:
     )
     ledger = Ledger()
     refused = ledger.reserve(policy, tokens=5, nanousd=11, now_us=NOON_US)
-    assert Refused("b", "nanousd", 10, 10, 0, 0, 11, NEVER_US) == refused
+    assert Refused("b", "nanousd", 10, 10, 0, 0, 11, NEVER_US, budget=True) == refused
     assert (0, 0) == ledger.reserved("acme")
 
 
@@ -79,7 +79,10 @@ def test_a_refusal_names_scope_and_reset() -> None:
     ledger.book(make_record(tokens=60))
     _reserved(ledger, policy, tokens=30)
     refused = ledger.reserve(policy, tokens=11, nanousd=0, now_us=NOON_US)
-    assert Refused("tokens_per_minute", "tokens", 100, 100, 60, 30, 11, NOON_US + 60_000_000) == refused
+    assert (
+        Refused("tokens_per_minute", "tokens", 100, 100, 60, 30, 11, NOON_US + 60_000_000, budget=True, minute=True)
+        == refused
+    )
     assert isinstance(ledger.reserve(policy, tokens=10, nanousd=0, now_us=NOON_US), Reservation)
 
 
