@@ -71,6 +71,8 @@ def is_storable(call: Call, reply: Reply) -> bool:
     """Whether this is a whole good answer that would come again."""
     if reply.status != _OK or not reply.complete or reply.outcome is not Outcome.OK or reply.source != "upstream":
         return False
+    if call.fell_back:  # another model stood in
+        return False
     reasons = OPERATIONS[call.operation].storable_reasons
     return not reasons or reply.finish_reason in reasons
 

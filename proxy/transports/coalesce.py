@@ -81,7 +81,7 @@ class Coalesce:
 
     async def send(self, call: Call) -> Reply:
         """The reply of this call's flight, or of the inner transport when the call cannot share."""
-        if call.cache is not CacheState.MISS or not call.cache_key:
+        if call.cache is not CacheState.MISS or not call.cache_key or call.fell_back:
             return await self._inner.send(call)
         while True:
             flight = self._joinable.get(call.cache_key)
