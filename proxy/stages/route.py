@@ -72,19 +72,6 @@ class RouteStage:
         if entry.shadow is not None or self._sick:
             self._copy(call)
 
-    def reroute(self, call: Call, alias: str, *, why: str) -> bool:
-        """Puts another model in the place of the one asked for; False if that is not there, not allowed or cannot serve this."""
-        identity, entry = call.identity, call.runtime.routes.get(alias)
-        if entry is None or (identity is not None and identity.models is not None and alias not in identity.models):
-            return False
-        if call.operation not in entry.serves:
-            entry = entry.narrowed.get(call.operation)
-        if entry is None or not entry.groups:
-            return False
-        call.fell_back = why
-        self._choose(call, entry)
-        return True
-
     def _choose(self, call: Call, entry: RouteEntry) -> None:
         call.route = entry
         call.candidates = entry.plain if entry.plain is not None else self._balancer.order(call, entry)

@@ -17,6 +17,7 @@ from controlplane.contract.keys import hash_key
 from controlplane.contract.pricing import Price
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import CallRecord
+from controlplane.contract.routing import Retries
 from controlplane.contract.snapshot import (
     BreakerPolicy,
     CachePolicy,
@@ -288,17 +289,27 @@ class World:
         price: Price | None = PRICE,
         urls: tuple[str, ...] = (),
         label_aliases: bool = True,
+        deployment: dict[str, object] | None = None,
+        others: dict[str, tuple[int, ...]] | None = None,
+        retries: Retries | None = None,
     ) -> None:
-        """Takes a snapshot with one alias, `gpt`, and its deployments `u0/m`, `u1/m`... in this order."""
+        """Takes a snapshot with one alias, `gpt`, and its deployments `u0/m`, `u1/m`... in this order.
+
+        others: more aliases, with the numbers of the upstreams that are theirs and not `gpt`'s.
+        """
         found = urls or tuple(f"http://127.0.0.1:{item.port}/v1" for item in self.upstreams)
         knobs: dict[str, object] = {"credential": "env:UP_KEY", "connect_timeout_s": 30.0} | (upstream or {})
         ups = tuple(
             msgspec.convert({"id": f"u{n}", "dialect": "openai", "base_url": url} | knobs, Upstream)
             for n, url in enumerate(found)
         )
+        said: dict[str, object] = {"model": model, "price": price} | (deployment or {})
         deployments = tuple(
-            Deployment(id=f"u{n}/m", upstream=f"u{n}", model=model, price=price, order=n) for n in range(len(ups))
+            msgspec.convert({"id": f"u{n}/m", "upstream": f"u{n}", "order": n} | said, Deployment)
+            for n in range(len(ups))
         )
+        elsewhere = {n for numbers in (others or {}).values() for n in numbers}
+        own = tuple(item for n, item in enumerate(deployments) if n not in elsewhere)
         policy = tenant or TenantPolicy(id="acme", cache=CachePolicy(enabled=False))
         current = self.worker.app.runtime
         self.worker.apply(
@@ -308,12 +319,37 @@ class World:
                 tenants=(policy,),
                 keys=keys or (KeyEntry(hash=hash_key(KEY.encode(), PEPPER), id="key_1", tenant=policy.id),),
                 upstreams=ups,
-                routes=(msgspec.convert({"alias": "gpt", "deployments": deployments} | (route or {}), Route),),
+                routes=(
+                    msgspec.convert({"alias": "gpt", "deployments": own} | (route or {}), Route),
+                    *(
+                        Route(alias=alias, deployments=tuple(deployments[n] for n in numbers))
+                        for alias, numbers in (others or {}).items()
+                    ),
+                ),
                 leases=leases,
                 breaker=breaker or BreakerPolicy(),
                 label_aliases=label_aliases,
+                retries=retries or Retries(),
             )
         )
+
+    def dearer(self, snapshot: Snapshot, *, alias: str, factor: int) -> Snapshot:
+        """The same a version later, with one alias's deployments so many times as dear."""
+        routes = tuple(
+            route
+            if route.alias != alias
+            else msgspec.structs.replace(
+                route,
+                deployments=tuple(
+                    msgspec.structs.replace(
+                        item, price=Price(input=PRICE.input * factor, output=PRICE.output * factor, version="p2")
+                    )
+                    for item in route.deployments
+                ),
+            )
+            for route in snapshot.routes
+        )
+        return msgspec.structs.replace(snapshot, version=snapshot.version + 1, routes=routes)
 
     async def chat(self, *, headers: dict[str, str] | None = None, **body: object) -> httpx.Response:
         """One chat completion."""
