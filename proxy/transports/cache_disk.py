@@ -300,7 +300,7 @@ class DiskTier:
     def _write(self, page: int, batch: Mapping[bytes, CacheEntry]) -> tuple[_Directory, int]:
         """In a thread: one file and one transaction; returns where the entries lie, and the bytes on disk."""
         directory, data = _page_of(page, batch)
-        self._cache.set(_name_of(page), data, expire=max(entry.ttl_s for entry in batch.values()))
+        self._cache.set(_name_of(page), data, expire=max(entry.keep_s for entry in batch.values()))
         volume: int = self._cache.volume()
         return directory, volume
 

@@ -13,8 +13,8 @@ KEYS = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
 BYTES_MAX = 4 * OVERHEAD_BYTES
 
 
-def _entry(size: int) -> CacheEntry:
-    return CacheEntry("acme", 0, 60, "application/json", body=b"x" * size)
+def _entry(size: int, tenant: str = "acme") -> CacheEntry:
+    return CacheEntry(tenant, 0, 60, "application/json", body=b"x" * size)
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -64,3 +64,18 @@ class MemoryMachine(RuleBasedStateMachine):
 
 TestMemoryMachine = MemoryMachine.TestCase
 TestMemoryMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_one_tenant_cannot_drop_what_all_others_have() -> None:
+    """Who has more than an equal part makes room out of its own, whatever it stores; a quiet tenant keeps its answers."""
+    size_bytes = _entry(0).size_bytes
+    tier = MemoryTier(bytes_max=10 * size_bytes)
+    for number in range(3):
+        tier.put(b"quiet%d" % number, _entry(0, "quiet"))
+    for number in range(100):
+        tier.put(b"loud%d" % number, _entry(0, "loud"))
+    assert [True] * 3 == [tier.get(b"quiet%d" % number) is not None for number in range(3)]
+    assert (10, 10 * size_bytes) == (len(tier), tier.bytes_used)
+    for number in range(100):
+        tier.put(b"more%d" % number, _entry(0, "quiet"))
+    assert 5 == sum(tier.get(b"loud%d" % number) is not None for number in range(100))

@@ -1,0 +1,113 @@
+"""Stale answers, outages and invalidation through a whole worker: what clients get, and what the records say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from controlplane.contract.records import CacheState, Outcome
+from controlplane.contract.snapshot import CacheInvalidation, CachePolicy, TenantPolicy
+from tests.proxy.fakes import World, answer, completion, fails, replies
+
+TENANT = TenantPolicy("acme", cache=CachePolicy(ttl_s=1, stale_while_revalidate_s=600, stale_if_error_s=600))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A worker."""
+    world = World(tmp_path)
+    await world.start()
+    yield world
+    await world.stop()
+
+
+def _age_everything(world: World, seconds: float) -> None:
+    """Makes what is stored older, as if time had passed."""
+    memory = world.worker.cache.memory
+    for key, entry in list(memory.newest_first()):
+        memory.put(key, msgspec.structs.replace(entry, created_us=entry.created_us - int(seconds * 1e6)))
+
+
+async def test_a_background_call_is_a_call_of_the_tenant(world: World) -> None:
+    """The client gets the stale answer at once; the refresh has a record of its own with the cost, and the next call is a hit."""
+    await world.upstream(replies(answer(completion("old"))), replies(answer(completion("new"))))
+    world.apply(tenant=TENANT)
+    await world.chat(headers={"x-heph-agent": "bot", "x-heph-channel": "web"})
+    _age_everything(world, 5)
+    stale = await world.chat(headers={"x-heph-agent": "bot"})
+    assert ("stale", "hephaestus; hit; detail=stale", "5") == tuple(
+        stale.headers[name] for name in ("x-heph-cache", "cache-status", "age")
+    )
+    await world.worker.refreshes.settled()
+    fresh = await world.chat()
+    assert ["old", "new"] == [_text(one.content) for one in (stale, fresh)]
+    assert "hit" == fresh.headers["x-heph-cache"]
+    first, served, again, hit = sorted(world.records(), key=lambda record: record.started_us)
+    assert [CacheState.MISS, CacheState.STALE, CacheState.BYPASS, CacheState.HIT] == [
+        one.cache for one in (first, served, again, hit)
+    ]
+    assert ("cache-refresh", "bot", "acme", Outcome.OK) == (again.channel, again.agent, again.tenant, again.outcome)
+    assert (0, first.cost_nanousd, first.cost_nanousd) == (
+        served.cost_nanousd,
+        served.saved_nanousd,
+        again.cost_nanousd,
+    )
+    assert 2 * first.cost_nanousd == world.worker.ledger.nanousd
+
+
+async def test_an_outage_is_served_through(world: World) -> None:
+    """With every upstream failing the stored answer comes, marked stale, and the failed attempts are on the record."""
+    await world.upstream(replies(answer(completion("old"))), fails(500))
+    world.apply(tenant=TENANT, route={"cache_stale_while_revalidate_s": 0, "attempts_max": 1})
+    await world.chat()
+    _age_everything(world, 5)
+    served = await world.chat()
+    assert (200, "old", "stale") == (served.status_code, _text(served.content), served.headers["x-heph-cache"])
+    record = world.records()[-1]
+    assert (Outcome.OK, CacheState.STALE, 1) == (record.outcome, record.cache, len(record.attempts))
+
+
+async def test_an_invalidation_in_the_snapshot_holds_at_once(world: World) -> None:
+    """The next call after the snapshot is asked anew."""
+    await world.upstream(replies(answer(completion("old"))), replies(answer(completion("new"))))
+    world.apply(tenant=TenantPolicy("acme"))
+    await world.chat(headers={"x-heph-tags": json.dumps({"team": "search"})})
+    rule = CacheInvalidation("i", time.time_ns() // 1000, 2**60, tag="team=search")
+    assert world.worker.app.runtime is not None
+    snapshot = world.worker.app.runtime.snapshot
+    world.worker.apply(msgspec.structs.replace(snapshot, version=snapshot.version + 1, invalidations=(rule,)))
+    fresh = await world.chat()
+    assert ("miss", "new") == (fresh.headers["x-heph-cache"], _text(fresh.content))
+    assert "hit" == (await world.chat()).headers["x-heph-cache"]
+
+
+async def test_a_worker_that_stops_leaves_a_record_of_its_background_call(tmp_path: Path) -> None:
+    """The call is cancelled and settled before the spool closes."""
+    world = World(tmp_path)
+    await world.start()
+    hung = asyncio.Event()
+
+    async def hang(wire: object, _: object) -> None:
+        hung.set()
+        await asyncio.Event().wait()
+
+    await world.upstream(replies(answer(completion("old"))), hang)  # type: ignore[arg-type]
+    world.apply(tenant=TENANT)
+    await world.chat()
+    _age_everything(world, 5)
+    await world.chat()
+    await hung.wait()
+    await world.stop()
+    kept = {record.channel: record.outcome for record in world.kept_records()}
+    assert Outcome.UNAVAILABLE is kept["cache-refresh"]
+
+
+def _text(body: bytes) -> str:
+    document = json.loads(body)
+    return str(document["choices"][0]["message"]["content"])
