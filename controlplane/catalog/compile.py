@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
 
 from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, PriceEntry, TenantEntry
 from controlplane.catalog.invalidations import in_force
+from controlplane.catalog.issuers import issuer_of
 from controlplane.catalog.own_prices import change_moments_us, own_price
 from controlplane.catalog.quotas import quota_of
+from controlplane.catalog.routing import hedge_of
 from controlplane.catalog.state import CatalogState, KeyRecord
 from controlplane.contract.pricing import Price
 from controlplane.contract.snapshot import (
@@ -42,7 +45,14 @@ class NoPrices:
         return None
 
 
-def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *, now_us: int) -> Snapshot:
+def compile_snapshot(
+    config: ConfigFile,
+    state: CatalogState,
+    prices: Prices,
+    *,
+    now_us: int,
+    public_keys: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Snapshot:
     """A snapshot with version 0 and created_us 0, which `Publisher` gives out; equal inputs give an equal hash.
 
     Left out are revoked and expired keys, keys of tenants that the file no longer has, and expired leases. Everything is sorted but the
@@ -90,11 +100,23 @@ def compile_snapshot(config: ConfigFile, state: CatalogState, prices: Prices, *,
                 cache_stale_while_revalidate_s=model.cache_stale_while_revalidate_s,
                 cache_stale_if_error_s=model.cache_stale_if_error_s,
                 batch=model.batch,
+                strategy=model.strategy,
+                retries=model.retries,
+                fallbacks=model.fallbacks,
+                hedge=hedge_of(model.hedge),
+                canary=model.canary,
+                affinity=model.affinity,
+                shadow=model.shadow,
             )
             for model in sorted(config.models, key=lambda model: model.name)
         ),
         leases=tuple(lease for _, lease in sorted(state.leases.items()) if lease.expires_us > now_us),
         breaker=config.breaker,
+        issuers=tuple(
+            issuer_of(entry, public_keys.get(entry.name, ()))
+            for entry in sorted(config.issuers, key=lambda entry: entry.name)
+        ),
+        retries=config.retries,
         label_aliases=config.label_aliases,
         invalidations=in_force(state.invalidations.values(), now_us=now_us),
     )
@@ -163,6 +185,7 @@ def _tenant(entry: TenantEntry, config: ConfigFile) -> TenantPolicy:
         cache=config.cache if entry.cache is None else entry.cache,
         payloads=config.payloads if entry.payloads is None else entry.payloads,
         unpriced=entry.unpriced,
+        priority_max=entry.priority_max,
         quotas=tuple(quota_of(quota) for quota in entry.quotas),
         fair_weights=None if entry.fair_share is None else entry.fair_share.weights,
     )
@@ -183,4 +206,5 @@ def _deployment(
         weight=entry.weight,
         order=entry.order,
         max_output_tokens=entry.max_output_tokens,
+        concurrency=entry.concurrency,
     )

@@ -9,6 +9,16 @@ import msgspec
 from msgspec import Meta
 
 from controlplane.catalog.bind import DAY, DECIMAL, REFERENCE
+from controlplane.contract.routing import (
+    Affinity,
+    Canary,
+    Concurrency,
+    Fallbacks,
+    Priority,
+    Retries,
+    Shadow,
+    Strategy,
+)
 from controlplane.contract.snapshot import (
     BatchPolicy,
     BreakerPolicy,
@@ -135,11 +145,32 @@ class DeploymentEntry(msgspec.Struct, frozen=True):
         Count, Meta(description="What one answer can reach when the client sets no ceiling.")
     ] = 16_384
     price: PriceEntry | None = None
+    concurrency: Concurrency | None = None
 
     @property
     def deployment_id(self) -> str:
         """How the deployment is called everywhere."""
         return self.id or f"{self.upstream}/{self.model}"
+
+
+class HedgeEntry(msgspec.Struct, frozen=True):
+    """A second try on another deployment when the first shows no content for long; the loser is cancelled, and both are billed."""
+
+    after_ms: Annotated[int | None, Meta(ge=1, le=600_000, description="When a call is late.")] = None
+    after_percentile: Annotated[
+        float | None,
+        Meta(
+            gt=0, lt=100, description="Or: when it takes longer than this part of the deployment's calls, in percent."
+        ),
+    ] = None
+    budget_ratio: Annotated[
+        float, Meta(gt=0, le=1, description="Hedges are at most this share of the route's calls, over ten seconds.")
+    ] = 0.05
+    max_extra_usd: Annotated[Usd | None, Meta(description="What a second try may cost by expectation.")] = None
+    second_worth_usd: Annotated[
+        Usd | None,
+        Meta(description="What one second less of waiting is worth; then a second try must be worth its price."),
+    ] = None
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
@@ -164,6 +195,13 @@ class ModelEntry(msgspec.Struct, frozen=True):
         BatchPolicy | None,
         Meta(description="Whether embeddings calls that come together are asked as one; not unless set."),
     ] = None
+    strategy: Annotated[Strategy, Meta(description="Which deployment of one order comes first.")] = Strategy.WEIGHTED
+    retries: Annotated[Retries, Meta(description="As the file's own `retries`, for this model.")] = Retries()
+    fallbacks: Fallbacks = Fallbacks()
+    hedge: HedgeEntry | None = None
+    canary: Canary | None = None
+    affinity: Affinity | None = None
+    shadow: Shadow | None = None
 
 
 class BudgetEntry(msgspec.Struct, frozen=True):
@@ -243,9 +281,56 @@ class TenantEntry(msgspec.Struct, frozen=True):
     budgets: Annotated[tuple[BudgetEntry, ...], Meta(max_length=20, title="a list of at most 20 budgets")] = ()
     cache: CachePolicy | None = None
     payloads: PayloadPolicy | None = None
+    priority_max: Annotated[
+        Priority, Meta(description="The best priority that its `x-heph-priority` headers can ask for.")
+    ] = Priority.NORMAL
     unpriced: Annotated[Unpriced, Meta(description="What happens to calls that have no price.")] = Unpriced.ALLOW
     quotas: Annotated[tuple[QuotaEntry, ...], Meta(max_length=50, title="a list of at most 50 quotas")] = ()
     fair_share: FairShare | None = None
+
+
+class Algorithm(StrEnum):
+    """How a token is signed: always with a key whose public half is enough to check it."""
+
+    RS256 = "RS256"
+    RS384 = "RS384"
+    RS512 = "RS512"
+    PS256 = "PS256"
+    PS384 = "PS384"
+    PS512 = "PS512"
+    ES256 = "ES256"
+    ES384 = "ES384"
+    ES512 = "ES512"
+    EDDSA = "EdDSA"
+
+
+class IssuerEntry(msgspec.Struct, frozen=True):
+    """Who signs tokens that stand in for a virtual key (JWT, OpenID Connect)."""
+
+    name: Annotated[Name, Meta(description="Its name in key ids and in the log.")]
+    issuer: Annotated[
+        str, Meta(min_length=1, max_length=500, description="What `iss` must say; where the keys are found unless said.")
+    ]
+    audience: Annotated[
+        tuple[str, ...], Meta(min_length=1, max_length=20, description="Of which `aud` must name one.")
+    ]
+    jwks_url: Annotated[Url | None, Meta(description="Where its public keys are.")] = None
+    jwks_file: Annotated[str | None, Meta(min_length=1, description="Or the file that holds them.")] = None
+    algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1, max_length=10, description="Signatures that count.")] = (
+        Algorithm.RS256,
+        Algorithm.ES256,
+        Algorithm.EDDSA,
+    )
+    tenant: Annotated[Name | None, Meta(description="Who pays for all of its tokens.")] = None
+    tenant_claim: Annotated[str | None, Meta(min_length=1, max_length=200, description="Or the claim that names the tenant.")] = (
+        None
+    )
+    models_claim: Annotated[
+        str | None, Meta(min_length=1, max_length=200, description="A claim that lists the models a token may use.")
+    ] = None
+    user_claim: Annotated[str, Meta(min_length=1, max_length=200, description="The claim that says who calls.")] = "sub"
+    leeway_s: Annotated[float, Meta(ge=0, le=600, description="Difference of the clocks that is forgiven.")] = 30.0
+    refresh_s: Annotated[float, Meta(ge=10, le=86_400, description="How often its keys are asked for.")] = 300.0
 
 
 class AlertKind(StrEnum):
@@ -280,9 +365,11 @@ class ConfigFile(msgspec.Struct, frozen=True):
     upstreams: Annotated[tuple[UpstreamEntry, ...], Meta(max_length=1_000, title="a list of at most 1000")] = ()
     models: Annotated[tuple[ModelEntry, ...], Meta(max_length=10_000, title="a list of at most 10000")] = ()
     tenants: Annotated[tuple[TenantEntry, ...], Meta(max_length=10_000, title="a list of at most 10000")] = ()
+    issuers: Annotated[tuple[IssuerEntry, ...], Meta(max_length=20, title="a list of at most 20")] = ()
     alerts: Annotated[tuple[AlertEntry, ...], Meta(max_length=100, title="a list of at most 100")] = ()
     prices: Annotated[dict[str, PriceEntry], Meta(description="Prices of your own, by model.")] = {}
     breaker: BreakerPolicy = BreakerPolicy()
+    retries: Retries = Retries()
     cache: CachePolicy = CachePolicy()
     payloads: PayloadPolicy = PayloadPolicy()
     label_aliases: Annotated[bool, Meta(description="Whether label headers of other proxies are accepted.")] = True

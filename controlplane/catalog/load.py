@@ -15,6 +15,7 @@ from controlplane.catalog.file import ConfigFile, DeploymentEntry
 from controlplane.catalog.nodes import BYTES_MAX
 from controlplane.catalog.own_prices import price_problems
 from controlplane.catalog.quotas import quota_problems
+from controlplane.catalog.routing import breaker_problems, routing_problems
 from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.snapshot import BreakerPolicy
 from controlplane.errors import ConfigError, Problem
@@ -79,6 +80,8 @@ def _consistency(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     yield from _server(bound)
     yield from _trusted(bound)
     yield from _breaker(bound)
+    yield from breaker_problems(bound)
+    yield from routing_problems(bound, sound=_sound(bound, "models"))
     yield from price_problems(bound)
 
 
@@ -121,7 +124,7 @@ def _deployments(bound: Bound[ConfigFile]) -> Iterator[Problem]:
 
 def _identity(entry: DeploymentEntry) -> tuple[object, ...]:
     """What must be the same wherever a deployment is listed; weight and order belong to the route."""
-    return entry.upstream, entry.model, entry.max_output_tokens, entry.price
+    return entry.upstream, entry.model, entry.max_output_tokens, entry.price, entry.concurrency
 
 
 def _tenants(bound: Bound[ConfigFile]) -> Iterator[Problem]:
