@@ -144,7 +144,7 @@ class ProxyApp:
         if b"?" in exchange.target:
             call.query = exchange.target.partition(b"?")[2]
         reply = self._reply_at_once(call, operation, too_large=body is None)
-        if reply is not None and reply.stream is None:
+        if reply is not None and reply.stream is None and call.shortage is None:
             self._pipeline.answer(call, reply, exchange)
             return
         self.inflight += 1

@@ -50,6 +50,8 @@ def response_lines(call: Call, reply: Reply, *, stream: bool) -> bytes:
         shown = _rate_limit_anthropic if anthropic else _rate_limit
         headers = [header for header in headers if not header[0].startswith(theirs)]
         limits = shown(b"requests", call.ratelimit_requests) + shown(b"tokens", call.ratelimit_tokens)
+    if call.quota_warning:
+        limits += b"x-heph-quota-warning: %b\r\n" % _header_safe(call.quota_warning)
     running = stream and call.cache in _UPSTREAM  # its record is made when it ends
     overhead_us = max(0, (time.monotonic_ns() - call.started_ns - call.waited_ns) // 1000)
     return b"%b%bx-heph-call-id: %b\r\n%b%b%bx-heph-attempts: %d\r\nx-heph-overhead-ms: %d.%03d\r\n%b%b" % (

@@ -20,7 +20,7 @@ else the newcomer shares one common instance with all others that found no room 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import nlargest
 from itertools import islice
 
@@ -365,6 +365,22 @@ class Ledger:
                 return value
         self.crowded_total += 1
         return OTHERS
+
+
+def watch_ledger(watch: Callable[[str, str, Callable[[], float]], None], ledger: Ledger) -> None:
+    """Shows the ledger's figures."""
+    watch("budget_exceeded_total", "Calls that cost more than was reserved.", lambda: ledger.exceeded_total)
+    watch("quota_instances", "Agents, keys, sessions... that quotas tell apart now.", ledger.instances)
+    watch(
+        "quota_crowded_total",
+        "Calls counted together with others because a quota had too many instances.",
+        lambda: ledger.crowded_total,
+    )
+    watch(
+        "quota_forgiven_total",
+        "Idle instances of quotas dropped while what they had spent still counted.",
+        lambda: ledger.forgiven_total,
+    )
 
 
 def _over(line: Line, wanted: int, now_us: int) -> Refused:

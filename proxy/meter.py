@@ -102,6 +102,7 @@ def record_of(call: Call) -> CallRecord:
         priority=call.priority,
         trace_id=call.trace_id,
         alias="" if view is None else label(view.model),
+        routed=call.route.route.alias if call.fell_back and call.route is not None else "",
         model="" if reply is None else reply.model,
         deployment="" if reply is None else reply.deployment,
         stream=view is not None and view.stream,

@@ -14,7 +14,7 @@ import structlog
 
 from controlplane.contract.records import CallRecord, Outcome
 from proxy import meter, refusals
-from proxy.call import Call, ChunkStream, Reply, Stage, StreamBroken, Transport
+from proxy.call import Call, ChunkStream, Reply, Stage, StreamBroken, Transport, tap
 from proxy.dialects.openai_stream import DONE
 from proxy.dialects.operations import Protocol as ClientProtocol
 from proxy.dialects.operations import protocol_of
@@ -75,9 +75,11 @@ class Pipeline:
         stages: only so many of them, for operations that need no route. Whatever happens, `answer` or `serve` must follow.
         """
         try:
-            for stage in self._stages[:stages]:
+            for stage in self._stages[call.entered : stages]:
                 reply = stage.enter(call)
                 if reply is not None:
+                    if stages is not None:
+                        call.shortage = None  # what is answered here does not wait
                     return reply
                 call.entered += 1
             return None if stages is not None else self._cache.lookup(call)
@@ -94,6 +96,8 @@ class Pipeline:
         A client that left, a bug of ours and a server that stops all still end in a record; nothing is raised.
         """
         try:
+            if call.shortage is not None:
+                reply = await self._once_more(call)
             if reply is None:
                 reply = await self._local.get(call.operation, self._transport).send(call)
             if reply.stream is None:
@@ -107,6 +111,14 @@ class Pipeline:
                 self._end(call, refuse(refusals.NOT_READY, "the proxy is shutting down; try again"), exchange)
         except Exception as error:  # noqa: BLE001 - the one place that catches
             self._end(call, self._internal(call, "serving failed", error), exchange)
+
+    async def _once_more(self, call: Call) -> Reply | None:
+        """Asks for more of a limit that workers share, which takes a bounded time, and takes the call up where it was refused."""
+        shortage, call.shortage = call.shortage, None
+        call.refilled = True
+        if shortage is not None:
+            await shortage()
+        return self.enter(call)
 
     def _end(self, call: Call, refusal: Reply, exchange: Exchange) -> None:
         """Ends a call that cannot go on: with the refusal, or inside a stream that has begun with an error event."""
@@ -166,6 +178,17 @@ class Pipeline:
     async def _copy(self, call: Call, stream: ChunkStream, exchange: Exchange, *, keep: bool) -> bytes:
         """Copies the stream to the client; b"" when it ended well, else the error event to end with."""
         read, send = stream.read, exchange.send
+
+        def take(chunk: bytes) -> bool:
+            """The usual chunk of a running stream, in the callback of the upstream's socket."""
+            if call.client_gone or exchange.blocked or not call.first_token_us:
+                return False
+            call.response_bytes += len(chunk)
+            send(chunk)
+            return True
+
+        if not keep:
+            tap(stream, take)
         try:
             while True:
                 chunk = await read()

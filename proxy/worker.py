@@ -17,7 +17,7 @@ from proxy.app import ProxyApp
 from proxy.background import Background
 from proxy.balance import Balancer
 from proxy.call import Call
-from proxy.ledger import Ledger
+from proxy.ledger import Ledger, watch_ledger
 from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
@@ -76,7 +76,9 @@ class Worker:
         self._share = Share(int(name), settings.workers)
         self.metrics = ProxyMetrics(name)
         self.shared = SharedState(settings, secrets) if settings.redis else None
-        self.ledger = Ledger(share=self._share)
+        self.ledger = Ledger(
+            share=self._share, instances_max=settings.quota_instances_max, idle_s=settings.quota_idle_s
+        )
         self.spool = open_spool(settings, name, self.ledger)
         self._join(place / name, secrets)
         self._uplink = open_uplink(settings.control_plane_url, token=secrets.internal_token.reveal())
@@ -143,14 +145,20 @@ class Worker:
             refreshes=self.refreshes,
         )
         self.admit = Admit(metrics, share=self._share)
-        identify = Identify(secrets.pepper_bytes)
+        identify = Identify(secrets.pepper_bytes, trusted_proxies=settings.trusted_proxies)
         stages = (
             identify,
             self.admit,
             Decode(),
             Guard(),
             RouteStage(balancer, timeout_s_max=settings.timeout_s_max, sick=sick),
-            Reserve(self.ledger, image_tokens_max=settings.image_tokens_max),
+            Reserve(
+                self.ledger,
+                image_tokens_max=settings.image_tokens_max,
+                metrics=metrics,
+                stored=self.cache.lookup,
+                order=balancer.order,
+            ),
         )
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, metrics)
         self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self, identify)
@@ -185,8 +193,8 @@ class Worker:
             "Status reports that the control plane did not take.",
             lambda: self.reporter.failures_total,
         )
-        watch("budget_exceeded_total", "Calls that cost more than was reserved.", lambda: self.ledger.exceeded_total)
         watch_shared(watch, self.shared)
+        watch_ledger(watch, self.ledger)
         self._watch_spool()
         self._watch_cache()
         self._watch_stale()
@@ -292,6 +300,7 @@ class Worker:
         self.hedged.configure({route.alias for route in snapshot.routes if route.hedge is not None})
         self.cache.configure(snapshot.invalidations)
         self.admit.retain({tenant.id for tenant in snapshot.tenants})
+        self.ledger.configure(snapshot.tenants, now_us=time.time_ns() // 1000)
         for missing in runtime.missing_credentials:
             log.warning("an upstream has no credential; its deployments refuse calls", upstream=missing)
         if self._tasks:
@@ -311,7 +320,9 @@ class Worker:
             snapshot_version=0 if snapshot is None else snapshot.version,
             lease_ids=() if snapshot is None else tuple(x.id for x in snapshot.leases if x.expires_us > now_us),
             breakers=self.breaker.statuses(),
-            budgets=() if snapshot is None else self.ledger.budgets(snapshot.tenants, now_us=now_us),
+            budgets=()
+            if snapshot is None
+            else self.ledger.budgets(snapshot.tenants, now_us=now_us, instances_max=self.settings.quota_status_max),
             calls_inflight=self.app.inflight,
             ledger_calls=self.ledger.calls,
             ledger_nanousd=self.ledger.nanousd,

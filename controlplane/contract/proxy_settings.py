@@ -40,6 +40,11 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     image_tokens_max: int = 2_000  # reserved for each image of a request
     abandoned_tokens_per_s: float = 100.0  # assumed speed of an upstream whose call was cancelled, for the estimate
 
+    # quotas
+    quota_instances_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000  # agents, sessions... of one counter
+    quota_idle_s: Annotated[float, Meta(gt=0)] = 86_400.0  # an instance idle for longer may make room for another
+    quota_status_max: Annotated[int, Meta(ge=0, le=10_000)] = 500  # instances told to the control plane, fullest first
+
     # replies
     reply_bytes_max: int = 64 * 1024 * 1024
     stream_event_bytes_max: int = 1024 * 1024
@@ -52,6 +57,13 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     cache_refreshes_max: Annotated[int, Meta(ge=1)] = 64  # background calls for stale answers at any moment
     cache_refresh_pause_s: Annotated[float, Meta(ge=0)] = 5.0  # an answer is left alone so long after one that failed
     coalesce_calls_max: int = 10_000  # calls that may wait on others' flights
+
+    # whose the responses and conversations are that upstreams keep
+    state_entries_max: Annotated[int, Meta(ge=16)] = 2_000_000
+    state_bytes_max: Annotated[int, Meta(ge=1024 * 1024)] = 512 * 1024 * 1024
+    state_ttl_s: Annotated[float, Meta(gt=0)] = 30 * 86_400.0  # without being asked for
+    state_wait_s: Annotated[float, Meta(gt=0, le=60)] = 2.0  # a call waits no longer than this to learn or to write whose
+    state_waiting_max: Annotated[int, Meta(ge=1)] = 1024  # calls that wait for that at any moment
 
     # the cache's third tier, shared by workers and hosts
     redis: str | None = None  # see `controlplane.contract.redis_address`; its password comes in the environment
