@@ -46,6 +46,7 @@ class PromptDetails(msgspec.Struct):
     """Parts of `prompt_tokens`."""
 
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
     audio_tokens: int | None = None
 
 
@@ -147,7 +148,7 @@ def is_ambiguous(body: bytes, *, ceiling: bool = False, n: bool = False) -> bool
 def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
     """Tokens by disjoint kinds from a `usage` object; None if there is none or it makes no sense, as one that counts nothing at all.
 
-    OpenAI counts cached and audio tokens inside `prompt_tokens`, reasoning and audio inside `completion_tokens`. Some
+    OpenAI counts cached, newly cached and audio tokens inside `prompt_tokens`, reasoning and audio inside `completion_tokens`. Some
     providers leave reasoning out of `completion_tokens`; their total tells. The kinds always sum to the two counts, and
     to the provider's total wherever that total is consistent with them.
     """
@@ -158,11 +159,12 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX and prompt + completion):
         return None
-    cache_read = audio_input = reasoning = audio_output = 0
+    cache_read = cache_write = audio_input = reasoning = audio_output = 0
     details = usage.prompt_tokens_details
-    if details is not None and (details.cached_tokens or details.audio_tokens):
+    if details is not None and (details.cached_tokens or details.cache_write_tokens or details.audio_tokens):
         cache_read = _within(details.cached_tokens, prompt)
-        audio_input = _within(details.audio_tokens, prompt - cache_read)
+        cache_write = _within(details.cache_write_tokens, prompt - cache_read)
+        audio_input = _within(details.audio_tokens, prompt - cache_read - cache_write)
     parts = usage.completion_tokens_details
     if parts is not None and (parts.reasoning_tokens or parts.audio_tokens):
         reported = _within(parts.reasoning_tokens, TOKENS_MAX)
@@ -171,8 +173,9 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
         reasoning = _within(reported, completion)
         audio_output = _within(parts.audio_tokens, completion - reasoning)
     return Tokens(
-        input=prompt - cache_read - audio_input,
+        input=prompt - cache_read - cache_write - audio_input,
         cache_read=cache_read,
+        cache_write=cache_write,
         output=completion - reasoning - audio_output,
         reasoning=reasoning,
         audio_input=audio_input,

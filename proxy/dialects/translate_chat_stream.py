@@ -140,6 +140,7 @@ class ChatStream(TranslatedScanner):
         return self._write(chat.Delta(tool_calls=[chat.CallPart(self._calls - 1, function=called)]))
 
     def _finish(self, reason: str) -> bytes:
+        self.finish_reason = reason
         self._chunk.choices = [chat.ChunkChoice(chat.Delta(), reason)]
         return b"data: " + _encode(self._chunk) + b"\n\n"
 

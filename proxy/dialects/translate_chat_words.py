@@ -243,10 +243,18 @@ class Delta(msgspec.Struct, omit_defaults=True):
     tool_calls: list[CallPart] | None = None
 
 
-class ChunkChoice(msgspec.Struct):
-    """One answer's part of an event."""
+class ReadChoice(msgspec.Struct):
+    """One answer's part of an event, as an upstream sends it."""
 
-    delta: Delta = msgspec.field(default_factory=Delta)
+    delta: Delta | None = None
+    finish_reason: str | None = None
+    index: int = 0
+
+
+class ChunkChoice(msgspec.Struct):
+    """One answer's part of an event, as a translation writes it."""
+
+    delta: Delta
     finish_reason: str | None = None
     index: int = 0
 
@@ -288,15 +296,12 @@ def usage_of(tokens: Tokens) -> Usage:
     )
 
 
-class Chunk(msgspec.Struct, omit_defaults=True):
-    """One event of a stream."""
+class Chunk(msgspec.Struct):
+    """One event of a stream, as an upstream sends it."""
 
     id: str = ""
-    object: str = ""
-    created: int = 0
     model: str = ""
-    choices: list[ChunkChoice] | None = None
-    usage: Usage | None = None
+    choices: list[ReadChoice] | None = None
 
 
 class Answer(msgspec.Struct, omit_defaults=True):

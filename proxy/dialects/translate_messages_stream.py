@@ -84,7 +84,7 @@ class MessagesStream(TranslatedScanner):
         choice = chunk.choices[0] if chunk.choices else None
         if choice is None or choice.index:
             return told
-        delta = choice.delta
+        delta = choice.delta or chat.Delta()
         shown = b""
         if delta.content:
             shown += self._text(delta.content)
@@ -103,6 +103,7 @@ class MessagesStream(TranslatedScanner):
         told = b"" if self._started else self._start(chat.Chunk())
         told += self._close()
         reason = stop_reason_of(self._reason, called=self._called, refused=self._refused)
+        self.finish_reason = reason
         told += _event(b"message_delta", _MessageDelta(_Ending(reason), usage_of(self._inner.tokens)))
         return told, _STOP
 

@@ -12,15 +12,17 @@ import msgspec
 
 from controlplane.contract.pricing import Tokens
 from proxy.dialects.dialect import Malformed, Scanner
+from proxy.dialects.events import data_of, events_in
 
-_END = b"\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class TranslatedScanner:
     """A scanner of the upstream's language that gives out the client's. Subclasses say how one event, the end and an error are told."""
 
-    __slots__ = ("_inner", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens")
+    __slots__ = (
+        "_inner", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens", "tokens_in",
+    )  # fmt: skip
 
     def __init__(self, inner: Scanner) -> None:
         self._inner = inner
@@ -28,9 +30,10 @@ class TranslatedScanner:
         self.done = False
         self.error_event = b""
         self.ending = b""
-        self.events = 0  # these four as the upstream's scanner has them
-        self.finish_reason = ""
+        self.finish_reason = ""  # in the client's words: whether an answer may be kept is judged by it
+        self.events = 0  # these three as the upstream's scanner has them
         self.tokens: Tokens | None = None
+        self.tokens_in: Tokens | None = None
 
     def feed(self, data: bytes) -> bytes:
         """The client's events for what is whole now. Raises Malformed."""
@@ -43,10 +46,10 @@ class TranslatedScanner:
     def _translated(self, shown: bytes) -> bytes:
         inner = self._inner
         self.content_seen, self.events, self.tokens = inner.content_seen, inner.events, inner.tokens
-        self.finish_reason = inner.finish_reason
+        self.tokens_in = getattr(inner, "tokens_in", None)  # not every protocol says it
         told = b""
         if shown:
-            told = b"".join([self._event(event) for event in shown.split(_END) if event])
+            told = b"".join([self._event(event) for event in events_in(shown)])
         if inner.error_event and not self.error_event:
             self.error_event = self._error(data_of(inner.error_event) or b"")
         elif inner.done and not self.done:
@@ -75,12 +78,6 @@ class TranslatedScanner:
     def _error(self, data: bytes) -> bytes:
         """An error inside the stream, in the client's words."""
         raise NotImplementedError
-
-
-def data_of(event: bytes) -> bytes | None:
-    """The data of an event, its lines joined; None if it has none."""
-    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
 
 
 Clock = Callable[[], float]

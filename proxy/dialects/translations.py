@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from proxy.dialects.anthropic_messages import AnthropicMessages
 from proxy.dialects.dialect import Translation
+from proxy.dialects.openai_chat import OpenAiChat
+from proxy.dialects.translate_chat import ChatToMessages
+from proxy.dialects.translate_messages import MessagesToChat
 
-TRANSLATIONS: Mapping[tuple[str, str], Callable[[], Translation]] = {}
+TRANSLATIONS: Mapping[tuple[str, str], Callable[[], Translation]] = {
+    ("chat", "anthropic"): lambda: ChatToMessages(AnthropicMessages()),
+    ("messages", "openai"): lambda: MessagesToChat(OpenAiChat()),
+    ("messages", "litellm"): lambda: MessagesToChat(OpenAiChat()),
+}

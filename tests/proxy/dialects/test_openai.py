@@ -30,6 +30,10 @@ def usage(prompt: int, completion: int, total: int | None = None, **details: dic
             usage(9, 3, 12, prompt_tokens_details={"cached_tokens": 5, "audio_tokens": 2}),
         ),
         (
+            Tokens(input=1, cache_read=5, cache_write=3, output=3),
+            usage(9, 3, 12, prompt_tokens_details={"cached_tokens": 5, "cache_write_tokens": 3}),
+        ),
+        (
             Tokens(input=9, output=1, reasoning=6, audio_output=3),
             usage(9, 10, 19, completion_tokens_details={"reasoning_tokens": 6, "audio_tokens": 3}),
         ),
@@ -58,13 +62,14 @@ def test_usage_becomes_disjoint_tokens(expected: Tokens | None, raw: bytes) -> N
     completion=COUNTS,
     cached=COUNTS,
     audio_in=COUNTS,
+    written=COUNTS,
     reasoning=COUNTS,
     audio_out=COUNTS,
     extra=st.booleans(),
 )
 def test_kinds_always_sum_to_what_the_provider_reported(
-    prompt: int | None, completion: int | None, cached: int | None, audio_in: int | None, reasoning: int | None,
-    audio_out: int | None, extra: bool,
+    prompt: int | None, completion: int | None, cached: int | None, audio_in: int | None, written: int | None,
+    reasoning: int | None, audio_out: int | None, extra: bool,
 ) -> None:  # fmt: skip
     """Whatever the details say, no kind is negative and the sum is the provider's."""
     known = (prompt or 0) + (completion or 0)
@@ -74,7 +79,11 @@ def test_kinds_always_sum_to_what_the_provider_reported(
             "prompt_tokens": prompt or 0,
             "completion_tokens": completion or 0,
             "total_tokens": total,
-            "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": audio_in},
+            "prompt_tokens_details": {
+                "cached_tokens": cached,
+                "audio_tokens": audio_in,
+                "cache_write_tokens": written,
+            },
             "completion_tokens_details": {"reasoning_tokens": reasoning, "audio_tokens": audio_out},
         }
     ).encode()
