@@ -55,6 +55,7 @@ class Answer:
     end: bytes = b""
     marked: bool = False  # the body, or the events themselves, contain marks
     hidden: int = 0  # tokens that are produced before the first event
+    waits: bool = True  # False: it is there before the model is done
 
     @property
     def streamed(self) -> bool:

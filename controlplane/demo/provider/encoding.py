@@ -18,9 +18,15 @@ Json = dict[str, Any]  # JSON on its way to bytes
 
 
 def json_answer(
-    made: Composition, reported: Usage | None, *, fingerprint: str | None, logprobs: int | None, tokenizer: Tokenizer
+    made: Composition,
+    reported: Usage | None,
+    *,
+    fingerprint: str | None,
+    logprobs: int | None,
+    tokenizer: Tokenizer,
+    tier: str,
 ) -> Answer:
-    """A composition as one JSON document. logprobs: None, or how many alternatives each token gets."""
+    """A composition as one JSON document. logprobs: None, or how many alternatives each token gets. tier: the one that serves it."""
     choices = [
         {
             "index": index,
@@ -33,7 +39,7 @@ def json_answer(
     document: Json = {"model": made.model.name, "choices": choices}
     if reported is not None:
         document["usage"] = usage_document(reported)
-    document |= {"service_tier": "default", "system_fingerprint": fingerprint}
+    document |= {"service_tier": tier, "system_fingerprint": fingerprint}
     laid_out = msgspec.json.format(msgspec.json.encode(document), indent=2)
     return Answer(made.model.name, made.usage, reported, _JSON_START + b"," + laid_out[1:] + b"\n", marked=True)
 
@@ -45,12 +51,13 @@ def stream_answer(
     fingerprint: str | None,
     logprobs: int | None,
     tokenizer: Tokenizer,
+    tier: str,
     include_usage: bool,
     obfuscated: bool,
 ) -> Answer:
     """A composition as server-sent events: for each choice its role first, then a token each, then its finish reason."""
     model = made.model.name
-    start = msgspec.json.encode({"model": model, "service_tier": "default", "system_fingerprint": fingerprint})
+    start = msgspec.json.encode({"model": model, "service_tier": tier, "system_fingerprint": fingerprint})
     start = b"," + start[1:-1] + b',"choices":['
     end = b'],"usage":null' if include_usage else b"]"
     deltas = [_deltas(choice, tokenizer, logprobs) for choice in made.choices]

@@ -25,7 +25,7 @@ class Inference:
     def __init__(self, *, seed: int, answers_bytes_max: int, obfuscation: bool) -> None:
         self.seed = seed
         self.obfuscation = obfuscation
-        self.memory = Memory(answers_bytes_max)
+        self.memory: Memory[Answer] = Memory(answers_bytes_max)
         self.prompts = PromptCache()
         self.embedder = Embedder(seed)
         self._tokenizers: dict[str, Tokenizer] = {}
@@ -42,7 +42,7 @@ class Inference:
         if known is not None:
             return known
         made = self._chat(body) if path == CHAT else self._embeddings(body)
-        if _repeatable(made.usage):
+        if repeatable(made.usage):
             self.memory.keep(place, made)
         return made
 
@@ -60,7 +60,9 @@ class Inference:
         fingerprint = self.fingerprint(model)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         if not request.stream:
-            return json_answer(made, made.usage, fingerprint=fingerprint, logprobs=logprobs, tokenizer=tokenizer)
+            return json_answer(
+                made, made.usage, fingerprint=fingerprint, logprobs=logprobs, tokenizer=tokenizer, tier=request.tier
+            )
         options = request.stream_options
         asked = options.include_obfuscation if options is not None else None
         return stream_answer(
@@ -69,6 +71,7 @@ class Inference:
             fingerprint=fingerprint,
             logprobs=logprobs,
             tokenizer=tokenizer,
+            tier=request.tier,
             include_usage=options is not None and options.include_usage,
             obfuscated=self.obfuscation if asked is None else asked,
         )
@@ -94,7 +97,7 @@ class Inference:
         return "fp_" + hashlib.blake2b(f"{self.seed}/{model.name}".encode(), digest_size=5).hexdigest()
 
 
-def _repeatable(usage: Usage) -> bool:
+def repeatable(usage: Usage) -> bool:
     """Whether the next answer to the same body is the same: not while more of its prompt can still become cached."""
     if usage.prompt < CACHE_FROM_TOKENS:
         return True

@@ -23,7 +23,7 @@ _FILTERED = {False: b'"finish_reason": "content_filter"', True: b'"finish_reason
 
 
 class OpenAiWire:
-    """Chat completions, embeddings and the list of models."""
+    """Chat completions, embeddings and the list of models; the base of OpenAI's other endpoints."""
 
     def __init__(self, headers: HeaderWriter, inference: Inference, *, requests_per_minute: int) -> None:
         self.headers = headers

@@ -158,6 +158,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The ceiling on output tokens, under either name."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
+    @property
+    def tier(self) -> str:
+        """The service tier that serves it."""
+        return self.service_tier if self.service_tier in ("flex", "priority") else "default"
+
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/embeddings."""
@@ -175,7 +180,7 @@ class ModelOnly(msgspec.Struct, frozen=True):
     model: str = ""
 
 
-Body = TypeVar("Body", ChatRequest, EmbeddingsRequest)
+Body = TypeVar("Body", bound=msgspec.Struct)
 _model_only = msgspec.json.Decoder(ModelOnly)
 
 
@@ -214,7 +219,7 @@ def check_conversation(request: ChatRequest) -> None:
                 code="invalid_value",
             )
         if message.content is None and not message.tool_calls and message.role != "assistant":
-            raise _missing(f"messages[{index}].content")
+            raise missing(f"messages[{index}].content")
         if message.role == "tool":
             _check_tool_message(request.messages, index)
     if request.stream_options is not None and not request.stream:
@@ -257,7 +262,7 @@ def _check_format(request: ChatRequest) -> None:
     if wanted is None:
         return
     if wanted.type == "json_schema" and wanted.json_schema is None:
-        raise _missing("response_format.json_schema")
+        raise missing("response_format.json_schema")
     if wanted.type == "json_object" and not any("json" in message.text.lower() for message in request.messages):
         raise Problem(
             400,
@@ -291,7 +296,7 @@ def _as_problem(text: str, document: dict[str, Any]) -> Problem:
         field = _joined(path, found["field"])
         return Problem(400, f"Unknown parameter: '{field}'.", param=field, code="unknown_parameter")
     if found := _MISSING.match(what):
-        return _missing(_joined(path, found["field"]))
+        return missing(_joined(path, found["field"]))
     if found := _LENGTH.match(what):
         return _wrong_length(path, side=found["side"], bound=int(found["bound"]), value=_at(document, path))
     if found := _BOUND.match(what):
@@ -308,7 +313,8 @@ def _as_problem(text: str, document: dict[str, Any]) -> Problem:
     return Problem(400, f"Invalid '{path}': {what}.", type=INVALID, param=path or None, code="invalid_value")
 
 
-def _missing(path: str) -> Problem:
+def missing(path: str) -> Problem:
+    """A field that has to be there is not."""
     return Problem(400, f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter")
 
 

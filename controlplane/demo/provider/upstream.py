@@ -48,7 +48,9 @@ class Upstream:
             enforced=config.limits_enforced,
             now=monotonic,
         )
-        self._wires = Wires(f"{config.seed}/{name}", inference, limits=self._limits, now_s=now_s, monotonic=monotonic)
+        self._wires = Wires(
+            f"{config.seed}/{name}", inference, limits=self._limits, pace=self._pace, now_s=now_s, monotonic=monotonic
+        )
         self._good_keys = None if config.api_keys is None else frozenset(key.encode() for key in config.api_keys)
         self._keys_known: set[bytes] = set()  # Authorization values that were found good
         self._calls = 0
@@ -100,7 +102,7 @@ class Upstream:
             delay_s += self._pace.whole_s(self._calls, made.hidden + 1)  # it thinks before its first token
             self._stream(connection, request, wire, made, allowance, delay_s=delay_s, cut=cut)
             return
-        if not self._pace.instant:
+        if made.waits and not self._pace.instant:
             delay_s += self._pace.whole_s(self._calls, made.usage.completion)
         data = self._whole(request, wire, made, allowance, delay_s)
         if delay_s == 0 and cut is None:

@@ -9,8 +9,10 @@ from controlplane.demo.provider.anthropic.wire import AnthropicWire
 from controlplane.demo.provider.headers import HeaderWriter
 from controlplane.demo.provider.http import Request
 from controlplane.demo.provider.inference import CHAT, EMBEDDINGS, Inference
+from controlplane.demo.provider.latency import Pace
 from controlplane.demo.provider.limits import Limits
 from controlplane.demo.provider.openai_wire import OpenAiWire
+from controlplane.demo.provider.responses.wire import CONVERSATIONS, RESPONSES, ResponsesWire
 from controlplane.demo.provider.wire import Wire
 
 
@@ -23,6 +25,7 @@ class Wires:
         inference: Inference,
         *,
         limits: Limits,
+        pace: Pace,
         now_s: Callable[[], int],
         monotonic: Callable[[], float],
     ) -> None:
@@ -37,9 +40,21 @@ class Wires:
             monotonic=monotonic,
         )
         self.exact: dict[bytes, Wire] = {CHAT: openai, EMBEDDINGS: openai}
+        responses = ResponsesWire(
+            headers,
+            inference,
+            requests_per_minute=limits.requests_per_minute,
+            pace=pace,
+            now_s=now_s,
+            monotonic=monotonic,
+        )
         self._openai = openai
         self._anthropic = anthropic
-        self._begun: tuple[tuple[bytes, Wire], ...] = ((b"/v1/messages", anthropic),)
+        self._begun: tuple[tuple[bytes, Wire], ...] = (
+            (b"/v1/messages", anthropic),
+            (RESPONSES, responses),
+            (CONVERSATIONS, responses),
+        )
 
     def of(self, request: Request) -> Wire:
         """The protocol of a request; OpenAI's for a path that nobody knows."""

@@ -16,6 +16,7 @@ from controlplane.clock import ManualClock
 from controlplane.demo.faults import Fault, FaultKind
 from controlplane.demo.provider import Latency, Provider, ProviderConfig, UpstreamConfig
 from tests.controlplane.demo.fakes import RawClient, post
+from tests.controlplane.demo.provider.vendor_types import named_events, strictly
 
 MODEL = "claude-haiku-4-5"
 ASK: Any = [{"role": "user", "content": "How do I reset my password?"}]
@@ -88,19 +89,17 @@ async def test_stream_says_what_the_answer_says(claude: anthropic.AsyncAnthropic
 
 async def test_every_event_is_one_of_the_vendor(raw: RawClient) -> None:
     """Each event has its name, and parses strictly into the SDK's type with no field that the type does not know."""
-    fields = {"stream": True, "max_tokens": 3000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
-    for more in ({}, {"tools": [WEATHER], "messages": [{"role": "user", "content": "Please get_weather in Paris"}]}):
+    fields: Any = {"stream": True, "max_tokens": 3000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    tools: Any = {"tools": [WEATHER], "messages": [{"role": "user", "content": "Please get_weather in Paris"}]}
+    for more in ({}, tools):
         _, headers, body = await raw_answer(raw, **fields, **more)
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
-        kinds = []
-        for event in body.decode().strip().split("\n\n"):
-            name, data = event.split("\n")
-            document = json.loads(data.removeprefix("data: "))
-            assert name == f"event: {document['type']}"
-            kinds.append(document["type"])
-            if document["type"] != "ping":
-                parsed: Any = pydantic.TypeAdapter(RawMessageStreamEvent).validate_python(document)
-                assert not extra_fields(parsed)
+        events = named_events(body)
+        for name, document in events:
+            assert name == document["type"]
+            if name != "ping":
+                strictly(RawMessageStreamEvent, document)
+        kinds = [name for name, _ in events]
         assert ["message_start", "content_block_start", "ping", "content_block_delta"] == kinds[:4]
         assert ["content_block_stop", "message_delta", "message_stop"] == kinds[-3:]
 
@@ -108,17 +107,7 @@ async def test_every_event_is_one_of_the_vendor(raw: RawClient) -> None:
 async def test_answers_parse_into_the_vendors_type(raw: RawClient) -> None:
     """A message has the fields of the SDK's type and no others."""
     body = (await raw_answer(raw, tools=[WEATHER], tool_choice={"type": "any"}))[2]
-    assert not extra_fields(Message.model_validate_json(body))
-
-
-def extra_fields(model: pydantic.BaseModel) -> list[str]:
-    """Fields of a parsed answer, at any depth, that its type does not have."""
-    found = list(model.model_extra or ())
-    for value in dict(model).values():
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, pydantic.BaseModel):
-                found += extra_fields(part)
-    return found
+    strictly(Message, json.loads(body))
 
 
 async def test_tools_are_called_and_their_results_answered(claude: anthropic.AsyncAnthropic) -> None:

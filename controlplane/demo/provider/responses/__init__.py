@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, with the conversations that it remembers."""
