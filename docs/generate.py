@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Metric
 from controlplane.__main__ import main as command_line
 from controlplane.app.measures import all_metrics
 from controlplane.catalog import file
-from controlplane.contract import snapshot
+from controlplane.contract import routing, snapshot
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError, CacheState, CostState, Outcome
 from controlplane.settings import described
@@ -178,7 +178,10 @@ def configuration_page() -> str:
         ("prices.{model}.service.{class}", file.ServicePriceEntry), ("prices.{model}.changes[]", file.PriceChangeEntry), ("tenants[]", file.TenantEntry), ("tenants[].limits", file.Limits),
         ("tenants[].budgets[]", file.BudgetEntry), ("tenants[].quotas[]", file.QuotaEntry), ("tenants[].quotas[].match", snapshot.QuotaMatch),
         ("tenants[].fair_share", file.FairShare), ("cache", snapshot.CachePolicy), ("payloads", snapshot.PayloadPolicy),
-        ("breaker", snapshot.BreakerPolicy), ("alerts[]", file.AlertEntry),
+        ("models[].deployments[].concurrency", routing.Concurrency), ("models[].retries", routing.Retries),
+        ("models[].retries.{class}", routing.RetryRule), ("models[].fallbacks", routing.Fallbacks), ("models[].hedge", file.HedgeEntry),
+        ("models[].canary", routing.Canary), ("models[].affinity", routing.Affinity), ("models[].shadow", routing.Shadow),
+        ("retries", routing.Retries), ("breaker", snapshot.BreakerPolicy), ("breaker.weights", routing.BreakerWeights), ("alerts[]", file.AlertEntry),
     )  # fmt: skip
     for title, struct in sections:
         rows = []
@@ -223,6 +226,17 @@ CONTRACT = {
     "breaker.slow_ratio": "Share of slow calls that opens it.",
     "breaker.open_s": "How long it stays open before probes are let through.",
     "breaker.probes": "Probes that must succeed before it closes.",
+    "breaker.failures_in_row": "It opens after so many failures without a success between them, each by its weight.",
+    "breaker.all_open": "What happens to a call whose model has only open breakers: `refuse` or `try`.",
+    "breaker.weights.connect": "The upstream could not be reached.",
+    "breaker.weights.status_429": "It said that there were too many calls.",
+    "breaker.weights.status_5xx": "It failed.",
+    "breaker.weights.auth": "It refused our credential.",
+    "breaker.weights.quota": "Our credit there is used up.",
+    "breaker.weights.first_byte_timeout": "It was silent for too long; such a failure costs the caller most.",
+    "breaker.weights.idle_timeout": "It fell silent within its answer.",
+    "breaker.weights.truncated": "Its answer ended too early.",
+    "breaker.weights.malformed": "Its answer made no sense.",
 }
 """Sentences for what the contract of the two planes defines and the configuration file may set."""
 
