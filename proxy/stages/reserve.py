@@ -162,7 +162,9 @@ class Reserve:
 
     def _reroute(self, call: Call, view: RequestView, policy: TenantPolicy, alias: str) -> bool:
         """Sends the call to another model, if that one can serve it."""
-        entry = call.runtime.routes.get(alias)
+        entry, identity = call.runtime.routes.get(alias), call.identity
+        if identity is not None and identity.models is not None and alias not in identity.models:
+            return False
         if entry is not None and call.operation not in entry.serves:
             entry = entry.narrowed.get(call.operation)
         if entry is None or not entry.groups:
@@ -198,7 +200,8 @@ def worst_case(
         if deployment.price is not None:
             nanousd = worst_case_nanousd(tokens_in=tokens_in, tokens_out=tokens_out, price=deployment.price)
             nanousd_max = max(nanousd_max, nanousd)
-    return tokens_in + tokens_out_max, nanousd_max
+    at_once = 1 if call.route is None or call.route.route.hedge is None else 2  # tries that may run side by side
+    return (tokens_in + tokens_out_max) * at_once, nanousd_max * at_once
 
 
 def _reachable(call: Call) -> tuple[Candidate, ...]:
