@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,8 +19,10 @@ from controlplane.contract.snapshot import (
     TenantPolicy,
     Upstream,
 )
+from proxy.dialects.dialect import Dialect
 from proxy.dialects.operations import OPERATIONS
-from proxy.wires import Wire, wires_of
+from proxy.dialects.passthrough import PassthroughDialect
+from proxy.wires import Wire, default_header, fixed_lines, wires_of
 
 _ALL_OPERATIONS = frozenset(OPERATIONS)
 
@@ -80,12 +82,30 @@ class RouteEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """An upstream as calls meet it that are passed through.
+
+    lines: headers of every request, credential included, so they are never shown. default: a header for clients that do not send it.
+    deployments: by the upstream's name of their model, with an alias.
+    """
+
+    upstream: Upstream
+    endpoint: Endpoint
+    base_path: bytes
+    lines: bytes = field(repr=False)
+    default: tuple[bytes, bytes] | None
+    dialect: Dialect
+    deployments: Mapping[str, tuple[str, Deployment]]
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """What the stages look things up in."""
 
     snapshot: Snapshot
     keys: Mapping[str, KeyIdentity]  # by key hash
     routes: Mapping[str, RouteEntry]  # by alias
+    doors: Mapping[str, Door] = field(default_factory=dict)  # by upstream
     measured: Mapping[str, Concurrency | None] = field(
         default_factory=dict
     )  # deployments whose load is kept, with limits
@@ -113,7 +133,7 @@ def compile_runtime(snapshot: Snapshot, environ: Mapping[str, str]) -> Runtime:
     A credential that is missing makes its deployments fail with a clear refusal; it never stops the others.
     """
     tenants = {tenant.id: tenant for tenant in snapshot.tenants}
-    keys = {key.hash: _identity(tenants[key.tenant], key) for key in snapshot.keys if key.tenant in tenants}
+    keys = {key.hash: identity_of(tenants[key.tenant], key) for key in snapshot.keys if key.tenant in tenants}
     endpoints = {upstream.id: _endpoint(upstream, environ) for upstream in snapshot.upstreams}
     upstreams = {upstream.id: upstream for upstream in snapshot.upstreams}
     leases = _leases(snapshot.leases)
@@ -130,7 +150,29 @@ def compile_runtime(snapshot: Snapshot, environ: Mapping[str, str]) -> Runtime:
         rules = rules_of(route.retries, snapshot.retries)
         routes[route.alias] = replace(_entry(route, candidates), rules=rules)
     routes = {alias: _joined(entry, routes) for alias, entry in routes.items()}
-    return Runtime(snapshot=snapshot, keys=keys, routes=routes, measured=measured)
+    doors = {
+        upstream.id: _door(upstream, endpoints[upstream.id], environ, snapshot.routes)
+        for upstream in snapshot.upstreams
+        if upstream.dialect != "litellm"
+    }
+    return Runtime(snapshot=snapshot, keys=keys, routes=routes, measured=measured, doors=doors)
+
+
+def _door(upstream: Upstream, endpoint: Endpoint, environ: Mapping[str, str], routes: Iterable[Route]) -> Door:
+    deployments: dict[str, tuple[str, Deployment]] = {}
+    for route in routes:
+        for deployment in route.deployments:
+            if deployment.upstream == upstream.id:
+                deployments.setdefault(deployment.model, (route.alias, deployment))
+    return Door(
+        upstream=upstream,
+        endpoint=endpoint,
+        base_path=urlsplit(upstream.base_url).path.rstrip("/").encode("latin-1"),
+        lines=fixed_lines(upstream, _credential(upstream.credential, environ)[0]),
+        default=default_header(upstream.dialect),
+        dialect=PassthroughDialect(upstream.dialect),
+        deployments=deployments,
+    )
 
 
 def _measured(routes: tuple[Route, ...]) -> dict[str, Concurrency | None]:
@@ -162,7 +204,8 @@ def _joined(entry: RouteEntry, routes: Mapping[str, RouteEntry]) -> RouteEntry:
     return replace(entry, spares=spares, shadow=shadow, narrowed=narrowed)
 
 
-def _identity(tenant: TenantPolicy, key: KeyEntry) -> KeyIdentity:
+def identity_of(tenant: TenantPolicy, key: KeyEntry) -> KeyIdentity:
+    """Who calls with a key of a tenant."""
     if tenant.models is None:
         models = None if key.models is None else frozenset(key.models)
     else:

@@ -31,6 +31,7 @@ from proxy.stages.admit import Admit
 from proxy.stages.decode import Decode
 from proxy.stages.guard import Guard
 from proxy.stages.identify import Identify
+from proxy.stages.pass_through import PassThrough
 from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
 from proxy.status import StatusReporter
@@ -47,6 +48,9 @@ from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover
 from proxy.transports.hedge import HedgedTransport
 from proxy.transports.http import HttpTransport
+from proxy.transports.passthrough import Passthrough
+from proxy.transports.kept import KEPT_OPERATIONS, Kept
+from proxy.transports.owners import Owners
 from proxy.uplink import open_uplink
 
 _SHIP_AT_STOP_S = 3.0
@@ -145,23 +149,39 @@ class Worker:
             refreshes=self.refreshes,
         )
         self.admit = Admit(metrics, share=self._share)
-        identify = Identify(secrets.pepper_bytes, trusted_proxies=settings.trusted_proxies)
+        identify = self.identify = Identify(
+            secrets.pepper_bytes,
+            trusted_proxies=settings.trusted_proxies,
+            tokens_remembered_max=settings.tokens_remembered_max,
+        )
+        reserve = Reserve(
+            self.ledger,
+            image_tokens_max=settings.image_tokens_max,
+            metrics=metrics,
+            stored=self.cache.lookup,
+            order=balancer.order,
+        )
         stages = (
             identify,
             self.admit,
             Decode(),
             Guard(),
             RouteStage(balancer, timeout_s_max=settings.timeout_s_max, sick=sick),
-            Reserve(
-                self.ledger,
-                image_tokens_max=settings.image_tokens_max,
-                metrics=metrics,
-                stored=self.cache.lookup,
-                order=balancer.order,
-            ),
+            reserve,
         )
-        self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, metrics)
-        self.app = ProxyApp(settings, self.pipeline, self.coalesce, metrics, self, identify)
+        self.owners = Owners(places_of(settings) / "owners", settings, shared=self.shared)
+        self.kept = Kept(self.cache, self.owners, settings, metrics)
+        self.pipeline = Pipeline(
+            stages, self.cache, self.cache, self.spool, metrics, local=dict.fromkeys(KEPT_OPERATIONS, self.kept)
+        )
+        passthrough = Pipeline(
+            (identify, self.admit, PassThrough(timeout_s=settings.timeout_s_max), reserve),
+            Passthrough(self.http, settings, metrics),
+            self.cache,
+            self.spool,
+            metrics,
+        )
+        self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
         self.background = Background(self.pipeline, lambda: self.app.runtime)
 
     def _watch_routing(self, balancer: Balancer, places: ConcurrencyTransport) -> None:
@@ -194,11 +214,17 @@ class Worker:
             lambda: self.reporter.failures_total,
         )
         watch_shared(watch, self.shared)
+        watch(
+            "tokens_forgotten_total",
+            "JSON Web Tokens to be checked again because too many were remembered.",
+            lambda: self.identify.tokens_forgotten_total,
+        )
         watch_ledger(watch, self.ledger)
         self._watch_spool()
         self._watch_cache()
         self._watch_stale()
         self._watch_coalesce()
+        self._watch_owners()
 
     def _watch_spool(self) -> None:
         watch, spool, shipper = self.metrics.watch, self.spool, self.shipper
@@ -272,6 +298,23 @@ class Worker:
             "Stale answers not asked anew because too many were.",
             lambda: refreshes.skipped_total,
         )
+
+    def _watch_owners(self) -> None:
+        watch, owners, disk = self.metrics.watch, self.owners, self.owners.disk
+        watch(
+            "owners",
+            "Things kept at upstreams whose owner this host knows, as of this worker's last write.",
+            lambda: disk.entries,
+        )
+        watch("owners_bytes", "Size of the file of owners, as of this worker's last write.", lambda: disk.bytes_used)
+        watch("owners_evicted_total", "Owners forgotten to make room.", lambda: disk.evicted_total)
+        watch("owners_lost_total", "Owners that could not be written down.", lambda: owners.lost_total)
+        watch(
+            "owners_unavailable_total",
+            "Look-ups and writes of owners that failed or took too long.",
+            lambda: owners.unavailable_total,
+        )
+        watch("owners_refused_total", "Ids that the asking tenant did not make.", lambda: self.kept.refused_total)
 
     def _watch_coalesce(self) -> None:
         watch, coalesce = self.metrics.watch, self.coalesce
@@ -362,7 +405,7 @@ class Worker:
             async with asyncio.timeout(_SHIP_AT_STOP_S):
                 await self.shipper.drain()
                 await self.reporter.send()
-        await self.cache.aclose()
+        await self.kept.aclose()
         if self.shared is not None:
             await self.shared.aclose()
         await self._uplink.aclose()

@@ -37,6 +37,7 @@ from controlplane.app.telling import Telling
 from controlplane.app.watching import CatalogView, Witnesses
 from controlplane.catalog.file import ConfigFile
 from controlplane.catalog.invalidations import Invalidations, longest_cached_s
+from controlplane.catalog.issuers import PublicKeys
 from controlplane.catalog.keys import Keys
 from controlplane.catalog.leases import Leases
 from controlplane.catalog.load import Loaded
@@ -84,13 +85,14 @@ class ControlPlane:
         reloader: Reloader,
         prices: PriceBook,
         telling: Telling,
+        public_keys: PublicKeys,
     ) -> None:
         """Use `open`."""
         settings = loaded.settings
         self.settings, self.metrics, self.reloader = settings, metrics, reloader
         self._clock, self._store, self._journal, self._telling = clock, store, journal, telling
         publisher = reloader.publisher
-        self._publisher, self._prices = publisher, prices
+        self._publisher, self._prices, self._public_keys = publisher, prices, public_keys
         freshness = Freshness(expiry_s=settings.publish.proxy_expiry_s)
         self._view = CatalogView(publisher, settings.detection)
         self._incidents = Incidents(
@@ -163,6 +165,8 @@ class ControlPlane:
         telling = Telling(journal, loaded.settings.alerts, clock=clock, metrics=metrics.alerts)
         telling.use(loaded.config)
         prices = await asyncio.to_thread(PriceBook.packaged)
+        public_keys = PublicKeys(loaded.settings.data_path / "issuers")
+        await asyncio.to_thread(public_keys.load, loaded.config.issuers)
         reloader = await Reloader.open(
             loaded,
             journal=journal,
@@ -170,6 +174,7 @@ class ControlPlane:
             clock=clock,
             metrics=metrics.catalog,
             applied=telling.use,
+            public_keys=public_keys,
         )
         plane = cls(
             loaded,
@@ -181,6 +186,7 @@ class ControlPlane:
             reloader=reloader,
             prices=prices,
             telling=telling,
+            public_keys=public_keys,
         )
         await asyncio.to_thread(plane._incidents.load)
         return plane
@@ -200,6 +206,7 @@ class ControlPlane:
         return [
             stay_up("reload", lambda: self.reloader.run(stop, every_s=every_s), clock=clock, metrics=loops),
             stay_up("alerts", self._telling.run, clock=clock, metrics=loops),
+            keep_turning("issuers", self._refresh_issuers, every_s=TICK_S, clock=clock, metrics=loops),
             keep_turning("copies", self._copies.turn, every_s=TICK_S, clock=clock, metrics=loops),
             keep_turning("disk", self._disk.turn, every_s=DISK_EVERY_S, clock=clock, metrics=loops),
             keep_turning("tidy", self._tidy, every_s=TIDY_EVERY_S, clock=clock, metrics=loops),
@@ -231,6 +238,10 @@ class ControlPlane:
         """What is done once in a while: forgets commands so old that nobody sends them again."""
         before_us = self._clock.now_us() - self.settings.journal_commands_days * DAY_S * US_PER_S
         await asyncio.to_thread(self._journal.forget_commands, before_us)
+
+    async def _refresh_issuers(self) -> None:
+        """Asks the issuers whose time has come for their public keys."""
+        await self._public_keys.turn(self.reloader.config.issuers, now_us=self._clock.now_us())
 
     async def _probe(self) -> None:
         await self._witnesses.emit(await self._probes.turn())
@@ -310,9 +321,7 @@ class ControlPlane:
             ),
             cache=StoredAnswers(
                 self._store,
-                Invalidations(
-                    self._journal, now_us=clock.now_us, longest_s=lambda: longest_cached_s(self._config)
-                ),
+                Invalidations(self._journal, now_us=clock.now_us, longest_s=lambda: longest_cached_s(self._config)),
             ),
             health=health,
             secrets=secrets,

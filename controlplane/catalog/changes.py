@@ -36,7 +36,7 @@ def state_changes(old: CatalogState, new: CatalogState) -> tuple[str, ...]:
 
 
 def _config_changes(old: ConfigFile, new: ConfigFile) -> Iterator[str]:
-    for section in ("upstreams", "models", "tenants", "alerts"):
+    for section in ("upstreams", "models", "tenants", "issuers", "alerts"):
         before = {entry.name: entry for entry in getattr(old, section)}
         after = {entry.name: entry for entry in getattr(new, section)}
         yield from _named(section, before, after)

@@ -21,6 +21,7 @@ from controlplane.contract.snapshot import (
     Budget,
     Deployment,
     KeyEntry,
+    PassthroughGrant,
     Route,
     Snapshot,
     TenantPolicy,
@@ -79,12 +80,13 @@ def compile_snapshot(
             Upstream(
                 id=entry.name,
                 dialect=entry.dialect.value,
-                base_url=entry.base_url.rstrip("/"),
+                base_url=(entry.base_url or "").rstrip("/"),
                 credential=entry.credential,
                 connect_timeout_s=entry.connect_timeout_s,
                 first_byte_timeout_s=entry.first_byte_timeout_s,
                 idle_timeout_s=entry.idle_timeout_s,
                 connections_max=entry.connections_max,
+                options=dict(sorted(entry.options.items())),
             )
             for entry in sorted(config.upstreams, key=lambda entry: entry.name)
         ),
@@ -188,6 +190,7 @@ def _tenant(entry: TenantEntry, config: ConfigFile) -> TenantPolicy:
         priority_max=entry.priority_max,
         quotas=tuple(quota_of(quota) for quota in entry.quotas),
         fair_weights=None if entry.fair_share is None else entry.fair_share.weights,
+        passthrough=tuple(PassthroughGrant(grant.upstream, grant.paths) for grant in entry.passthrough),
     )
 
 

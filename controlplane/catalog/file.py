@@ -43,6 +43,7 @@ Url = Annotated[
         title="an address such as https://host/v1, without user, password, query or fragment",
     ),
 ]
+OptionValue = Annotated[str, Meta(min_length=1, max_length=500, title="a text of at most 500 characters")]
 Reference = Annotated[str, Meta(extra={REFERENCE: True})]
 Usd = Annotated[int, Meta(ge=0, lt=10**18, title="from 0 up to a billion", extra={DECIMAL: 9})]
 """US dollars, kept as nano-USD."""
@@ -55,6 +56,7 @@ class Dialect(StrEnum):
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
+    LITELLM = "litellm"  # whatever litellm speaks: the model's name says which provider
 
 
 class UpstreamEntry(msgspec.Struct, frozen=True):
@@ -62,8 +64,12 @@ class UpstreamEntry(msgspec.Struct, frozen=True):
 
     name: Annotated[Name, Meta(description="What deployments call it.")]
     base_url: Annotated[
-        Url, Meta(description="Address as an SDK takes it; ends with `/v1` for OpenAI, without it for Anthropic.")
-    ]
+        Url | None,
+        Meta(
+            description="Address as an SDK takes it; ends with `/v1` for OpenAI, without it for Anthropic. "
+            "Only litellm knows where its providers are."
+        ),
+    ] = None
     dialect: Annotated[Dialect, Meta(description="Its wire language.")] = Dialect.OPENAI
     credential: Annotated[Reference | None, Meta(description="Reference to its API key, resolved by each proxy.")] = (
         None
@@ -72,6 +78,15 @@ class UpstreamEntry(msgspec.Struct, frozen=True):
     first_byte_timeout_s: Annotated[Seconds, Meta(description="How long the first byte may take.")] = 60.0
     idle_timeout_s: Annotated[Seconds, Meta(description="Longest silence within an answer.")] = 30.0
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Connections one worker holds to it.")] = 1024
+    options: Annotated[
+        dict[str, OptionValue],
+        Meta(
+            max_length=20,
+            title="a mapping of at most 20 entries",
+            description="What else litellm must know, such as `api_version` or `aws_region_name`; only with `dialect: litellm`. "
+            "A value may be a reference, and one that is a secret must be.",
+        ),
+    ] = {}
 
 
 class PriceKinds(msgspec.Struct, frozen=True):
@@ -272,6 +287,24 @@ class FairShare(msgspec.Struct, frozen=True):
     ] = {}
 
 
+class PassthroughEntry(msgspec.Struct, frozen=True):
+    """An upstream of which a tenant may ask any path, on the operator's credential. Allow-lists of models do not hold there."""
+
+    upstream: Annotated[Name, Meta(description="Name of the upstream.")]
+    paths: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Meta(pattern=r"^(/[A-Za-z0-9._~-]+)+\Z", title="a path such as `/files`, without a slash behind it"),
+            ],
+            ...,
+        ],
+        Meta(
+            max_length=100, description="Paths below its base address, each with all below it; everything unless set."
+        ),
+    ] = ()
+
+
 class TenantEntry(msgspec.Struct, frozen=True):
     """Who pays."""
 
@@ -287,6 +320,9 @@ class TenantEntry(msgspec.Struct, frozen=True):
     unpriced: Annotated[Unpriced, Meta(description="What happens to calls that have no price.")] = Unpriced.ALLOW
     quotas: Annotated[tuple[QuotaEntry, ...], Meta(max_length=50, title="a list of at most 50 quotas")] = ()
     fair_share: FairShare | None = None
+    passthrough: Annotated[
+        tuple[PassthroughEntry, ...], Meta(max_length=50, title="a list of at most 50 upstreams")
+    ] = ()
 
 
 class Algorithm(StrEnum):
@@ -309,22 +345,23 @@ class IssuerEntry(msgspec.Struct, frozen=True):
 
     name: Annotated[Name, Meta(description="Its name in key ids and in the log.")]
     issuer: Annotated[
-        str, Meta(min_length=1, max_length=500, description="What `iss` must say; where the keys are found unless said.")
+        str,
+        Meta(min_length=1, max_length=500, description="What `iss` must say; where the keys are found unless said."),
     ]
-    audience: Annotated[
-        tuple[str, ...], Meta(min_length=1, max_length=20, description="Of which `aud` must name one.")
-    ]
+    audience: Annotated[tuple[str, ...], Meta(min_length=1, max_length=20, description="Of which `aud` must name one.")]
     jwks_url: Annotated[Url | None, Meta(description="Where its public keys are.")] = None
     jwks_file: Annotated[str | None, Meta(min_length=1, description="Or the file that holds them.")] = None
-    algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1, max_length=10, description="Signatures that count.")] = (
+    algorithms: Annotated[
+        tuple[Algorithm, ...], Meta(min_length=1, max_length=10, description="Signatures that count.")
+    ] = (
         Algorithm.RS256,
         Algorithm.ES256,
         Algorithm.EDDSA,
     )
     tenant: Annotated[Name | None, Meta(description="Who pays for all of its tokens.")] = None
-    tenant_claim: Annotated[str | None, Meta(min_length=1, max_length=200, description="Or the claim that names the tenant.")] = (
-        None
-    )
+    tenant_claim: Annotated[
+        str | None, Meta(min_length=1, max_length=200, description="Or the claim that names the tenant.")
+    ] = None
     models_claim: Annotated[
         str | None, Meta(min_length=1, max_length=200, description="A claim that lists the models a token may use.")
     ] = None

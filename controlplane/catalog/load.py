@@ -16,6 +16,7 @@ from controlplane.catalog.nodes import BYTES_MAX
 from controlplane.catalog.own_prices import price_problems
 from controlplane.catalog.quotas import quota_problems
 from controlplane.catalog.routing import breaker_problems, routing_problems
+from controlplane.catalog.upstreams import upstream_problems
 from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.snapshot import BreakerPolicy
 from controlplane.errors import ConfigError, Problem
@@ -73,12 +74,16 @@ def _consistency(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     yield from _twice(bound, "upstreams", [entry.name for entry in config.upstreams])
     yield from _twice(bound, "models", [entry.name for entry in config.models])
     yield from _twice(bound, "tenants", [entry.name for entry in config.tenants])
+    yield from _twice(bound, "issuers", [entry.name for entry in config.issuers])
     yield from _twice(bound, "alerts", [entry.name for entry in config.alerts])
+    yield from upstream_problems(bound)
+    yield from _passthrough(bound)
     yield from _deployments(bound)
     yield from _tenants(bound)
     yield from quota_problems(bound, models_sound=_sound(bound, "models"))
     yield from _server(bound)
     yield from _trusted(bound)
+    yield from _issuers(bound)
     yield from _breaker(bound)
     yield from breaker_problems(bound)
     yield from routing_problems(bound, sound=_sound(bound, "models"))
@@ -120,6 +125,22 @@ def _deployments(bound: Bound[ConfigFile]) -> Iterator[Problem]:
             if _identity(first) != _identity(entry):
                 hint = f"it is defined differently on line {line}; give one of them an `id`"
                 yield bound.problem(f"deployment `{name}` means two different things", *place, hint=hint)
+
+
+def _passthrough(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    """Grants of upstreams that are not there, or that have no paths."""
+    upstreams = {entry.name: entry for entry in bound.value.upstreams}
+    if not _sound(bound, "upstreams"):
+        return
+    for t, tenant in enumerate(bound.value.tenants):
+        for g, grant in enumerate(tenant.passthrough):
+            place = ("tenants", t, "passthrough", g, "upstream")
+            entry = upstreams.get(grant.upstream)
+            if entry is None:
+                hint = nearest(grant.upstream, upstreams) or "add it under `upstreams`"
+                yield bound.problem(f"there is no upstream `{grant.upstream}`", *place, hint=hint)
+            elif entry.dialect is Dialect.LITELLM:
+                yield bound.problem(f"upstream `{grant.upstream}` is litellm's, which has no paths of its own", *place)
 
 
 def _identity(entry: DeploymentEntry) -> tuple[object, ...]:
@@ -196,6 +217,23 @@ def _trusted(bound: Bound[ConfigFile]) -> Iterator[Problem]:
             yield bound.problem(
                 f"`{network[:64]}` is no network", *place, hint="write it as 10.1.2.3, 10.0.0.0/8 or 2001:db8::/32"
             )
+
+
+def _issuers(bound: Bound[ConfigFile]) -> Iterator[Problem]:
+    """Issuers of tokens for which nobody pays, or whose keys are in two places or nowhere."""
+    tenants = {tenant.name for tenant in bound.value.tenants}
+    for index, entry in enumerate(bound.value.issuers):
+        place = ("issuers", index)
+        if (entry.tenant is None) == (entry.tenant_claim is None):
+            yield bound.problem("exactly one of `tenant` and `tenant_claim` must be set", *place)
+        if entry.tenant is not None and entry.tenant not in tenants and _sound(bound, "tenants"):
+            hint = nearest(entry.tenant, tenants) or "add it under `tenants`"
+            yield bound.problem(f"there is no tenant `{entry.tenant}`", *place, "tenant", hint=hint)
+        if entry.jwks_url is not None and entry.jwks_file is not None:
+            yield bound.problem("at most one of `jwks_url` and `jwks_file` can be set", *place, "jwks_file")
+        if entry.jwks_url is None and entry.jwks_file is None and not entry.issuer.startswith(("https://", "http://")):
+            hint = "set `jwks_url` or `jwks_file`"
+            yield bound.problem(f"the keys of `{entry.issuer[:200]}` cannot be found", *place, "issuer", hint=hint)
 
 
 def _breaker(bound: Bound[ConfigFile]) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from watchfiles import awatch
 from controlplane.catalog.changes import config_changes, restart_needed, state_changes
 from controlplane.catalog.compile import Prices, compile_snapshot, next_change_us
 from controlplane.catalog.file import ConfigFile
+from controlplane.catalog.issuers import PublicKeys
 from controlplane.catalog.load import Loaded, load
 from controlplane.catalog.publish import Publisher
 from controlplane.catalog.state import StateReader
@@ -60,6 +61,7 @@ class Reloader:
         clock: Clock,
         metrics: CatalogMetrics,
         applied: Callable[[ConfigFile], None] = lambda _config: None,
+        public_keys: PublicKeys | None = None,
     ) -> None:
         self._path = Path(loaded.path)
         self._running = loaded
@@ -72,6 +74,8 @@ class Reloader:
         self._clock = clock
         self._metrics = metrics
         self._applied = applied
+        self._public_keys = public_keys
+        self._published_keys = {} if public_keys is None else public_keys.keys
         self._digest = loaded.digest
         self._seen: tuple[int, ...] | None = None
         self._done: tuple[int, ...] | None = None
@@ -90,11 +94,16 @@ class Reloader:
         clock: Clock,
         metrics: CatalogMetrics,
         applied: Callable[[ConfigFile], None] = lambda _config: None,
+        public_keys: PublicKeys | None = None,
     ) -> Reloader:
-        """A reloader with a publisher whose first snapshot holds the file and everything that the journal has now."""
+        """A reloader with a publisher whose first snapshot holds the file and everything that the journal has now.
+
+        public_keys: of the issuers of tokens, kept fresh by somebody else.
+        """
         reader = StateReader(journal)
         state = await asyncio.to_thread(reader.refresh)
-        compiled = compile_snapshot(loaded.config, state, prices, now_us=clock.now_us())
+        found = {} if public_keys is None else public_keys.keys
+        compiled = compile_snapshot(loaded.config, state, prices, now_us=clock.now_us(), public_keys=found)
         publisher = await Publisher.open(
             journal, compiled, clock=clock, settings=loaded.settings.publish, metrics=metrics
         )
@@ -107,6 +116,7 @@ class Reloader:
             clock=clock,
             metrics=metrics,
             applied=applied,
+            public_keys=public_keys,
         )
 
     @property
@@ -155,13 +165,19 @@ class Reloader:
             state = await asyncio.to_thread(self._reader.refresh)
             now_us = self._clock.now_us()
             due = self._due_us is not None and now_us >= self._due_us
-            if not self._unpublished and state.position == self._state.position and not due:
+            found = {} if self._public_keys is None else self._public_keys.keys
+            fresh = found != self._published_keys
+            if not self._unpublished and state.position == self._state.position and not due and not fresh:
                 return False
-            compiled = await asyncio.to_thread(compile_snapshot, self._config, state, self._prices, now_us=now_us)
+            compiled = await asyncio.to_thread(
+                compile_snapshot, self._config, state, self._prices, now_us=now_us, public_keys=found
+            )
             words = self._unpublished + state_changes(self._state, state)
+            if fresh:
+                words += ("issuers: other public keys",)
             before = self._publisher.current.version
             await self._publisher.publish(compiled, words or ("a lease or a key expired, or a price changed",))
-            self._state, self._unpublished = state, ()
+            self._state, self._unpublished, self._published_keys = state, (), found
             self._due_us = next_change_us(state, self._config, now_us=now_us)
             self._metrics.leases.set(sum(lease.expires_us > now_us for lease in state.leases.values()))
             return self._publisher.current.version != before

@@ -26,6 +26,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     header_bytes_max: int = 64 * 1024
     body_timeout_s: float = 30.0  # a client that sends its body slower than this is cut off
     connections_max: int = 12_000
+    tokens_remembered_max: Annotated[int, Meta(ge=1)] = 10_000  # JSON Web Tokens whose signature need not be checked again
     trusted_proxies: tuple[str, ...] = ()  # networks of load balancers whose `x-forwarded-for` is believed
     keep_alive_s: float = 75.0
 
@@ -43,6 +44,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     # quotas
     quota_instances_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000  # agents, sessions... of one counter
     quota_idle_s: Annotated[float, Meta(gt=0)] = 86_400.0  # an instance idle for longer may make room for another
+    quota_lease_s: Annotated[float, Meta(ge=0.5, le=300)] = 10.0  # of a slice of a limit that workers share through Redis
     quota_status_max: Annotated[int, Meta(ge=0, le=10_000)] = 500  # instances told to the control plane, fullest first
 
     # replies

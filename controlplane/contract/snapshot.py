@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from controlplane.contract.issuers import Issuer
 from controlplane.contract.pricing import Price
 from controlplane.contract.routing import (
     Affinity,
@@ -136,6 +137,13 @@ class Unpriced(StrEnum):
     REFUSE = "refuse"
 
 
+class PassthroughGrant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An upstream of which a tenant may ask what no operation of ours covers. Allow-lists of models do not hold there."""
+
+    upstream: str
+    paths: tuple[str, ...] = ()  # below its base address, each with all below it; empty: everything
+
+
 class TenantPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who pays, and within which limits; None: no limit."""
 
@@ -152,6 +160,7 @@ class TenantPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     priority_max: Priority = Priority.NORMAL  # the best that `x-heph-priority` can ask for
     quotas: tuple[Quota, ...] = ()
     fair_weights: dict[str, int] | None = None  # of agents, 1 for those not named; None: first come, first served
+    passthrough: tuple[PassthroughGrant, ...] = ()
 
 
 class KeyEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -166,7 +175,10 @@ class KeyEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A provider endpoint. credential: a reference such as `env:OPENAI_API_KEY` or `file:/path`, never the secret."""
+    """A provider endpoint. credential: a reference such as `env:OPENAI_API_KEY` or `file:/path`, never the secret.
+
+    options: what else the litellm transport tells litellm about this provider; a value may be a reference too.
+    """
 
     id: str
     dialect: str
@@ -176,6 +188,7 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     first_byte_timeout_s: float = 60.0
     idle_timeout_s: float = 30.0
     connections_max: int = 1024
+    options: dict[str, str] = {}
 
 
 class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -283,6 +296,7 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     routes: tuple[Route, ...] = ()
     leases: tuple[Lease, ...] = ()
     breaker: BreakerPolicy = BreakerPolicy()
+    issuers: tuple[Issuer, ...] = ()
     label_aliases: bool = True  # accept other proxies' label headers
     invalidations: tuple[CacheInvalidation, ...] = ()
     retries: Retries = Retries()  # of all routes

@@ -1,20 +1,27 @@
-"""Who calls: the tenant behind the virtual key, and the labels the client gives itself."""
+"""Who calls: the tenant behind the virtual key or the token, and the labels the client gives itself."""
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from controlplane.contract.keys import hash_key
+from controlplane.contract.keys import KEY_PREFIX, hash_key
+from controlplane.contract.proxy_settings import ProxySettings
 from proxy import refusals
 from proxy.call import Call, Reply
 from proxy.refusals import refuse
-from proxy.runtime import Runtime
+from proxy.runtime import KeyIdentity, Runtime
 from proxy.stages.addresses import client_address, may_come_from, networks_of
 from proxy.stages.labels import read_labels
 
+if TYPE_CHECKING:
+    from proxy.stages.tokens import Tokens
+
 _KEY_BYTES_MAX = 512
+_PREFIX = KEY_PREFIX.encode()
+_UNKNOWN = "this API key is not known or was revoked; ask its tenant for another"
 
 
 class Identify:
@@ -27,6 +34,7 @@ class Identify:
         pepper: bytes,
         *,
         trusted_proxies: Sequence[str] = (),
+        tokens_remembered_max: int = ProxySettings().tokens_remembered_max,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         """trusted_proxies: networks of load balancers whose word about the client's address is taken.
@@ -35,36 +43,66 @@ class Identify:
         """
         self._pepper = pepper
         self._trusted = networks_of(trusted_proxies)
+        self._tokens_remembered_max = tokens_remembered_max
         self._now_us = now_us
+        self._tokens: Tokens | None = None
+
+    @property
+    def tokens_forgotten_total(self) -> int:
+        """Tokens whose signature must be checked again because too many were remembered."""
+        return 0 if self._tokens is None else self._tokens.forgotten_total
 
     def knows(self, runtime: Runtime, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the key in these headers is one of ours, expired or not."""
         key = _key_of(headers)
-        return 0 < len(key) <= _KEY_BYTES_MAX and hash_key(key, self._pepper) in runtime.keys
+        if not key:
+            return False
+        return self._known(runtime, key) is not None or not isinstance(self._by_token(runtime, key), str)
 
     def enter(self, call: Call) -> Reply | None:
-        """Refuses a key that is missing, unknown or expired."""
+        """Refuses a key that is missing, unknown or expired, or used from where it may not be."""
         key = _key_of(call.headers)
         if not key:
             return refuse(refusals.DENIED, "no API key: send `Authorization: Bearer sk-heph-...`")
-        identity = call.runtime.keys.get(hash_key(key, self._pepper)) if len(key) <= _KEY_BYTES_MAX else None
+        identity = self._known(call.runtime, key)
         if identity is None:
-            return refuse(refusals.DENIED, "this API key is not known or was revoked; ask its tenant for another")
-        expires_us = identity.key.expires_us
-        if expires_us is not None and self._now_us() >= expires_us:
-            return refuse(refusals.DENIED, f"API key {identity.key.id} has expired; ask its tenant for another")
-        addresses = identity.key.addresses
-        if addresses is not None and not may_come_from(
-            client_address(call.peer, call.headers, self._trusted), addresses
+            borne = self._by_token(call.runtime, key)
+            if isinstance(borne, str):
+                return refuse(refusals.DENIED, borne)
+            identity = borne
+        entry = identity.key
+        if entry.expires_us is not None and self._now_us() >= entry.expires_us:
+            return refuse(refusals.DENIED, f"API key {entry.id} has expired; ask its tenant for another")
+        if entry.addresses is not None and not may_come_from(
+            client_address(call.peer, call.headers, self._trusted), entry.addresses
         ):
-            message = f"API key {identity.key.id} may not be used from this address; ask its tenant to allow it"
+            message = f"API key {entry.id} may not be used from this address; ask its tenant to allow it"
             return refuse(refusals.FORBIDDEN, message)
         call.identity = identity
         read_labels(call, aliases=call.runtime.snapshot.label_aliases)
+        if not entry.hash and not call.user:  # of a token, which says who bears it
+            call.user = entry.id.partition(":")[2]
         return None
 
     def leave(self, call: Call) -> None:
         """Nothing was taken."""
+
+    def _known(self, runtime: Runtime, key: bytes) -> KeyIdentity | None:
+        return runtime.keys.get(hash_key(key, self._pepper)) if len(key) <= _KEY_BYTES_MAX else None
+
+    def _by_token(self, runtime: Runtime, key: bytes) -> KeyIdentity | str:
+        """Who bears a token of one of the snapshot's issuers, or why it counts for nothing."""
+        if not runtime.snapshot.issuers or key.startswith(_PREFIX):
+            return _UNKNOWN
+        module = importlib.import_module("proxy.stages.tokens")
+        if self._tokens is None:
+            self._tokens = module.Tokens(now_us=self._now_us, remembered_max=self._tokens_remembered_max)
+        if len(key) > module.TOKEN_BYTES_MAX:
+            return "this is neither an API key of ours nor a token that can be read"
+        try:
+            return self._tokens.identify(runtime, key)
+        except module.NotAccepted as refusal:
+            return str(refusal)
 
 
 def _key_of(headers: Mapping[bytes, bytes]) -> bytes:
