@@ -34,6 +34,20 @@ class ChunkStream(Protocol):
         ...
 
 
+Sink = Callable[[bytes], bool]  # takes a chunk, or answers False and takes nothing
+
+
+def tap(stream: ChunkStream, sink: Sink) -> None:
+    """Has a stream that can do so hand its chunks to a sink while somebody waits in `read`: in the callback of its socket, without waking a task.
+
+    A chunk that the sink does not take is returned by that `read`, like everything that is no ordinary chunk. A stream that wraps another
+    and has no `tap` of its own is read as ever, and so is what it wraps.
+    """
+    divert: Callable[[Sink], None] | None = getattr(stream, "tap", None)
+    if divert is not None:
+        divert(sink)
+
+
 class StreamBroken(Exception):
     """A stream that ended before its protocol says it may; carries the outcome and a message for the client.
 
@@ -96,11 +110,13 @@ class Call:
         "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s",
         "call_id", "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered",
         "error_code", "fell_back", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path", "patience", "peer",
-        "price_version", "priority", "query", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache",
+        "parts", "price_version", "priority", "query", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache", "request_line",
         "reservation", "responding", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd",
-        "session", "settled", "started_ns", "started_us", "status", "tags", "tokens", "trace_id", "user", "view",
+        "session", "settled", "started_ns", "started_us", "status", "tags", "target", "tokens", "trace_id", "user", "view",
         "waited_ns", "quota_warning", "refilled", "shortage",
     )  # fmt: skip
+
+    request_line: tuple[bytes, bytes]  # method and target as they came; only of a call that is passed through
 
     def __init__(
         self,
@@ -119,6 +135,7 @@ class Call:
         self.path = path
         self.headers = headers  # lower-case names; the last of equal names
         self.body = body
+        self.target = b""  # path and query at the upstream, where they depend on the call
         self.query = b""  # of the request's target, for the upstream
         self.call_id = call_id
         self.started_us = started_us  # wall clock
@@ -149,6 +166,7 @@ class Call:
         self.cache = CacheState.BYPASS
         self.cache_key: bytes = b""
         self.cache_ttl_s = 0
+        self.parts: object | None = None  # of an embeddings request, owned by transports/cache_items.py
         self.request_cache: object | None = None  # parsed Cache-Control of the request, owned by transports/cache.py
         # upstream
         self.attempts: list[AttemptRecord] = []

@@ -1,8 +1,13 @@
-"""What an answer that came without an upstream call would have cost."""
+"""What an answer that came without an upstream call would have cost, and what is due of one that was shared."""
 
 from __future__ import annotations
 
-from controlplane.contract.pricing import Tokens, UnknownPrice, cost_nanousd
+from collections.abc import Sequence
+
+import msgspec
+
+from controlplane.contract.pricing import NO_TOKENS, TOKEN_KINDS, Tokens, UnknownPrice, cost_nanousd
+from controlplane.contract.records import AttemptRecord
 from proxy.call import Call
 
 
@@ -21,3 +26,37 @@ def avoided_nanousd(call: Call, deployment: str, tokens: Tokens) -> int:
             except UnknownPrice:
                 return 0
     return 0
+
+
+def split(total: int, weights: Sequence[int]) -> list[int]:
+    """A whole in parts by weight, which sum to it exactly; what does not divide goes to the largest remainders, then to the first.
+
+    total >= 0; weights: at least one, each >= 0; all zero means equal parts.
+    """
+    whole = sum(weights)
+    if not whole:
+        weights, whole = [1] * len(weights), len(weights)
+    parts = [total * weight // whole for weight in weights]
+    left = total - sum(parts)
+    if left:
+        by_remainder = sorted(range(len(weights)), key=lambda at: -(total * weights[at] % whole))
+        for at in by_remainder[:left]:
+            parts[at] += 1
+    return parts
+
+
+def split_tokens(tokens: Tokens, weights: Sequence[int]) -> list[Tokens]:
+    """The same, kind by kind."""
+    kinds = {kind: split(getattr(tokens, kind), weights) for kind in TOKEN_KINDS if getattr(tokens, kind)}
+    if not kinds:
+        return [NO_TOKENS] * len(weights)
+    return [Tokens(**{kind: parts[at] for kind, parts in kinds.items()}) for at in range(len(weights))]
+
+
+def split_attempt(attempt: AttemptRecord, weights: Sequence[int]) -> list[AttemptRecord]:
+    """One try as so many records, whose tokens and costs sum to its own."""
+    costs = split(attempt.cost_nanousd, weights)
+    return [
+        msgspec.structs.replace(attempt, tokens=tokens, cost_nanousd=cost)
+        for tokens, cost in zip(split_tokens(attempt.tokens, weights), costs, strict=True)
+    ]

@@ -24,6 +24,7 @@ CLASSES: dict[CacheState, Confidence] = {
     CacheState.HIT: Confidence.EXACT,
     CacheState.STALE: Confidence.EXACT,
     CacheState.COALESCED: Confidence.EXACT,
+    CacheState.MISS: Confidence.EXACT,  # of an answer that was stored in part, or whose bill was shared
     CacheState.SEMANTIC: Confidence.PRICED,
 }
 
@@ -61,7 +62,7 @@ def build(rows: Sequence[CostRow], *, from_us: int, to_us: int) -> Savings:
     lines = [
         SavingsLine(row.by[0], CacheState(row.by[1]), CLASSES[CacheState(row.by[1])], row.calls, row.saved_nanousd)
         for row in rows
-        if row.by[1] in CLASSES
+        if row.by[1] in CLASSES and (row.saved_nanousd or row.by[1] != CacheState.MISS)
     ]
     lines.sort(key=lambda line: (-line.saved_nanousd, line.tenant, line.source))
     return Savings(

@@ -33,6 +33,7 @@ from proxy.savings import avoided_nanousd
 from proxy.transports.cache_control import PLAIN, CacheControl
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry
+from proxy.transports.cache_items import Items, Parts
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_policy import STALE_OUTCOMES, is_storable, negative_ttl_s, prepare, staleness
 from proxy.transports.cache_redis import RedisTier
@@ -66,6 +67,13 @@ class Cache:
         self._entry_bytes_max = entry_bytes_max
         self._refreshes = refreshes
         self._now_us = now_us
+        self._items = Items(
+            self.store,
+            may_serve=self._may_serve,
+            may_serve_on_error=self._may_serve_on_error,
+            entry_bytes_max=entry_bytes_max,
+            now_us=now_us,
+        )
         self._rules: Rules | None = None  # None: there are none
         self.misses_total = 0
         self.stored_total = 0
@@ -105,6 +113,10 @@ class Cache:
         """
         if not prepare(call):
             return None
+        if call.operation == "embeddings":
+            reply = self._items.lookup(call)
+            if reply is not None or call.parts is not None:
+                return reply or (self._negative(call) if _keeps_refusals(call) else None)
         key = call.cache_key
         entry = self._memory.get(key)
         if entry is None:
@@ -123,15 +135,19 @@ class Cache:
             reply = self.lookup(call)
             if reply is not None:
                 return reply
+        if call.operation == "embeddings" and call.cache_key:
+            return await self._send_items(call)
+        return await self._send(call)
+
+    async def _send(self, call: Call) -> Reply:
         if call.cache is CacheState.MISS:
             if self.store.may_hold(call.cache_key):
                 reply = await self._from_below(call, self._serve)
                 if reply is not None:
                     return reply
             self.misses_total += 1
-        control = call.request_cache
-        if control is not PLAIN and isinstance(control, CacheControl) and control.only_if_cached:
-            return refuse(NOT_CACHED, "no stored answer, and `Cache-Control: only-if-cached` forbids to ask for one")
+        if call.request_cache is not PLAIN and _only_if_cached(call):
+            return _not_cached()
         reply = await self._inner.send(call)
         if not call.cache_key:
             return reply
@@ -147,6 +163,44 @@ class Cache:
                 )
             elif self._keep(call, reply, body=reply.body):
                 reply.stored_ttl_s = call.cache_ttl_s
+        return reply
+
+    async def _send_items(self, call: Call) -> Reply:
+        """The same for embeddings, by input: what is stored is not asked for again."""
+        items = self._items
+        if call.parts is None:
+            items.lookup(call)
+        parts = call.parts
+        if not isinstance(parts, Parts):
+            return await self._send(call)
+        if call.cache is CacheState.MISS:
+            known = await items.from_below(call, parts)
+            if known is not None:
+                return known
+            self.misses_total += 1
+        if call.request_cache is not PLAIN and _only_if_cached(call):
+            return _not_cached()
+        missing = items.narrow(call, parts)
+        try:
+            reply = await self._inner.send(call)
+        finally:
+            items.widen(call, parts)
+        if reply.outcome in STALE_OUTCOMES and call.cache is not CacheState.BYPASS:
+            stale = items.stale_whole(call, parts)
+            self.stale_if_error_total += stale is not None
+            return stale or reply
+        if not is_storable(call, reply):
+            if len(missing) == len(parts.keys):
+                self._keep(call, reply, body=reply.body)
+            return reply
+        whole = items.complete(call, parts, missing, reply)
+        if whole is not None:
+            self.stored_total += call.cache is not CacheState.COALESCED
+            whole.stored_ttl_s = call.cache_ttl_s
+            return whole
+        if len(missing) < len(parts.keys):  # an answer of another shape than the request's: the client gets its own
+            call.cache = CacheState.BYPASS
+            reply = await self._inner.send(call)
         return reply
 
     async def aclose(self) -> None:
@@ -175,18 +229,13 @@ class Cache:
 
     def _serve_on_error(self, call: Call, entry: CacheEntry) -> Reply | None:
         """The same where the upstreams have failed."""
-        age_us = self._now_us() - entry.created_us
-        keep_us = (min(entry.ttl_s, call.cache_ttl_s) + staleness(call)[1]) * 1_000_000
-        if age_us >= keep_us or _too_old(call, age_us):
+        if not self._may_serve_on_error(call, entry):
             return None
-        return self._reply_of(call, entry, age_us, CacheState.STALE)
+        return self._reply_of(call, entry, self._now_us() - entry.created_us, CacheState.STALE)
 
     def _reply_of(self, call: Call, entry: CacheEntry, age_us: int, state: CacheState) -> Reply | None:
         """The reply, unless the entry is from the future, another tenant's, or invalidated."""
-        if age_us < -CLOCK_SLACK_US or call.identity is None or entry.tenant != call.identity.tenant.id:
-            return None
-        if self._rules is not None and self._rules.forbid(entry):
-            self.invalidated_total += 1
+        if not self._is_valid(call, entry, age_us):
             return None
         reply = reply_of(entry, age_us=age_us)
         call.cache = state
@@ -194,6 +243,28 @@ class Cache:
         if entry.stream:
             call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000
         return reply
+
+    def _may_serve(self, call: Call, entry: CacheEntry) -> bool:
+        """Whether this call may have an entry now, as fresh."""
+        age_us = self._now_us() - entry.created_us
+        if age_us >= min(entry.ttl_s, call.cache_ttl_s) * 1_000_000 or _too_old(call, age_us):
+            return False
+        return self._is_valid(call, entry, age_us)
+
+    def _may_serve_on_error(self, call: Call, entry: CacheEntry) -> bool:
+        """The same where the upstreams have failed."""
+        age_us = self._now_us() - entry.created_us
+        keep_us = (min(entry.ttl_s, call.cache_ttl_s) + staleness(call)[1]) * 1_000_000
+        return age_us < keep_us and not _too_old(call, age_us) and self._is_valid(call, entry, age_us)
+
+    def _is_valid(self, call: Call, entry: CacheEntry, age_us: int) -> bool:
+        """Whether the entry is neither from the future, another tenant's, nor invalidated."""
+        if age_us < -CLOCK_SLACK_US or call.identity is None or entry.tenant != call.identity.tenant.id:
+            return False
+        if self._rules is not None and self._rules.forbid(entry):
+            self.invalidated_total += 1
+            return False
+        return True
 
     async def _from_below(self, call: Call, serve: Callable[[Call, CacheEntry], Reply | None]) -> Reply | None:
         """What the tiers below memory can serve, the next one asked only when the first has nothing."""
@@ -293,6 +364,15 @@ class Cache:
 
 def _keeps_refusals(call: Call) -> bool:
     return call.identity is not None and call.identity.tenant.cache.negative_ttl_s > 0
+
+
+def _only_if_cached(call: Call) -> bool:
+    control = call.request_cache
+    return isinstance(control, CacheControl) and control.only_if_cached
+
+
+def _not_cached() -> Reply:
+    return refuse(NOT_CACHED, "no stored answer, and `Cache-Control: only-if-cached` forbids to ask for one")
 
 
 def _too_old(call: Call, age_us: int) -> bool:

@@ -26,7 +26,7 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     ttl_s: int
     content_type: str
     body: bytes = b""
-    blocks: tuple[bytes, ...] = ()  # of a stream, whole events each
+    blocks: tuple[bytes, ...] = ()  # of a stream, whole events each; of an embedded input, its object and the model's name
     stream: bool = False
     deployment: str = ""
     model: str = ""
@@ -46,7 +46,7 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     def size_bytes(self) -> int:
         """About what it takes in memory."""
         size_bytes = OVERHEAD_BYTES + len(self.body)
-        return size_bytes + len(self.ending) + sum(map(len, self.blocks)) if self.stream else size_bytes
+        return size_bytes + len(self.ending) + sum(map(len, self.blocks)) if self.blocks else size_bytes
 
     @property
     def keep_s(self) -> int:

@@ -7,7 +7,7 @@ comes first and from the virtual key alone, so no two tenants can share an entry
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -27,6 +27,7 @@ VARYING_HEADERS = (b"openai-beta", b"openai-organization", b"openai-project")
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(order="sorted").encode
 _PERSON = b"heph-cache-1"  # keys of another meaning of this module never match
+_ITEM_PERSON = b"heph-item-1"
 
 
 def variant_of(headers: Mapping[bytes, bytes], *, prefix: bytes = b"") -> str:
@@ -65,5 +66,25 @@ def cache_key(*, tenant: str, operation: str, alias: str, body: bytes, variant: 
         canonical = _encode(document)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-    scope = f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}{variant}".encode()
-    return hashlib.blake2b(scope + canonical, digest_size=KEY_BYTES, person=_PERSON).digest()
+    return hashlib.blake2b(
+        _scope(tenant, operation, alias, variant) + canonical, digest_size=KEY_BYTES, person=_PERSON
+    ).digest()
+
+
+def item_keys(*, tenant: str, alias: str, rest: bytes, items: Sequence[bytes], variant: str = "") -> list[bytes]:
+    """The keys of the inputs of an embeddings request; each is as good as a key of a request for that input alone.
+
+    rest: the request without its input and the ignored fields, canonical; items: the inputs, canonical.
+    """
+    scope = _scope(tenant, "embeddings", alias, variant) + b"%d:" % len(rest) + rest
+    base = hashlib.blake2b(scope, digest_size=KEY_BYTES, person=_ITEM_PERSON)
+    keys = []
+    for item in items:
+        digest = base.copy()
+        digest.update(item)
+        keys.append(digest.digest())
+    return keys
+
+
+def _scope(tenant: str, operation: str, alias: str, variant: str) -> bytes:
+    return f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}{variant}".encode()

@@ -215,7 +215,8 @@ async def test_a_broken_stream_is_not_stored() -> None:
 async def test_embeddings_are_stored_and_models_are_not() -> None:
     """An embedding has no finish reason; a list of models is not an answer to keep."""
     inner = FakeInner()
-    inner.answer = lambda: complete_reply(finish_reason="")
+    body = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.1]}],"model":"m"}'
+    inner.answer = lambda: complete_reply(body, finish_reason="")
     cache = _cache(inner)
     for _ in range(2):
         await _ask(cache, make_call(b'{"model":"small","input":"a"}', operation="embeddings"))

@@ -97,7 +97,7 @@ async def test_a_worker_that_stops_leaves_a_record_of_its_background_call(tmp_pa
         hung.set()
         await asyncio.Event().wait()
 
-    await world.upstream(replies(answer(completion("old"))), hang)  # type: ignore[arg-type]
+    await world.upstream(replies(answer(completion("old"))), hang)
     world.apply(tenant=TENANT)
     await world.chat()
     _age_everything(world, 5)
