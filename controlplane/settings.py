@@ -406,7 +406,7 @@ PROXY_SENTENCES = {
     "state_ttl_s": "How long an owner is remembered after its thing was last asked for.",
     "state_wait_s": "Longest that a call waits to look an owner up, or to write one down.",
     "state_waiting_max": "Calls that may wait for the file of owners; more are told to come again.",
-"quota_instances_max": "Agents, keys, sessions... that one worker tells apart for one counter of a tenant; more share one instance.",
+    "quota_instances_max": "Agents, keys, sessions... that one worker tells apart for one counter of a tenant; more share one instance.",
     "quota_idle_s": "An instance that was idle for longer may make room for another, and what it spent is forgotten.",
     "quota_status_max": "Instances of quotas that one worker tells the control plane about, the fullest first.",
     "quota_lease_s": "How long a worker may use a slice of a shared limit without a word from Redis.",

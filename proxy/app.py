@@ -13,7 +13,7 @@ from controlplane.contract.ids import ulid
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy import refusals
 from proxy.call import Call, Reply
-from proxy.dialects.operations import Operation, exact_paths, resolve
+from proxy.dialects.operations import OPERATIONS, PASSTHROUGH_PREFIX, Operation, exact_paths, resolve
 from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
 from proxy.ops import Ops, models_reply
@@ -87,6 +87,7 @@ class ProxyApp:
         self,
         settings: ProxySettings,
         pipeline: Pipeline,
+        passthrough: Pipeline,
         flights: Flights,
         metrics: ProxyMetrics,
         lifespan: Lifespan,
@@ -94,6 +95,7 @@ class ProxyApp:
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
+        self._passthrough = passthrough  # of calls that no operation covers
         self._flights = flights
         self._lifespan = lifespan
         self._doorman = doorman
@@ -114,6 +116,8 @@ class ProxyApp:
         operation = PATHS.get(path)
         if operation is None or method != operation.method:
             operation = resolve(path, method)
+        if operation is None and exchange.target.startswith(PASSTHROUGH_PREFIX):
+            operation, method = OPERATIONS["passthrough"], b""
         if operation is None:
             self._ops.answer(path, method.decode(), exchange)
         elif method != operation.method:
@@ -143,17 +147,21 @@ class ProxyApp:
         call.peer = exchange.peer
         if b"?" in exchange.target:
             call.query = exchange.target.partition(b"?")[2]
-        reply = self._reply_at_once(call, operation, too_large=body is None)
+        pipeline = self._pipeline
+        if not operation.method:
+            pipeline = self._passthrough
+            call.request_line = (exchange.method, exchange.target)
+        reply = self._reply_at_once(call, operation, pipeline, too_large=body is None)
         if reply is not None and reply.stream is None and call.shortage is None:
-            self._pipeline.answer(call, reply, exchange)
+            pipeline.answer(call, reply, exchange)
             return
         self.inflight += 1
-        task = exchange.spawn(self._serve(call, reply, exchange))
+        task = exchange.spawn(self._serve(call, reply, exchange, pipeline))
         exchange.on_gone = partial(self._on_gone, call, task)
 
-    async def _serve(self, call: Call, reply: Reply | None, exchange: Exchange) -> None:
+    async def _serve(self, call: Call, reply: Reply | None, exchange: Exchange, pipeline: Pipeline) -> None:
         try:
-            await self._pipeline.serve(call, reply, exchange)
+            await pipeline.serve(call, reply, exchange)
         finally:
             self.inflight -= 1
 
@@ -162,14 +170,13 @@ class ProxyApp:
         if self._flights.leave(call):
             task.cancel()
 
-    def _reply_at_once(self, call: Call, operation: Operation, *, too_large: bool) -> Reply | None:
+    def _reply_at_once(self, call: Call, operation: Operation, pipeline: Pipeline, *, too_large: bool) -> Reply | None:
         """What can be said without waiting: a refusal, the list of models, an answer from memory."""
-        pipeline = self._pipeline
         if too_large:
             limit = self._settings.body_bytes_max
             refused = pipeline.enter(call, stages=_STAGES_BEFORE_BODY)
             return refused or refuse(refusals.TOO_LARGE, f"the request's body is larger than {limit} bytes")
-        if operation.local:
+        if operation.local or operation.named:
             refused = pipeline.enter(call, stages=_STAGES_OF_LOCAL)
             return refused or (models_reply(call) if operation.name == "models" else None)
         return pipeline.enter(call)

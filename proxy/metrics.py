@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from controlplane.contract.pricing import TOKEN_KINDS
+from controlplane.contract.pricing import TOKEN_KINDS, Tokens
 from controlplane.contract.records import AttemptRecord, CallRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -99,6 +99,11 @@ class ProxyMetrics(Collector):
             for kind in TOKEN_KINDS:
                 if kind not in ("input", "output"):
                     counts[kind] += getattr(tokens, kind)
+
+    def tokens_found(self, tokens: Tokens) -> None:
+        """Counts tokens of a try that was counted before they were known."""
+        for kind in TOKEN_KINDS:
+            self._tokens[kind] += getattr(tokens, kind)
 
     def bound_hit(self, bound: str) -> None:
         """Counts that a bound was reached; bound is the name of its setting or policy."""

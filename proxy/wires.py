@@ -34,6 +34,7 @@ class Wire:
     forwarded: frozenset[bytes] = frozenset()
     prefix: bytes = b""
     default: tuple[bytes, bytes] | None = None
+    base: bytes = b""  # method and base path, for a call with a target of its own
 
 
 def wires_of(upstream: Upstream, credential: str) -> Mapping[str, Wire]:
@@ -61,7 +62,7 @@ def _wire(upstream: Upstream, credential: str, operation: Operation) -> Wire | N
         return Wire(head=b"", lines=b"", dialect=dialect, translation=translation)
     url = urlsplit(upstream.base_url)
     line = f"{asked.method.decode()} {url.path.rstrip('/')}{asked.upstream_path} HTTP/1.1\r\n".encode("latin-1")
-    lines = _lines(upstream, credential, asked)
+    lines = fixed_lines(upstream, credential, content_type=not asked.client_content_type)
     anthropic = asked.protocol is Protocol.ANTHROPIC
     forwarded = _FORWARDED_ANTHROPIC if anthropic else _FORWARDED_OPENAI
     return Wire(
@@ -71,22 +72,28 @@ def _wire(upstream: Upstream, credential: str, operation: Operation) -> Wire | N
         translation=translation,
         forwarded=forwarded | {b"content-type"} if asked.client_content_type else forwarded,
         prefix=b"" if translation is not None else asked.forwarded_prefix,
-        default=_ANTHROPIC_VERSION if anthropic else None,
+        default=default_header(upstream.dialect),
+        base=f"{asked.method.decode()} {url.path.rstrip('/')}".encode("latin-1"),
     )
 
 
-def _lines(upstream: Upstream, credential: str, operation: Operation) -> bytes:
-    """The headers that are the same for every request."""
+def fixed_lines(upstream: Upstream, credential: str, *, content_type: bool = False) -> bytes:
+    """The headers that are the same for every request to an upstream. content_type: all of them carry JSON."""
     lines = [
         f"host: {urlsplit(upstream.base_url).netloc.rpartition('@')[2]}",
         "accept-encoding: identity",  # usage must be readable
         "user-agent: hephaestus",
     ]
-    if not operation.client_content_type:
+    if content_type:
         lines.append("content-type: application/json")
     if credential:
         lines.append(credential_line(upstream.dialect, credential))
     return ("\r\n".join(lines) + "\r\n").encode("latin-1")
+
+
+def default_header(dialect: str) -> tuple[bytes, bytes] | None:
+    """A header that an upstream wants even of clients that do not send it."""
+    return _ANTHROPIC_VERSION if dialect == "anthropic" else None
 
 
 def credential_line(dialect: str, credential: str) -> str:

@@ -14,7 +14,6 @@ from proxy.dialects.openai_usage import OutputKind, read_io_usage
 
 _LAST = (".completed", ".done")
 _SPECIAL = (b".completed", b".done", b"error", b"[DONE]", b"usage")
-_LINE_FEED = 10
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"{}"))
 _NOTHING = msgspec.Raw(b"")
 
@@ -110,4 +109,4 @@ class MediaScanner:
 
 def _is_special(block: bytes) -> bool:
     """Whether events may carry more than content, or blank lines that are not theirs."""
-    return any(mark in block for mark in _SPECIAL) or b"\n\n\n" in block or block[0] == _LINE_FEED
+    return any(mark in block for mark in _SPECIAL) or b"\n\n\n" in block or block.startswith(b"\n")

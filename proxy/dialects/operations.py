@@ -15,6 +15,7 @@ from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import OpenAiChat
 from proxy.dialects.openai_completions import OpenAiCompletions
 from proxy.dialects.openai_embeddings import OpenAiEmbeddings
+from proxy.dialects.openai_kept import Kept
 from proxy.dialects.openai_media import (
     AudioSpeech,
     AudioTranscriptions,
@@ -24,7 +25,7 @@ from proxy.dialects.openai_media import (
     ImagesVariations,
     Moderations,
 )
-from proxy.dialects.responses import Responses
+from proxy.dialects.responses import InputTokens, Responses
 
 
 class Protocol(StrEnum):
@@ -51,6 +52,8 @@ class Operation:
     cached: bool = False
     storable_reasons: frozenset[str] = frozenset()  # finish reasons of answers worth keeping; empty: all
     client_content_type: bool = False  # the upstream gets the client's own `content-type`
+    kept: bool = False  # upstreams keep what it makes or asks for: `transports.kept` holds it against its owner
+    named: bool = False  # its path names what is kept, which alone decides where it goes: no body is decoded
     by_tokens: bool = True  # else an answer that reports no tokens is billed by something else: unpriced, never guessed
 
     @property
@@ -69,6 +72,11 @@ def _form(name: str, path: str, dialect: Dialect) -> Operation:
     return Operation(
         name, Protocol.OPENAI, b"POST", _both(path), dialect, path, client_content_type=True, by_tokens=False
     )
+
+
+def _kept(name: str, method: bytes, path: str) -> Operation:
+    """An operation on what an upstream keeps."""
+    return Operation(name, Protocol.RESPONSES, method, _both(path), Kept(), kept=True, named=True)
 
 
 _ROWS: tuple[Operation, ...] = (
@@ -121,9 +129,40 @@ _ROWS: tuple[Operation, ...] = (
         _both("/responses"),
         Responses(),
         "/responses",
+        kept=True,
         cached=True,
         storable_reasons=frozenset(("completed", "max_output_tokens")),
     ),
+    Operation(
+        "responses_compact",
+        Protocol.RESPONSES,
+        b"POST",
+        _both("/responses/compact"),
+        Responses(),
+        "/responses/compact",
+        kept=True,
+    ),
+    Operation(
+        "responses_input_tokens",
+        Protocol.RESPONSES,
+        b"POST",
+        _both("/responses/input_tokens"),
+        InputTokens(),
+        "/responses/input_tokens",
+        kept=True,
+    ),
+    _kept("responses_get", b"GET", "/responses/{}"),
+    _kept("responses_delete", b"DELETE", "/responses/{}"),
+    _kept("responses_cancel", b"POST", "/responses/{}/cancel"),
+    _kept("responses_input_items", b"GET", "/responses/{}/input_items"),
+    _kept("conversations_create", b"POST", "/conversations"),
+    _kept("conversations_get", b"GET", "/conversations/{}"),
+    _kept("conversations_update", b"POST", "/conversations/{}"),
+    _kept("conversations_delete", b"DELETE", "/conversations/{}"),
+    _kept("conversations_items_create", b"POST", "/conversations/{}/items"),
+    _kept("conversations_items_list", b"GET", "/conversations/{}/items"),
+    _kept("conversations_items_get", b"GET", "/conversations/{}/items/{}"),
+    _kept("conversations_items_delete", b"DELETE", "/conversations/{}/items/{}"),
     Operation(
         "moderations", Protocol.OPENAI, b"POST", _both("/moderations"), Moderations(), "/moderations", cached=True
     ),
@@ -152,7 +191,11 @@ _ROWS: tuple[Operation, ...] = (
     Operation("models", None, b"GET", (*_both("/models"), *_both("/models/{}")), local=True),
 )
 
-OPERATIONS: Mapping[str, Operation] = {row.name: row for row in _ROWS}
+# Any method and path of an upstream, known by how it begins.
+PASSTHROUGH_PREFIX = b"/passthrough/"
+_PASSTHROUGH = Operation("passthrough", None, b"", ())
+
+OPERATIONS: Mapping[str, Operation] = {row.name: row for row in (*_ROWS, _PASSTHROUGH)}
 
 _SPOKEN: Mapping[str, frozenset[Protocol]] = {
     "openai": frozenset((Protocol.OPENAI, Protocol.RESPONSES)),

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from controlplane.contract.pricing import Tokens
+from controlplane.contract.pricing import NO_TOKENS, Tokens
 from proxy.dialects import openai
 from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.openai_usage import read_io_usage
@@ -154,6 +154,20 @@ class Responses:
     def scanner(self, *, view: RequestView, event_bytes_max: int) -> ResponsesScanner:
         """A reader for one stream. One of a response in the background is committed to at once: the upstream has it already."""
         return ResponsesScanner(event_bytes_max=event_bytes_max, committed=view.background)
+
+
+class InputTokens(Responses):
+    """`POST /v1/responses/input_tokens`: what a response would take in. It costs nothing."""
+
+    name: ClassVar[str] = "responses_input_tokens"
+
+    def read_view(self, body: bytes) -> RequestView:
+        """The view of a request. Raises Malformed, or what msgspec raises for a body that is not JSON of this kind."""
+        return msgspec.structs.replace(super().read_view(body), free=True, kept=False)
+
+    def read_reply(self, body: bytes) -> tuple[Tokens | None, str]:  # noqa: ARG002 - the seam's
+        """No usage: a count was asked for, nothing was used."""
+        return NO_TOKENS, ""
 
 
 def _is_ambiguous(body: bytes) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from controlplane.contract.pricing import Tokens
+from controlplane.contract.pricing import NO_TOKENS, Tokens
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import EventCutter, data_of, events_in
 from proxy.dialects.openai_usage import read_io_usage
@@ -59,23 +59,24 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 class ResponsesScanner:
     """The state of one stream. Feed it what the network brings; read what it knows.
 
-    event_bytes_max: an event larger than this is malformed. committed: the first event is content.
+    event_bytes_max: an event larger than this is malformed. committed: the first event is content. free: what it reports was billed before.
     """
 
     __slots__ = (
-        "_committed", "_cutter", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens",
+        "_committed", "_cutter", "_free", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens",
     )  # fmt: skip
 
-    def __init__(self, *, event_bytes_max: int, committed: bool = False) -> None:
+    def __init__(self, *, event_bytes_max: int, committed: bool = False, free: bool = False) -> None:
         self._cutter = EventCutter(event_bytes_max)
         self._committed = committed
+        self._free = free
         self.content_seen = False  # the commit point: something that a client would show or act upon
         self.done = False  # the protocol's end was seen
         self.error_event = b""  # the upstream's own error event, or the one that says that the response failed
         self.ending = b""  # the last event, held back
         self.events = 0  # events seen, about as many as tokens
         self.finish_reason = ""
-        self.tokens: Tokens | None = None  # None: the upstream has not said
+        self.tokens: Tokens | None = NO_TOKENS if free else None  # None: the upstream has not said
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that can go on to the client now; b"" if none is whole yet. Raises Malformed."""
@@ -92,12 +93,7 @@ class ResponsesScanner:
 
     def _examine(self, block: bytes) -> bytes:
         """One or more whole events; as one piece where nothing in them is special."""
-        if (
-            self.content_seen
-            and not any(mark in block for mark in _SPECIAL)
-            and b"\n\n\n" not in block
-            and block[0] != 10
-        ):
+        if self.content_seen and not _is_special(block):
             self.events += block.count(b"\n\n")
             return block
         shown: list[bytes] = []
@@ -142,5 +138,10 @@ class ResponsesScanner:
             return
         why = response.incomplete_details
         self.finish_reason = (None if why is None else why.reason) or response.status or ""
-        if bytes(response.usage) not in _EMPTY:
+        if bytes(response.usage) not in _EMPTY and not self._free:
             self.tokens = read_io_usage(response.usage)
+
+
+def _is_special(block: bytes) -> bool:
+    """Whether events may carry more than content, or blank lines that are not theirs."""
+    return any(mark in block for mark in _SPECIAL) or b"\n\n\n" in block or block.startswith(b"\n")

@@ -220,6 +220,8 @@ def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, by
     if wire.prefix or wire.default is not None or not wire.forwarded.isdisjoint(headers):
         extra = _extra_lines(wire, headers)
     head = _with_query(wire, call.query) if call.query and wire.prefix else wire.head
+    if call.target:
+        head = b"%b%b HTTP/1.1\r\n%b" % (wire.base, call.target, wire.lines)
     return b"%b%bcontent-length: %d\r\n\r\n" % (head, extra, len(body)), body
 
 

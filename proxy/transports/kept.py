@@ -1,0 +1,272 @@
+"""What upstreams keep under ids: responses, conversations, their items. Each is its tenant's alone, and is asked for where it was made.
+
+All tenants of a deployment share one account at its upstream, where any id of that account can be read, continued, cancelled and deleted by whoever
+names it. So no id leaves here that its tenant did not make through this proxy, and what is made is written down before the client can see
+the end of it. An id that is unknown and one that is somebody else's get the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+
+from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.records import CacheState
+from proxy import meter, refusals
+from proxy.call import Call, ChunkStream, Reply, Transport
+from proxy.dialects.dialect import Malformed
+from proxy.dialects.events import data_of, events_in
+from proxy.dialects.openai_usage import read_io_usage
+from proxy.dialects.operations import OPERATIONS
+from proxy.dialects.responses_state import Made, made_by
+from proxy.metrics import ProxyMetrics
+from proxy.refusals import refuse
+from proxy.runtime import Candidate, RouteEntry, Runtime
+from proxy.transports.owners import Owner, Owners, OwnersUnavailable
+from proxy.view import read_view
+
+KEPT_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.kept)
+_ID = re.compile(r"[A-Za-z0-9_\-]{1,256}")
+_NOUNS = {"previous_response_id": "Previous response", "conversation": "Conversation", "tools": "Container"}
+_ENDED = frozenset(("completed", "incomplete", "cancelled", "failed"))
+_STORED = frozenset((CacheState.HIT, CacheState.STALE))
+
+
+class Kept:
+    """Holds every call on what upstreams keep against its owner, sends it there, and writes down what comes to be."""
+
+    def __init__(self, inner: Transport, owners: Owners, settings: ProxySettings, metrics: ProxyMetrics) -> None:
+        self._inner = inner
+        self._owners = owners
+        self._settings = settings
+        self._metrics = metrics
+        self._places: tuple[Runtime, _Places] | None = None
+        self.refused_total = 0  # ids that the tenant did not make
+
+    async def send(self, call: Call) -> Reply:
+        """The reply of the deployment that holds what the call is about, or a refusal."""
+        try:
+            refused, owner = await (self._find(call) if OPERATIONS[call.operation].named else self._narrow(call))
+        except Malformed as error:
+            return refuse(refusals.MALFORMED, str(error), param=error.param)
+        except OwnersUnavailable:
+            message = "the proxy cannot look up right now whose these ids are; try again"
+            return refuse(refusals.NOT_READY, message, retry_after_s=1.0)
+        if refused is not None:
+            return refused
+        reply = await self._inner.send(call)
+        if not 200 <= reply.status < 300 or reply.source != "upstream" or call.cache in _STORED:
+            return reply
+        owner = self._owner_of(call, reply, owner)
+        if reply.stream is not None:
+            reply.stream = _KeptStream(self, call, reply, reply.stream, owner)
+        elif call.operation.endswith("_delete"):
+            await self._owners.forget(_tenant_of(call), [call.path.rpartition("/")[2]])
+        else:
+            await self._remember(call, made_by(reply.body, kept=_is_kept(call)), owner)
+        return reply
+
+    async def aclose(self) -> None:
+        """Closes the file of owners and the inner transport; safe to call twice."""
+        await self._inner.aclose()
+        await self._owners.aclose()
+
+    async def _narrow(self, call: Call) -> tuple[Reply | None, Owner | None]:
+        """A new response: what it builds on must be its tenant's, and it goes where that is."""
+        view, entry = call.view, call.route
+        assert view is not None and entry is not None, "decode and route come first"  # noqa: S101, PT018
+        if view.background:
+            call.route = _pinned(entry, call.candidates)
+        if not view.continues:
+            return None, None
+        refused, upstream = await self._upstream_of(call, view.continues)
+        if refused is not None:
+            return refused, None
+        candidates = tuple(item for item in call.candidates if item.upstream.id == upstream)
+        if not candidates:
+            field = view.continues[0][0]
+            message = f"`{field}` was made at an upstream that model `{view.model[:128]}` does not use now; go on with the model that made it"
+            return refuse(refusals.MALFORMED, message, param=field), None
+        call.candidates, call.route = candidates, _pinned(entry, candidates)
+        return None, None
+
+    async def _find(self, call: Call) -> tuple[Reply | None, Owner | None]:
+        """Something that is there already, by the ids of the path; or a new conversation, which needs a place."""
+        call.view = view = read_view(call.operation, call.body)
+        path = call.path.removeprefix("/v1")
+        segments = path.split("/")[2:]
+        if call.query.find(b"stream=true") >= 0:
+            call.view = msgspec.structs.replace(view, stream=True)
+        owner: Owner | None = None
+        if segments:
+            noun = "Response" if path.startswith("/responses") else "Conversation"
+            if not all(_ID.fullmatch(segment) for segment in segments):
+                return self._missing(noun, segments[0], None), None
+            owner = (await self._owners.find(_tenant_of(call), segments[:1])).get(segments[0])
+            candidate = None if owner is None else self._placed(call.runtime).at(owner, call.operation)
+            if owner is None or candidate is None:
+                return self._missing(noun, segments[0], None), None
+        else:
+            candidate = self._home(call)
+            if candidate is None:
+                message = "no model that this key may use is at an upstream that keeps conversations"
+                return refuse(refusals.NO_ROUTE, message), None
+        if view.continues:
+            refused, upstream = await self._upstream_of(call, view.continues)
+            if refused is None and upstream != candidate.upstream.id:
+                refused = refuse(refusals.MALFORMED, "`items` names items of another upstream", param="items")
+            if refused is not None:
+                return refused, None
+        call.target = path.encode() + (b"?" + call.query if call.query else b"")
+        entry = self._placed(call.runtime).entries[candidate.deployment.id]
+        call.candidates, call.route = (candidate,), _pinned(entry, (candidate,))
+        call.deadline = time.monotonic() + min(entry.route.timeout_s, self._settings.timeout_s_max)
+        return None, owner
+
+    async def _upstream_of(self, call: Call, named: Sequence[tuple[str, str]]) -> tuple[Reply | None, str]:
+        """Where all that is named is kept; a refusal if any of it is not this tenant's, or if it is not in one place."""
+        owners = await self._owners.find(_tenant_of(call), [name for _, name in named])
+        for field, name in named:
+            if name not in owners:
+                return self._missing(_NOUNS.get(field, "Item"), name, field), ""
+        upstreams = {owner.upstream for owner in owners.values()}
+        if len(upstreams) > 1:
+            field = named[0][0]
+            return refuse(
+                refusals.MALFORMED, "the request builds on things kept at different upstreams", param=field
+            ), ""
+        return None, upstreams.pop()
+
+    def _missing(self, noun: str, name: str, field: str | None) -> Reply:
+        """The one answer for what is not there and what is somebody else's, in OpenAI's words."""
+        self.refused_total += 1
+        shown = name[:128] if name.isprintable() else "?"
+        return refuse(refusals.NOT_FOUND, f"{noun} with id '{shown}' not found.", param=field)
+
+    def _home(self, call: Call) -> Candidate | None:
+        """Where a new conversation goes: to the model that `x-heph-model` names, else to the first that keeps conversations."""
+        identity = call.identity
+        allowed = None if identity is None else identity.models
+        wanted = call.headers.get(b"x-heph-model", b"").decode("latin-1")
+        for alias, entry in call.runtime.routes.items():
+            if (wanted and alias != wanted) or (allowed is not None and alias not in allowed):
+                continue
+            for group in entry.groups:
+                for candidate in group:
+                    if candidate.endpoint is not None and call.operation in candidate.endpoint.wires:
+                        return candidate
+        return None
+
+    def _owner_of(self, call: Call, reply: Reply, owner: Owner | None) -> Owner:
+        """Who holds what this reply speaks of: whoever held it before, else the deployment that answered."""
+        if owner is not None:
+            return owner
+        place = self._placed(call.runtime).candidates.get(reply.deployment)
+        background = call.view is not None and call.view.background
+        return Owner("" if place is None else place.upstream.id, reply.deployment, background)
+
+    def _placed(self, runtime: Runtime) -> _Places:
+        if self._places is None or self._places[0] is not runtime:
+            self._places = (runtime, _Places(runtime))
+        return self._places[1]
+
+    async def _remember(self, call: Call, made: Made, owner: Owner) -> None:
+        """Writes down what was made, and books what a response used that was made in the background."""
+        if made.ids:
+            await self._owners.keep(_tenant_of(call), made.ids, owner)
+        if not (owner.background and made.status in _ENDED and made.id):
+            return
+        tokens = read_io_usage(made.usage) if bytes(made.usage) else None
+        try:
+            if tokens is None or not await self._owners.settle(_tenant_of(call), made.id):
+                return
+        except OwnersUnavailable:
+            self._metrics.bound_hit("state_wait_s")
+            return
+        if call.view is not None and call.view.free and call.attempts:
+            place = self._placed(call.runtime).candidates.get(call.attempts[-1].deployment)
+            if place is not None:
+                cost, state, version = meter.priced(tokens, place.deployment)
+                call.attempts[-1] = msgspec.structs.replace(
+                    call.attempts[-1], tokens=tokens, cost_nanousd=cost, cost_state=state, price_version=version
+                )
+                self._metrics.tokens_found(tokens)
+
+
+class _Places:
+    """Where deployments and upstreams are, in one snapshot."""
+
+    __slots__ = ("candidates", "entries")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.candidates: dict[str, Candidate] = {}
+        self.entries: dict[str, RouteEntry] = {}
+        for entry in runtime.routes.values():
+            for group in entry.groups:
+                for candidate in group:
+                    self.candidates.setdefault(candidate.deployment.id, candidate)
+                    self.entries.setdefault(candidate.deployment.id, entry)
+
+    def at(self, owner: Owner, operation: str) -> Candidate | None:
+        """The deployment that made something, or where it is gone any other at the same upstream; None: nobody asks there any more."""
+        made = self.candidates.get(owner.deployment)
+        choices = [made] if made is not None and made.upstream.id == owner.upstream else []
+        choices += [item for item in self.candidates.values() if item.upstream.id == owner.upstream]
+        return next((item for item in choices if item.endpoint is not None and operation in item.endpoint.wires), None)
+
+
+class _KeptStream:
+    """The stream of a response: its id is written down before its first event goes out, the ids of its items before its last."""
+
+    def __init__(self, kept: Kept, call: Call, reply: Reply, stream: ChunkStream, owner: Owner) -> None:
+        self._kept = kept
+        self._call = call
+        self._reply = reply
+        self._stream = stream
+        self._owner = owner
+        self._held: bytes | None = None  # read, and not yet given out
+        self._begun = False
+
+    async def read(self) -> bytes:
+        """The next events. Raises StreamBroken."""
+        if self._held is None:
+            self._held = await self._stream.read()
+        chunk = self._held
+        if not chunk:
+            await self._note(self._reply.ending)
+        elif not self._begun:
+            await self._note(chunk)
+        self._begun = True
+        self._held = None
+        return chunk
+
+    def close(self) -> None:
+        """Gives the stream up; safe to call twice."""
+        self._stream.close()
+
+    async def _note(self, events: bytes) -> None:
+        for event in events_in(events):
+            if b'"response"' in event and (data := data_of(event)) is not None:
+                made = made_by(data, kept=_is_kept(self._call))
+                # A client that leaves does not make what was made nobody's.
+                await asyncio.shield(self._kept._remember(self._call, made, self._owner))  # noqa: SLF001 - one unit
+
+
+def _pinned(entry: RouteEntry, candidates: tuple[Candidate, ...]) -> RouteEntry:
+    """A route for a call that must go to these and nowhere else: no other model, no second try beside the first, no copy."""
+    route = msgspec.structs.replace(entry.route, hedge=None, shadow=None, affinity=None)
+    return replace(entry, route=route, groups=(candidates,), plain=candidates, narrowed={}, spares=(), shadow=None)
+
+
+def _is_kept(call: Call) -> bool:
+    return call.view is not None and call.view.kept
+
+
+def _tenant_of(call: Call) -> str:
+    assert call.identity is not None, "identify comes first"  # noqa: S101
+    return call.identity.tenant.id

@@ -1,0 +1,208 @@
+"""Which tenant made what an upstream keeps, and at which deployment: on this host's disk, and in Redis where hosts share one.
+
+An entry is found by tenant and id together, so what is another tenant's is not there: unknown and foreign ids cannot be told apart, in words or
+in time. Nobody waits longer than `state_wait_s`. What cannot be looked up is neither found nor missing: `OwnersUnavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from controlplane.contract.proxy_settings import ProxySettings
+from proxy.shared import SharedState, SharedUnavailable
+from proxy.transports.owners_disk import TROUBLE, OwnersDisk
+
+THREADS = 2
+RECENT_MAX = 4096  # keys that this process has just written and need not write again
+_PERSON = b"heph-owners-1"
+_SETTLED = "settled\0"
+_Answer = TypeVar("_Answer")
+
+log = structlog.get_logger("proxy.owners")
+
+
+class Owner(msgspec.Struct, frozen=True, array_like=True):
+    """Where something is kept. background: its usage was not known when it was made."""
+
+    upstream: str
+    deployment: str
+    background: bool = False
+
+
+class OwnersUnavailable(Exception):
+    """Neither the disk nor Redis could say in time whose it is."""
+
+
+class Owners:
+    """Looks owners up and remembers them, without ever blocking the event loop."""
+
+    def __init__(self, directory: Path, settings: ProxySettings, *, shared: SharedState | None) -> None:
+        """Nothing is opened yet. shared: of all hosts; None: this host is the only one."""
+        self._disk = OwnersDisk(
+            directory,
+            entries_max=settings.state_entries_max,
+            bytes_max=settings.state_bytes_max,
+            ttl_s=settings.state_ttl_s,
+        )
+        self._settings = settings
+        self._shared = shared
+        self._threads: ThreadPoolExecutor | None = None
+        self._opening: asyncio.Future[None] | None = None
+        self._recent: dict[bytes, bytes] = {}
+        self._waiting = 0
+        self.lost_total = 0  # entries that could not be written
+        self.unavailable_total = 0
+        self.found_total = 0
+        self.missed_total = 0
+
+    @property
+    def disk(self) -> OwnersDisk:
+        """The file, for its figures."""
+        return self._disk
+
+    async def find(self, tenant: str, names: Sequence[str]) -> dict[str, Owner]:
+        """The owners of those names that this tenant made. Raises OwnersUnavailable."""
+        keys = {name: _key(tenant, name) for name in names}
+        try:
+            values = dict(zip(keys, await self._run(self._disk.get, list(keys.values())), strict=True))
+            disk_failed = False
+        except OwnersUnavailable:
+            if self._shared is None:
+                raise
+            values, disk_failed = dict.fromkeys(keys), True
+        missing = [name for name, value in values.items() if value is None]
+        if missing and self._shared is not None:
+            try:
+                asked = (
+                    self._shared.ask("GET", self._name(keys[name]), key=self._name(keys[name])) for name in missing
+                )
+                for name, value in zip(missing, await asyncio.gather(*asked), strict=True):
+                    values[name] = value if isinstance(value, bytes) else None
+            except SharedUnavailable as error:
+                self.unavailable_total += 1
+                raise OwnersUnavailable(str(error)) from error
+        elif missing and disk_failed:
+            raise OwnersUnavailable("the disk cannot be read")
+        found = {name: owner for name, value in values.items() if value and (owner := _decoded(value)) is not None}
+        self.found_total += len(found)
+        self.missed_total += len(keys) - len(found)
+        return found
+
+    async def keep(self, tenant: str, names: Sequence[str], owner: Owner) -> None:
+        """Remembers who made what; it is on disk, and in Redis if there is one, when this returns. What fails is counted."""
+        value = msgspec.msgpack.encode(owner)
+        entries = {key: value for name in names if self._recent.get(key := _key(tenant, name)) != value}
+        if not entries:
+            return
+        kept = True
+        try:
+            await self._run(self._disk.put, entries)
+        except OwnersUnavailable:
+            kept = False
+        if self._shared is not None:
+            ttl_ms = int(self._settings.state_ttl_s * 1000)
+            asked = (self._shared.ask("SET", name, value, "PX", ttl_ms, key=name) for name in map(self._name, entries))
+            try:
+                await asyncio.gather(*asked)
+            except SharedUnavailable:
+                kept = False
+        if kept:
+            self._recent.update(entries)
+            while len(self._recent) > RECENT_MAX:
+                del self._recent[next(iter(self._recent))]
+        else:
+            self.lost_total += len(entries)
+
+    async def forget(self, tenant: str, names: Sequence[str]) -> None:
+        """What was deleted is nobody's any more; where that cannot be written down, its upstream still says so."""
+        keys = [_key(tenant, name) for name in names]
+        for key in keys:
+            self._recent.pop(key, None)
+        try:
+            await self._run(self._disk.remove, keys)
+            if self._shared is not None:
+                await asyncio.gather(*(self._shared.ask("DEL", self._name(key), key=self._name(key)) for key in keys))
+        except (OwnersUnavailable, SharedUnavailable):
+            self.lost_total += len(keys)
+
+    async def settle(self, tenant: str, name: str) -> bool:
+        """Whether the usage of a background response is to be booked now: true once, whoever asks. Raises OwnersUnavailable."""
+        key = _key(tenant, _SETTLED + name)
+        if not await self._run(self._disk.add, key, b"1"):
+            return False
+        if self._shared is None:
+            return True
+        ttl_ms = int(self._settings.state_ttl_s * 1000)
+        try:
+            shared = self._name(key)
+            return await self._shared.ask("SET", shared, b"1", "NX", "PX", ttl_ms, key=shared) is not None
+        except SharedUnavailable:
+            return True  # the other hosts cannot settle what they cannot look up either
+
+    async def aclose(self) -> None:
+        """Closes the file; safe to call twice."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            await asyncio.get_running_loop().run_in_executor(threads, self._disk.close)
+            threads.shutdown(wait=False)
+
+    async def _run(self, work: Callable[..., _Answer], *arguments: object) -> _Answer:
+        """What a method of the file answers, from a thread. Raises OwnersUnavailable."""
+        if self._waiting >= self._settings.state_waiting_max:
+            self.unavailable_total += 1
+            raise OwnersUnavailable("too many calls wait for the file of owners")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._settings.state_wait_s):
+                threads = await self._opened()
+                return await asyncio.shield(asyncio.get_running_loop().run_in_executor(threads, work, *arguments))
+        except (*TROUBLE, TimeoutError, RuntimeError) as error:
+            self._failed(error)
+            raise OwnersUnavailable(str(error) or "the disk is too slow") from error
+        finally:
+            self._waiting -= 1
+
+    async def _opened(self) -> ThreadPoolExecutor:
+        """The threads, with the file open: whoever comes first opens it, so that what no call uses costs nothing."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="owners")
+            self._opening = asyncio.ensure_future(
+                asyncio.get_running_loop().run_in_executor(self._threads, self._disk.open)
+            )
+        if self._opening is not None:
+            try:
+                await asyncio.shield(self._opening)
+            except TROUBLE:
+                self._threads.shutdown(wait=False)
+                self._threads = self._opening = None
+                raise
+            self._opening = None
+        return self._threads
+
+    def _failed(self, error: BaseException) -> None:
+        self.unavailable_total += 1
+        log.warning("the file of owners cannot be used", reason=str(error) or type(error).__name__)
+
+    def _name(self, key: bytes) -> bytes:
+        assert self._shared is not None, "asked for only where there is one"  # noqa: S101
+        return self._shared.prefix + b"own:" + key.hex().encode()
+
+
+def _key(tenant: str, name: str) -> bytes:
+    """Of one tenant's thing; of fixed length, whatever the two names are."""
+    return hashlib.blake2b(f"{len(tenant)}:{tenant}{name}".encode(), digest_size=16, person=_PERSON).digest()
+
+
+def _decoded(value: bytes) -> Owner | None:
+    try:
+        return msgspec.msgpack.decode(value, type=Owner)
+    except (msgspec.DecodeError, ValueError):
+        return None

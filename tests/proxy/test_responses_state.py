@@ -1,0 +1,333 @@
+"""Responses and conversations that an upstream keeps: each is its tenant's alone, and is found again where it was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from controlplane.contract.pricing import Tokens
+from controlplane.contract.records import CostState, Outcome
+from tests.proxy.fakes import World
+from tests.proxy.responses_account import ANN, BOB, Account, two_tenants
+
+TOKENS = Tokens(input=5, cache_read=4, output=1, reasoning=5)
+
+
+async def ask(
+    world: World, key: str, method: str, path: str, document: object = None, **headers: str
+) -> httpx.Response:
+    """One request of a tenant."""
+    body = None if document is None else json.dumps(document).encode()
+    return await world.client.request(method, path, content=body, headers={"authorization": f"Bearer {key}", **headers})
+
+
+async def make(world: World, key: str = ANN, **more: object) -> str:
+    """The id of a new response."""
+    got = await ask(world, key, "POST", "/v1/responses", {"model": "gpt", "input": "hi"} | more)
+    assert 200 == got.status_code, got.text
+    return str(got.json()["id"])
+
+
+async def test_its_tenant_reads_continues_cancels_and_deletes_a_response(world: World) -> None:
+    """Every call on a response reaches the deployment that made it, and leaves one record that costs nothing."""
+    account = Account()
+    await two_tenants(world, account)
+    id_ = await make(world)
+    got = await ask(world, ANN, "GET", f"/v1/responses/{id_}?include[]=reasoning.encrypted_content")
+    assert (200, id_) == (got.status_code, got.json()["id"])
+    next_id = await make(world, previous_response_id=id_)
+    assert 200 == (await ask(world, ANN, "GET", f"/v1/responses/{id_}/input_items?limit=5")).status_code
+    assert "cancelled" == (await ask(world, ANN, "POST", f"/responses/{next_id}/cancel")).json()["status"]
+    assert (await ask(world, ANN, "DELETE", f"/v1/responses/{id_}")).json()["deleted"]
+    assert [
+        ("POST", "/v1/responses"),
+        ("GET", f"/v1/responses/{id_}?include[]=reasoning.encrypted_content"),
+        ("POST", "/v1/responses"),
+        ("GET", f"/v1/responses/{id_}/input_items?limit=5"),
+        ("POST", f"/v1/responses/{next_id}/cancel"),
+        ("DELETE", f"/v1/responses/{id_}"),
+    ] == [(method, target) for method, target, _ in account.asked]
+    records = world.records()
+    assert ["", "_get", "", "_input_items", "_cancel", "_delete"] == [
+        record.operation.removeprefix("responses") for record in records
+    ]
+    assert [TOKENS, Tokens(), TOKENS, Tokens(), Tokens(), Tokens()] == [record.tokens for record in records]
+    assert {("ann", "u0/m", CostState.FINAL, Outcome.OK)} == {
+        (record.tenant, record.deployment, record.cost_state, record.outcome) for record in records
+    }
+    assert 404 == (await ask(world, ANN, "GET", f"/v1/responses/{id_}")).status_code
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/responses/{}"),
+        ("GET", "/v1/responses/{}?stream=true&starting_after=1"),
+        ("DELETE", "/v1/responses/{}"),
+        ("POST", "/v1/responses/{}/cancel"),
+        ("GET", "/v1/responses/{}/input_items"),
+        ("GET", "/responses/%72esp_a0002"),
+        ("GET", "/v1/responses/..%2Fmodels"),
+        ("GET", "/v1/responses/x%0d%0ahost:evil"),
+    ],
+)
+async def test_a_foreign_response_and_an_unknown_one_are_the_same(world: World, method: str, path: str) -> None:
+    """Another tenant's id gets a 404 in OpenAI's shape, word for word that of an id that never was, and never reaches the upstream."""
+    account = Account()
+    await two_tenants(world, account)
+    id_ = await make(world)
+    foreign = await ask(world, BOB, method, path.format(id_))
+    unknown = await ask(world, BOB, method, path.format("resp_none0"))
+    assert (404, 404) == (foreign.status_code, unknown.status_code)
+    if "{}" in path:
+        assert foreign.json() == json.loads(unknown.text.replace("resp_none0", id_))
+        assert f"Response with id '{id_}' not found." == foreign.json()["error"]["message"]
+    assert ["POST"] == [asked[0] for asked in account.asked]
+    assert id_ in account.things
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("previous_response_id", {"previous_response_id": "RESP"}),
+        ("conversation", {"conversation": "CONV"}),
+        ("conversation", {"conversation": {"id": "CONV"}}),
+        ("input", {"input": [{"type": "item_reference", "id": "MSG"}]}),
+        ("input", {"input": [{"id": "MSG"}]}),
+        ("input", {"input": [{"type": "reasoning", "id": "MSG", "summary": []}]}),
+        ("input", {"input": [{"type": "image_generation_call", "id": "MSG", "result": None}]}),
+        ("tools", {"tools": [{"type": "code_interpreter", "container": "MSG"}]}),
+    ],
+)
+async def test_nothing_foreign_can_be_built_on(world: World, field: str, request_: dict[str, object]) -> None:
+    """Whatever way a request names something that is kept, it must be its tenant's own; its own works."""
+    account = Account()
+    await two_tenants(world, account)
+    got = (await ask(world, ANN, "POST", "/v1/responses", {"model": "gpt", "input": "hi"})).json()
+    home = (await ask(world, ANN, "POST", "/v1/conversations", {})).json()
+    text = json.dumps({"model": "gpt", "input": "go on"} | request_)
+    for name, id_ in (("RESP", got["id"]), ("CONV", home["id"]), ("MSG", got["output"][0]["id"])):
+        text = text.replace(name, id_)
+    before = len(account.asked)
+    refused = await ask(world, BOB, "POST", "/v1/responses", json.loads(text))
+    assert (404, "not_found", field) == (refused.status_code, *(refused.json()["error"][x] for x in ("code", "param")))
+    assert before == len(account.asked)
+    assert 200 == (await ask(world, ANN, "POST", "/v1/responses", json.loads(text))).status_code
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model":"gpt","input":"x","previous_response_id":"RESP","previous_response_id":"resp_mine"}',
+        '{"model":"gpt","input":[{"type":"item_reference","id":"RESP","id":"resp_mine"}]}',
+        '{"model":"gpt","input":[{"\\u0069d":"RESP","id":"resp_mine"}]}',
+        '{"model":"gpt","input":"x","conversation":{"id":"RESP","id":"resp_mine"}}',
+        '{"model":"gpt","input":"x","tools":[{"type":"t","container":"RESP","container":"resp_mine"}]}',
+    ],
+)
+async def test_a_name_that_is_there_twice_hides_nothing(world: World, body: str) -> None:
+    """The upstream reads only the value that was held against its owner."""
+    account = Account()
+    await two_tenants(world, account)
+    foreign, mine = await make(world), await make(world, BOB)
+    sent = body.replace("RESP", foreign).replace("resp_mine", mine)
+    got = await world.client.post("/v1/responses", content=sent, headers={"authorization": f"Bearer {BOB}"})
+    assert 200 == got.status_code
+    assert foreign.encode() not in account.asked[-1][2]
+    assert mine.encode() in account.asked[-1][2]
+
+
+async def test_items_that_carry_their_content_need_no_owner(world: World) -> None:
+    """A conversation that the client keeps itself goes through, whatever ids its items have."""
+    await two_tenants(world, Account())
+    items = [
+        {"type": "message", "id": "msg_elsewhere", "role": "assistant", "content": "hi"},
+        {"role": "user", "id": "mine", "content": "and?"},
+        {"type": "reasoning", "id": "rs_elsewhere", "summary": [], "encrypted_content": "abc"},
+        {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "1"},
+    ]
+    got = await ask(world, ANN, "POST", "/v1/responses", {"model": "gpt", "input": items, "store": False})
+    assert 200 == got.status_code
+
+
+async def test_a_response_is_found_where_it_was_made(world: World) -> None:
+    """With several deployments, what is kept is asked for and continued at its own, whatever the route prefers now."""
+    first, second = Account("a"), Account("b")
+    await two_tenants(world, first, second, models=("one", "two"))
+    id_ = await make(world, model="two")
+    assert id_.startswith("resp_b")
+    await two_tenants(world, version=2)  # one model now, which prefers the first account
+    assert (await make(world)).startswith("resp_a")
+    assert id_ == (await ask(world, ANN, "GET", f"/v1/responses/{id_}")).json()["id"]
+    assert (await make(world, previous_response_id=id_)).startswith("resp_b")
+    assert [1, 3] == [len(first.asked), len(second.asked)]
+
+
+async def test_a_model_of_another_upstream_cannot_continue(world: World) -> None:
+    """A tenant that asks another upstream to go on hears what is wrong, before anything is asked."""
+    first, second = Account("a"), Account("b")
+    await two_tenants(world, first, second, models=("one", "two"))
+    id_ = await make(world, model="one")
+    got = await ask(world, ANN, "POST", "/v1/responses", {"model": "two", "input": "x", "previous_response_id": id_})
+    assert (400, "previous_response_id") == (got.status_code, got.json()["error"]["param"])
+    assert [] == second.asked
+
+
+async def test_owners_survive_a_restart(tmp_path: Path) -> None:
+    """What was made before a worker stopped is its tenant's after it started again, and nobody else's."""
+    account = Account()
+    world = await World(tmp_path).start()
+    await two_tenants(world, account)
+    id_ = await make(world)
+    port = world.upstreams[0].port
+    kept_upstreams, world.upstreams = world.upstreams, []
+    await world.stop()
+    again = await World(tmp_path).start()
+    again.upstreams = kept_upstreams
+    assert port == again.upstreams[0].port
+    assert 200 == (await ask(again, ANN, "GET", f"/v1/responses/{id_}")).status_code
+    assert 404 == (await ask(again, BOB, "GET", f"/v1/responses/{id_}")).status_code
+    await again.stop()
+
+
+async def test_a_streamed_response_is_owned_from_its_first_event(world: World) -> None:
+    """A client that leaves after the first event can read what was made; so can one that comes back for the stream."""
+    account = Account()
+    await two_tenants(world, account)
+    body = {"model": "gpt", "input": "hi", "stream": True}
+    headers = {"authorization": f"Bearer {ANN}"}
+    async with world.client.stream("POST", "/v1/responses", json=body, headers=headers) as got:
+        async for line in got.aiter_lines():
+            if line.startswith("data:"):
+                id_ = json.loads(line[5:])["response"]["id"]
+                break
+        assert 200 == (await ask(world, ANN, "GET", f"/v1/responses/{id_}")).status_code
+    again = await ask(world, ANN, "GET", f"/v1/responses/{id_}?stream=true&starting_after=2")
+    assert again.headers["content-type"].startswith("text/event-stream")
+    assert "response.completed" in again.text
+    await world.until_idle()
+    assert Tokens() == world.records()[-1].tokens
+
+
+async def test_a_background_response_is_booked_once_when_its_usage_is_known(world: World) -> None:
+    """Making it costs nothing yet and says so; the first look that finds it finished books it, later ones do not."""
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    id_ = await make(world, background=True)
+    await ask(world, ANN, "GET", f"/v1/responses/{id_}")
+    account.finish(id_)
+    for _ in range(2):
+        assert "completed" == (await ask(world, ANN, "GET", f"/v1/responses/{id_}")).json()["status"]
+    records = world.records()
+    assert [Tokens(), Tokens(), TOKENS, Tokens()] == [record.tokens for record in records]
+    assert [0, 0, 19_000, 0] == [record.cost_nanousd for record in records]
+    assert CostState.ESTIMATED is records[0].cost_state
+
+
+async def test_conversations_and_their_items(world: World) -> None:
+    """Made, read, changed, filled, listed and deleted by their tenant; each call one record; for all others they are not there."""
+    account = Account()
+    await two_tenants(world, account)
+    item = {"type": "message", "role": "user", "content": "hi"}
+    home = (await ask(world, ANN, "POST", "/v1/conversations", {"items": [item]})).json()["id"]
+    path = f"/v1/conversations/{home}"
+    calls = [
+        ("GET", path, None), ("POST", path, {"metadata": {"a": "b"}}), ("POST", f"{path}/items", {"items": [item]}),
+        ("GET", f"{path}/items?limit=2", None), ("GET", f"{path}/items/msg_a0001", None),
+    ]  # fmt: skip
+    for method, target, document in calls:
+        assert 404 == (await ask(world, BOB, method, target, document)).status_code
+        assert 200 == (await ask(world, ANN, method, target, document)).status_code
+    listed = (await ask(world, ANN, "GET", f"{path}/items")).json()["data"][0]["id"]
+    reference = {"items": [{"type": "item_reference", "id": listed}]}
+    assert 200 == (await ask(world, ANN, "POST", f"{path}/items", reference)).status_code
+    bobs = (await ask(world, BOB, "POST", "/v1/conversations", {})).json()["id"]
+    assert 404 == (await ask(world, BOB, "POST", f"/v1/conversations/{bobs}/items", reference)).status_code
+    assert 404 == (await ask(world, BOB, "POST", "/v1/conversations", reference)).status_code
+    assert 200 == (await ask(world, ANN, "DELETE", path)).status_code
+    assert 404 == (await ask(world, ANN, "GET", path)).status_code
+    operations = [record.operation for record in world.records()]
+    assert {
+        "conversations_create", "conversations_get", "conversations_update", "conversations_items_create", "conversations_items_list",
+        "conversations_items_get", "conversations_delete",
+    } == set(operations)  # fmt: skip
+    assert 1 + 2 * len(calls) + 1 + 1 + 1 + 1 + 1 + 2 == len(operations)
+
+
+async def test_a_conversation_goes_where_its_client_says(world: World) -> None:
+    """`x-heph-model` names the model whose upstream shall keep it, among those that the key may use."""
+    first, second = Account("a"), Account("b")
+    await two_tenants(world, first, second, models=("one", "two"))
+    got = await ask(world, ANN, "POST", "/v1/conversations", {}, **{"x-heph-model": "two"})
+    assert got.json()["id"].startswith("conv_b")
+    got = await ask(world, ANN, "POST", "/v1/conversations", {}, **{"x-heph-model": "none"})
+    assert (404, "no_route") == (got.status_code, got.json()["error"]["code"])
+
+
+async def test_owners_are_bounded_and_what_gives_way_is_counted(tmp_path: Path) -> None:
+    """Above the bound the oldest are forgotten: then they are not there, as if they had never been."""
+    world = await World(tmp_path).start(state_entries_max=16)
+    await two_tenants(world, Account())
+    ids = [await make(world) for _ in range(12)]  # each with the id of its message
+    assert 404 == (await ask(world, ANN, "GET", f"/v1/responses/{ids[0]}")).status_code
+    assert 200 == (await ask(world, ANN, "GET", f"/v1/responses/{ids[-1]}")).status_code
+    assert 8 == world.worker.owners.disk.evicted_total
+    assert b"heph_proxy_owners_evicted_total" in world.worker.metrics.render()
+    await world.stop()
+
+
+async def test_an_unusable_disk_is_no_404(tmp_path: Path) -> None:
+    """What cannot be looked up is neither found nor missing: 503, try again; a new response is served, and its loss counted."""
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "owners").write_bytes(b"in the way")
+    world = await World(tmp_path).start()
+    await two_tenants(world, Account())
+    id_ = await make(world)
+    got = await ask(world, ANN, "GET", f"/v1/responses/{id_}")
+    assert (503, "not_ready", "true") == (got.status_code, got.json()["error"]["code"], got.headers["x-should-retry"])
+    assert 2 == world.worker.owners.lost_total
+    await world.stop()
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from((ANN, BOB)), st.sampled_from(("make", "continue", "get", "delete", "stream")), st.integers(0, 9)
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+async def test_two_tenants_never_meet(world: World, steps: list[tuple[str, str, int]]) -> None:
+    """In any order of making, going on, reading and deleting, a tenant finds all of its own things and none of the other's."""
+    account = Account()
+    world.upstreams[:] = []
+    await two_tenants(world, account)
+    made: list[tuple[str, str]] = []
+    gone: set[str] = set()
+    for key, step, at in steps:
+        owner, id_ = made[at % len(made)] if made else (BOB if key == ANN else ANN, "resp_none")
+        path = f"/v1/responses/{id_}"
+        if step == "make":
+            made.append((key, await make(world, key)))
+            continue
+        if step == "continue":
+            body = {"model": "gpt", "input": "x", "previous_response_id": id_}
+            got = await ask(world, key, "POST", "/v1/responses", body)
+        else:
+            method = "DELETE" if step == "delete" else "GET"
+            got = await ask(world, key, method, path + ("?stream=true" if step == "stream" else ""))
+        mine = owner == key and id_ not in gone
+        assert (200 if mine else 404) == got.status_code
+        if mine and step == "delete":
+            gone.add(id_)
+        elif mine and step == "continue":
+            made.append((key, got.json()["id"]))
