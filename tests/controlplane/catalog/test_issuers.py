@@ -75,10 +75,9 @@ async def test_the_last_keys_outlive_the_issuer_and_a_restart(site: Site, tmp_pa
     keys, entry = PublicKeys(tmp_path), issuer(site, jwks_url=f"{site.url}/keys")
     await keys.turn([entry], now_us=MINUTE_US)
     before = keys.keys
-    for n, page in enumerate(
-        (None, b"nonsense", {"keys": []}, b" " * 300_000, {"keys": [EC] * (KEYS_MAX + 1)}), start=2
-    ):
-        site.pages = {"/keys": page}
+    wrong: tuple[object, ...] = (None, b"nonsense", {"keys": []}, b" " * 300_000, {"keys": [EC] * (KEYS_MAX + 1)})
+    for n, answer in enumerate(wrong, start=2):
+        site.pages = {"/keys": answer}
         await keys.turn([entry], now_us=MINUTE_US * n)
         assert before == keys.keys
     again = PublicKeys(tmp_path)
