@@ -12,7 +12,7 @@ class Model(msgspec.Struct, frozen=True):
 
     name: str
     created: int
-    kind: str = "chat"  # or "embeddings"
+    kind: str = "chat"  # or "embeddings", "completions", "moderation", "speech", "transcription", "images"
     encoding: str = "o200k_base"
     context_tokens_max: int = 128_000
     output_tokens_max: int = 16_384
@@ -42,7 +42,24 @@ _EMBEDDINGS = (
     Model("text-embedding-3-small", 1705948997, "embeddings", "cl100k_base", 8_192, dimensions=1536, shortens=True),
     Model("text-embedding-3-large", 1705953180, "embeddings", "cl100k_base", 8_192, dimensions=3072, shortens=True),
 )
+_OTHERS = (
+    Model("gpt-3.5-turbo-instruct", 1692901427, "completions", "cl100k_base", 4_096, 4_096),
+    Model("davinci-002", 1692634301, "completions", "cl100k_base", 16_384, 4_096),
+    Model("babbage-002", 1692634615, "completions", "cl100k_base", 16_384, 4_096),
+    Model("omni-moderation-2024-09-26", 1731689265, "moderation"),
+    Model("tts-1", 1681940951, "speech"),
+    Model("tts-1-hd", 1699046015, "speech"),
+    Model("gpt-4o-mini-tts", 1742403959, "speech"),
+    Model("whisper-1", 1677532384, "transcription"),
+    Model("gpt-4o-transcribe", 1742068463, "transcription"),
+    Model("gpt-4o-mini-transcribe", 1742068596, "transcription"),
+    Model("dall-e-2", 1698798177, "images"),
+    Model("dall-e-3", 1698785189, "images"),
+    Model("gpt-image-1", 1745517030, "images"),
+    Model("gpt-image-1-mini", 1758845821, "images"),
+)
 _ALIASES = {
+    "omni-moderation-latest": "omni-moderation-2024-09-26",
     "gpt-3.5-turbo": "gpt-3.5-turbo-0125",
     "gpt-4": "gpt-4-0613",
     "gpt-4o": "gpt-4o-2024-08-06",
@@ -57,7 +74,7 @@ _ALIASES = {
     "gpt-5-mini": "gpt-5-mini-2025-08-07",
     "gpt-5-nano": "gpt-5-nano-2025-08-07",
 }
-_BY_NAME = {model.name: model for model in (*_CHAT, *_EMBEDDINGS)}
+_BY_NAME = {model.name: model for model in (*_CHAT, *_EMBEDDINGS, *_OTHERS)}
 MODELS = _BY_NAME | {alias: _BY_NAME[name] for alias, name in _ALIASES.items()}
 _CLAUDE = (
     Model("claude-3-5-haiku-20241022", 1729555200, context_tokens_max=200_000, output_tokens_max=8_192, cache_from_tokens=2048),

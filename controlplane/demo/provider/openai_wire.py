@@ -10,6 +10,7 @@ import msgspec
 from controlplane.demo.faults import Fault
 from controlplane.demo.provider import models, problems, sabotage
 from controlplane.demo.provider.answer import Answer, plain
+from controlplane.demo.provider.endpoints import ENDPOINTS, Endpoint
 from controlplane.demo.provider.headers import HeaderWriter
 from controlplane.demo.provider.http import Request
 from controlplane.demo.provider.inference import CHAT, EMBEDDINGS, Inference
@@ -18,12 +19,13 @@ from controlplane.demo.provider.request import model_of
 
 _INFERRED = frozenset((CHAT, EMBEDDINGS))
 _MODELS = b"/v1/models"
+_FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r]+\r\n)*\r\n([^\r]*)')
 _FINISH = re.compile(rb'"finish_reason": ?"\w+"')
 _FILTERED = {False: b'"finish_reason": "content_filter"', True: b'"finish_reason":"content_filter"'}
 
 
 class OpenAiWire:
-    """Chat completions, embeddings and the list of models; the base of OpenAI's other endpoints."""
+    """OpenAI's endpoints but for the Responses API, which builds on this."""
 
     def __init__(self, headers: HeaderWriter, inference: Inference, *, requests_per_minute: int) -> None:
         self.headers = headers
@@ -42,7 +44,22 @@ class OpenAiWire:
             if request.method != b"POST":
                 raise wrong_method(request)
             return self._inference.answer(path, request.body)
-        return self._list(request)
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is None:
+            return self._list(request)
+        if request.method != b"POST":
+            raise wrong_method(request)
+        return self._remembered(request, endpoint)
+
+    def _remembered(self, request: Request, endpoint: Endpoint) -> Answer:
+        """An answer that only the body decides. Forms are not kept: their boundary is new each time."""
+        place = (request.path, request.body)
+        made = self._inference.memory.get(place)
+        if made is None:
+            made = endpoint(request, self._inference)
+            if not request.headers.get(b"content-type", b"").startswith(b"multipart/"):
+                self._inference.memory.keep(place, made)
+        return made
 
     def worded(self, problem: Problem) -> Problem:
         """Problems are in OpenAI's words already."""
@@ -69,7 +86,10 @@ class OpenAiWire:
         return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
 
     def model(self, request: Request) -> str:
-        """The `model` of the body."""
+        """The `model` of the body, or of the form."""
+        if request.headers.get(b"content-type", b"").startswith(b"multipart/"):
+            found = _FORM_MODEL.search(request.body)
+            return found[1].decode("latin-1") if found else ""
         return model_of(request.body)
 
     def _list(self, request: Request) -> Answer:

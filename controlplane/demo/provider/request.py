@@ -192,18 +192,23 @@ def model_of(body: bytes) -> str:
         return ""
 
 
-def read(body: bytes, kind: type[Body]) -> Body:
-    """The request in a body. Raises Problem in OpenAI's words."""
+def read(body: bytes, kind: type[Body], *, model_needed: bool = True) -> Body:
+    """The request in a body. model_needed: False where a model is chosen without one. Raises Problem in OpenAI's words."""
     try:
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise problems.not_json() from None
     if not isinstance(document, dict):
         raise problems.not_json()
-    if document.get("model") in (None, ""):
+    if model_needed and document.get("model") in (None, ""):
         raise problems.no_model()
+    return converted(document, kind)
+
+
+def converted(document: dict[str, Any], kind: type[Body], *, strict: bool = True) -> Body:
+    """The request in a document. strict: False for a form, whose values are all texts. Raises Problem in OpenAI's words."""
     try:
-        return msgspec.convert(document, kind)
+        return msgspec.convert(document, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise _as_problem(str(error), document) from None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from controlplane.demo.provider.anthropic.headers import AnthropicHeaders
 from controlplane.demo.provider.anthropic.wire import AnthropicWire
+from controlplane.demo.provider.endpoints import ENDPOINTS
 from controlplane.demo.provider.headers import HeaderWriter
 from controlplane.demo.provider.http import Request
 from controlplane.demo.provider.inference import CHAT, EMBEDDINGS, Inference
@@ -39,7 +40,7 @@ class Wires:
             requests_per_minute=limits.requests_per_minute,
             monotonic=monotonic,
         )
-        self.exact: dict[bytes, Wire] = {CHAT: openai, EMBEDDINGS: openai}
+        self.exact: dict[bytes, Wire] = dict.fromkeys((CHAT, EMBEDDINGS, *ENDPOINTS), openai)
         responses = ResponsesWire(
             headers,
             inference,
