@@ -228,6 +228,7 @@ CONTRACT = {
     "breaker.probes": "Probes that must succeed before it closes.",
     "breaker.failures_in_row": "It opens after so many failures without a success between them, each by its weight.",
     "breaker.all_open": "What happens to a call whose model has only open breakers: `refuse` or `try`.",
+    "breaker.probe_idle": "Whether a sick deployment that no call would probe gets copies of calls that another has answered.",
     "breaker.weights.connect": "The upstream could not be reached.",
     "breaker.weights.status_429": "It said that there were too many calls.",
     "breaker.weights.status_5xx": "It failed.",

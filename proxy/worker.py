@@ -37,6 +37,7 @@ from proxy.stages.route import RouteStage
 from proxy.status import StatusReporter
 from proxy.succession import Retired, open_spool, places_of
 from proxy.transports.breaker import BreakerTransport
+from proxy.transports.breaker_hints import BreakerHints
 from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_memory import MemoryTier
@@ -48,9 +49,11 @@ from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover
 from proxy.transports.hedge import HedgedTransport
 from proxy.transports.http import HttpTransport
-from proxy.transports.passthrough import Passthrough
 from proxy.transports.kept import KEPT_OPERATIONS, Kept
+from proxy.transports.litellm import LitellmTransport
 from proxy.transports.owners import Owners
+from proxy.transports.passthrough import Passthrough
+from proxy.transports.shadow import Shadow
 from proxy.uplink import open_uplink
 
 _SHIP_AT_STOP_S = 3.0
@@ -85,6 +88,11 @@ class Worker:
         )
         self.spool = open_spool(settings, name, self.ledger)
         self._join(place / name, secrets)
+        self.hints = (
+            None
+            if self.shared is None
+            else BreakerHints(self.shared, self.breaker, sender=f"{self.spool.proxy_id}/{name}")
+        )
         self._uplink = open_uplink(settings.control_plane_url, token=secrets.internal_token.reveal())
         self.snapshots = Snapshots(
             self._uplink,
@@ -108,7 +116,9 @@ class Worker:
         settings, metrics = self.settings, self.metrics
         self.http = HttpTransport(settings, metrics)
         self.loads = Loads()
-        self.breaker = BreakerTransport(Dispatch(self.http, special={}), metrics)
+        self.litellm = LitellmTransport(settings, metrics)
+        upstreams = Dispatch(self.http, special={"litellm": self.litellm})
+        self.breaker = BreakerTransport(upstreams, metrics)
         places = ConcurrencyTransport(self.breaker, self.loads, metrics)
         self.hedged = HedgedTransport(places, self.loads, metrics)
         sick = self.breaker.sick
@@ -127,6 +137,7 @@ class Worker:
             order=balancer.order,
             tries_when_all_open=lambda: self.breaker.tries_when_all_open,
         )
+        self.shadow = Shadow(places, self.spool, settings, metrics, sick=sick, probe_due=self.breaker.probe_due)
         self._watch_routing(balancer, places)
         self.coalesce = Coalesce(
             failover,
@@ -166,7 +177,7 @@ class Worker:
             self.admit,
             Decode(),
             Guard(),
-            RouteStage(balancer, timeout_s_max=settings.timeout_s_max, sick=sick),
+            RouteStage(balancer, timeout_s_max=settings.timeout_s_max, copy=self.shadow.copy, sick=sick),
             reserve,
         )
         self.owners = Owners(places_of(settings) / "owners", settings, shared=self.shared)
@@ -190,6 +201,8 @@ class Worker:
         watch("places_waiting", "Calls that wait for a place at a deployment.", lambda: places.waiting)
         watch("places", "Places at all limited deployments, as the adaptive limits have them.", loads.places)
         watch("places_taken", "Places that are taken.", loads.places_taken)
+        watch("shadow_calls", "Copies of calls that run now.", lambda: self.shadow.running)
+        watch("shadow_calls_total", "Copies of calls that were sent.", lambda: self.shadow.sent_total)
 
     def _watch(self) -> None:
         """Shows the figures that the parts keep themselves."""
@@ -338,6 +351,8 @@ class Worker:
         runtime = compile_runtime(snapshot, self._environ)
         deployments = {item.id for route in snapshot.routes for item in route.deployments}
         self.app.runtime = runtime
+        if any(upstream.dialect == "litellm" for upstream in snapshot.upstreams):
+            self.litellm.prepare()
         self.breaker.configure(snapshot.breaker, deployments)
         self.loads.configure(runtime.measured)
         self.hedged.configure({route.alias for route in snapshot.routes if route.hedge is not None})
@@ -391,6 +406,7 @@ class Worker:
                 ("snapshots", self.snapshots.run()),
                 ("shipper", self.shipper.run()),
                 ("status", self.reporter.run()),
+                *(() if self.hints is None else (("hints", self.hints.run()),)),
                 *(() if self.retired is None else (("retired", self.retired.run()),)),
             )
         ]
@@ -401,6 +417,7 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.shadow.aclose()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SHIP_AT_STOP_S):
                 await self.shipper.drain()

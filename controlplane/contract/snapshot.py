@@ -282,6 +282,7 @@ class BreakerPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     failures_in_row: float = 5.0  # opens after so many without a success between them, by weight
     weights: BreakerWeights = BreakerWeights()
     all_open: AllOpen = AllOpen.REFUSE
+    probe_idle: bool = True  # a sick deployment that no call would probe gets copies of calls that others answered
 
 
 class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):

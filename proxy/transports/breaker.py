@@ -55,6 +55,7 @@ class BreakerTransport:
         self._now_us = now_us
         self._policy = BreakerPolicy()
         self._breakers: dict[str, Breaker] = {}
+        self._known: frozenset[str] = frozenset()
         self.sick: set[str] = set()
         self.on_change: Callable[[BreakerStatus], None] | None = None
 
@@ -63,7 +64,7 @@ class BreakerTransport:
         deployment = attempt.candidate.deployment.id
         breaker = self._breakers.get(deployment)
         if breaker is None:
-            breaker = self._breaker(deployment)
+            breaker = self.breaker_of(deployment)
         if breaker.state != "closed" and not attempt.forced:
             if not breaker.admit_probe():
                 raise BreakerOpen(deployment, breaker.retry_after_s, breaker.reason)
@@ -78,7 +79,8 @@ class BreakerTransport:
     def configure(self, policy: BreakerPolicy, deployments: Collection[str]) -> None:
         """Takes a new snapshot's policy, and forgets the breakers of deployments that it no longer has."""
         self._policy = policy
-        for gone in self._breakers.keys() - set(deployments):
+        self._known = frozenset(deployments)
+        for gone in self._breakers.keys() - self._known:
             del self._breakers[gone]
             self.sick.discard(gone)
             self._metrics.forget_breaker(gone)
@@ -99,19 +101,22 @@ class BreakerTransport:
         """Another worker's word about a deployment: makes ours sceptical or hopeful, and decides nothing."""
         breaker = self._breakers.get(deployment)
         if breaker is None:
-            if healthy:
+            if healthy or deployment not in self._known:
                 return
-            breaker = self._breaker(deployment)
+            breaker = self.breaker_of(deployment)
         breaker.hint(healthy=healthy, reason=reason)
 
     def statuses(self) -> tuple[BreakerStatus, ...]:
         """Every breaker as operators see it."""
         return tuple(breaker.status() for breaker in self._breakers.values())
 
-    def _breaker(self, deployment: str) -> Breaker:
-        made = Breaker(deployment, self._policy, self._changed, self._monotonic, self._now_us)
-        self._breakers[deployment] = made
-        return made
+    def breaker_of(self, deployment: str) -> Breaker:
+        """A deployment's breaker; made at its first call."""
+        breaker = self._breakers.get(deployment)
+        if breaker is None:
+            breaker = Breaker(deployment, self._policy, self._changed, self._monotonic, self._now_us)
+            self._breakers[deployment] = breaker
+        return breaker
 
     def _changed(self, breaker: Breaker) -> None:
         self._metrics.breaker_changed(breaker.deployment, breaker.state, breaker.cause)
