@@ -15,6 +15,7 @@ import msgspec
 import uvloop
 
 EVENTS = 100
+_BACKLOG = 4096
 _encode = msgspec.json.encode
 _TEXT = "The deployment failed because a configuration value was wrong, which was noticed late. " * 4
 _COMPLETION = {
@@ -75,10 +76,11 @@ def _chunks() -> list[bytes]:
 class Upstream(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, answer: bytes, chunks: list[bytes]) -> None:
+    def __init__(self, answer: bytes, chunks: list[bytes], pace_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._answer = answer
         self._chunks = chunks
+        self._pace_s = pace_s
         self._parser = httptools.HttpRequestParser(self)
         self._stream = False
         self._at = 0
@@ -105,16 +107,21 @@ class Upstream(asyncio.Protocol):
             self._transport.write(self._answer)
 
     def _step(self) -> None:
-        """One event in each turn of the loop, so that each is a write of its own."""
+        """One event at a time: each a write of its own."""
         self._transport.write(self._chunks[self._at])
         self._at += 1
         if self._at < len(self._chunks) and not self._transport.is_closing():
-            self._loop.call_soon(self._step)
+            if self._pace_s:
+                self._loop.call_later(self._pace_s, self._step)
+            else:
+                self._loop.call_soon(self._step)
 
 
-async def _serve(port: int) -> None:
+async def _serve(port: int, pace_s: float) -> None:
     answer, chunks = _answer(), _chunks()
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(answer, chunks), "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Upstream(answer, chunks, pace_s), "127.0.0.1", port, backlog=_BACKLOG
+    )
     await server.serve_forever()
 
 
@@ -122,7 +129,9 @@ def main() -> None:
     """Serves until it is ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    uvloop.run(_serve(parser.parse_args().port))
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds between the events of a stream; 0: none")
+    given = parser.parse_args()
+    uvloop.run(_serve(given.port, given.pace))
 
 
 if __name__ == "__main__":

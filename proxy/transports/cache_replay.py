@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from controlplane.contract.records import Outcome
-from proxy.call import ChunkStream, Reply
+from proxy.call import ChunkStream, Reply, Sink, tap
 from proxy.transports.cache_entry import CacheEntry, joined
 
 _ERROR_STATUS_MIN = 400
@@ -44,7 +44,7 @@ class Recording:
     What was not read to its end, or grew beyond bytes_max, is not handed over.
     """
 
-    __slots__ = ("_bytes", "_bytes_max", "_chunks", "_inner", "_on_end", "_on_large")
+    __slots__ = ("_bytes", "_bytes_max", "_chunks", "_inner", "_on_end", "_on_large", "_sink")
 
     def __init__(
         self,
@@ -60,24 +60,39 @@ class Recording:
         self._on_large = on_large
         self._chunks: list[bytes] | None = []  # None: not to be stored
         self._bytes = 0
+        self._sink: Sink | None = None
 
     async def read(self) -> bytes:
         """The inner stream's next chunk."""
         chunk = await self._inner.read()
+        if chunk:
+            self._keep(chunk)
+        elif self._chunks is not None:
+            chunks, self._chunks = self._chunks, None
+            self._on_end(joined(chunks))
+        return chunk
+
+    def tap(self, sink: Sink) -> None:
+        """Chunks that a sink takes in passing are kept too."""
+        self._sink = sink
+        tap(self._inner, self._pass)
+
+    def _pass(self, chunk: bytes) -> bool:
+        if self._sink is None or not self._sink(chunk):
+            return False
+        self._keep(chunk)
+        return True
+
+    def _keep(self, chunk: bytes) -> None:
         chunks = self._chunks
         if chunks is None:
-            return chunk
-        if not chunk:
-            self._chunks = None
-            self._on_end(joined(chunks))
-            return chunk
+            return
         self._bytes += len(chunk)
         if self._bytes > self._bytes_max:
             self._chunks = None
             self._on_large()
         else:
             chunks.append(chunk)
-        return chunk
 
     def close(self) -> None:
         """What was not read to its end is not stored."""

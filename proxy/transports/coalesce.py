@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable
 
 from controlplane.contract.records import CacheState, Outcome
-from proxy.call import Call, ChunkStream, Reply, StreamBroken, Transport
+from proxy.call import Call, ChunkStream, Reply, Sink, StreamBroken, Transport, tap
 from proxy.refusals import TIMED_OUT, refuse
 from proxy.savings import avoided_nanousd
 
@@ -279,15 +279,19 @@ class _Flight:
             raise
         else:
             if chunk:
-                self.chunks.append(chunk)
-                self.buffered_bytes += len(chunk)
-                self.coalesce._account(self, len(chunk))  # noqa: SLF001 - one machine in two classes
+                self.keep(chunk)
             else:
                 self.end(None)
         finally:
             self.pulling = False
             if self.waiting:
                 self.wake()
+
+    def keep(self, chunk: bytes) -> None:
+        """One more chunk has come."""
+        self.chunks.append(chunk)
+        self.buffered_bytes += len(chunk)
+        self.coalesce._account(self, len(chunk))  # noqa: SLF001 - one machine in two classes
 
     def end(self, failure: StreamBroken | None) -> None:
         """No more chunks will come. A broken stream is not worth joining; a whole one is, until the leader has read it."""
@@ -342,7 +346,7 @@ class _Flight:
 class _Reader:
     """One client's view of a flight's stream: the chunks so far, then the live ones."""
 
-    __slots__ = ("call", "coalesce", "ejected", "flight", "position", "reply")
+    __slots__ = ("call", "coalesce", "ejected", "flight", "position", "reply", "sink")
 
     def __init__(self, coalesce: Coalesce, flight: _Flight, call: Call, reply: Reply) -> None:
         self.coalesce = coalesce
@@ -351,6 +355,7 @@ class _Reader:
         self.reply = reply
         self.position = 0
         self.ejected = False
+        self.sink: Sink | None = None
         flight.readers.append(self)
 
     async def read(self) -> bytes:
@@ -373,6 +378,26 @@ class _Reader:
                 await flight.pull()
             else:
                 await self._wait_for_chunk()
+
+    def tap(self, sink: Sink) -> None:
+        """A leader takes chunks in passing as long as it is alone in its flight."""
+        if self.call is self.flight.leader and self.flight.stream is not None:
+            self.sink = sink
+            tap(self.flight.stream, self._pass)
+
+    def _pass(self, chunk: bytes) -> bool:
+        flight = self.flight
+        alone = not flight.followers and not self.ejected and not flight.ended
+        if (
+            not alone
+            or self.position != flight.dropped + len(flight.chunks)
+            or self.sink is None
+            or not self.sink(chunk)
+        ):
+            return False
+        self.position += 1
+        flight.keep(chunk)
+        return True
 
     def close(self) -> None:
         """This client reads no more; the upstream is given up with the last one."""

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._high_water_bytes = high_water_bytes
         self._on_closed = on_closed
         self._on_complete: Callable[[Connection], None] | None = None
+        self._on_data: Callable[[bytes], bool] | None = None
         self._tail: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._out: HeldWrites | None = None
@@ -116,6 +117,10 @@ class Connection(asyncio.Protocol):
         self._body_bytes_max = 0
         self._hold_back()
 
+    def tap(self, on_data: Callable[[bytes], bool]) -> None:
+        """Data that comes while somebody waits goes to on_data, and wakes who waits only when that answers False."""
+        self._on_data = on_data
+
     def wait(self) -> asyncio.Future[None]:
         """What ends when there is news: await it until the news is what you want. Raises ConnectionFailed when there will be none."""
         if self._error is not None:
@@ -129,6 +134,10 @@ class Connection(asyncio.Protocol):
             if self.complete:
                 return b""
             await self.wait()
+        return self.take()
+
+    def take(self) -> bytes:
+        """What has come since it was last taken; b"" if nothing has."""
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
@@ -165,7 +174,7 @@ class Connection(asyncio.Protocol):
     def finish(self) -> bool:
         """Ends the exchange; True if the connection can carry another one."""
         self._busy = False
-        self._on_complete = None
+        self._on_complete = self._on_data = None
         self._parts = []
         if self._tail is not None:
             self._tail.cancel()
@@ -221,6 +230,8 @@ class Connection(asyncio.Protocol):
             self._fail(Failure.MALFORMED, f"the upstream's answer is not valid HTTP: {error}")
         if not self.head_done:
             self._check_head(self._head_bytes)
+        if self._on_data is not None and self._tapped(self._on_data):
+            return
         if self._paused is False:
             self._hold_back()
         self._wake()
@@ -265,6 +276,13 @@ class Connection(asyncio.Protocol):
             self.keep_alive = self._parser.should_keep_alive()
 
     # below
+
+    def _tapped(self, on_data: Callable[[bytes], bool]) -> bool:
+        """Whether what has come was taken in passing, and nobody need be woken for it."""
+        waiter = self._waiter
+        if waiter is None or waiter.done() or not self._parts or self._error is not None:
+            return False
+        return on_data(self.take()) and not self.complete
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

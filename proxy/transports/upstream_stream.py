@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptError, Outcome
-from proxy.call import StreamBroken
+from proxy.call import Sink, StreamBroken
 from proxy.dialects.dialect import Malformed, Scanner
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
@@ -27,7 +27,8 @@ class UpstreamStream:
     """The chunks of one try. Before the first content it may fail as a try; after it, only as a broken stream."""
 
     __slots__ = (
-        "_attempt", "_beginning_bytes_max", "_connection", "_ended", "_expires", "_opened", "_pool", "_ready", "_scanner",
+        "_attempt", "_beginning_bytes_max", "_connection", "_ended", "_expires", "_failure", "_idle_s", "_opened", "_pool", "_ready",
+        "_scanner", "_sink",
     )  # fmt: skip
 
     def __init__(
@@ -47,7 +48,10 @@ class UpstreamStream:
         self._connection = connection
         self._scanner = scanner
         self._expires = time.monotonic() + timeout_s_max
+        self._idle_s = attempt.candidate.upstream.idle_timeout_s
         self._ready = b""
+        self._sink: Sink | None = None
+        self._failure: Exception | None = None  # met in passing, for the next `read`
         self._opened = False
         self._ended = False
 
@@ -96,12 +100,14 @@ class UpstreamStream:
 
     async def read(self) -> bytes:
         """The next whole events; b"" at the protocol's end. Raises StreamBroken."""
-        if self._ready:
-            ready, self._ready = self._ready, b""
-            return ready
         scanner, connection = self._scanner, self._connection
         try:
             while True:
+                if self._ready:
+                    ready, self._ready = self._ready, b""
+                    return ready
+                if self._failure is not None:
+                    raise self._failure
                 if scanner.done:
                     self._end(AttemptError.NONE)
                     return b""
@@ -109,9 +115,10 @@ class UpstreamStream:
                     operation = self._attempt.call.operation
                     raise self._broken(*error_of_event(scanner.error_event, operation), event=scanner.error_event)
                 if not connection.has_data:
-                    idle_s = self._attempt.candidate.upstream.idle_timeout_s
-                    connection.expire_at(min(self._expires, time.monotonic() + idle_s))
-                data = await connection.read()
+                    connection.expire_at(min(self._expires, time.monotonic() + self._idle_s))
+                    await connection.wait()  # what is ordinary goes through `_pass` meanwhile
+                    continue
+                data = connection.take()
                 shown = scanner.feed(data) if data else scanner.finish()
                 if shown:
                     return shown
@@ -121,6 +128,27 @@ class UpstreamStream:
             raise self._broken(AttemptError.MALFORMED, str(error)) from error
         except ConnectionFailed as failure:
             raise self._broken(*_after_content(failure)) from failure
+
+    def tap(self, sink: Sink) -> None:
+        """Hands ordinary chunks to a sink while `read` waits; see `proxy.call.tap`."""
+        if not self._ended:  # else the connection carries somebody else's exchange
+            self._sink = sink
+            self._connection.tap(self._pass)
+
+    def _pass(self, data: bytes) -> bool:
+        """In the callback of the socket: events to the sink; False when `read` must look."""
+        scanner, sink = self._scanner, self._sink
+        try:
+            shown = scanner.feed(data)
+            ordinary = not scanner.done and not scanner.error_event
+            if ordinary and (not shown or (sink is not None and sink(shown))):
+                self._connection.expire_at(min(self._expires, time.monotonic() + self._idle_s))
+                return True
+        except Exception as error:  # noqa: BLE001 - `read` raises it, where somebody can handle it
+            self._failure = error
+            return False
+        self._ready = shown
+        return False
 
     def close(self) -> None:
         """Gives the upstream connection up; a stream that has not ended was cancelled. Safe to call twice."""
