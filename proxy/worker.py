@@ -36,6 +36,7 @@ from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
 from proxy.status import StatusReporter
 from proxy.succession import Retired, open_spool, places_of
+from proxy.transports.batch import Batch
 from proxy.transports.breaker import BreakerTransport
 from proxy.transports.breaker_hints import BreakerHints
 from proxy.transports.cache import Cache
@@ -130,6 +131,7 @@ class Worker:
             affinity_max=settings.affinity_entries_max,
         )
         failover = Failover(
+            self.breaker,
             places,
             self.hedged,
             settings,
@@ -139,8 +141,9 @@ class Worker:
         )
         self.shadow = Shadow(places, self.spool, settings, metrics, sick=sick, probe_due=self.breaker.probe_due)
         self._watch_routing(balancer, places)
+        self.batch = Batch(failover)
         self.coalesce = Coalesce(
-            failover,
+            self.batch,
             calls_max=settings.coalesce_calls_max,
             buffer_bytes_max=settings.cache_entry_bytes_max,
             buffers_bytes_max=settings.cache_memory_bytes,
@@ -237,6 +240,7 @@ class Worker:
         self._watch_cache()
         self._watch_stale()
         self._watch_coalesce()
+        self._watch_batch()
         self._watch_owners()
 
     def _watch_spool(self) -> None:
@@ -345,6 +349,13 @@ class Worker:
             lambda: coalesce.ejected_total,
         )
         watch("coalesce_buffer_bytes", "Bytes of shared streams held now.", lambda: coalesce.buffered_bytes)
+
+    def _watch_batch(self) -> None:
+        watch, batch = self.metrics.watch, self.batch
+        watch("batch_waiting", "Embeddings calls that wait for others now.", lambda: batch.waiting)
+        watch("batch_requests_total", "Requests that several embeddings calls shared.", lambda: batch.requests_total)
+        watch("batch_calls_total", "Embeddings calls that shared a request.", lambda: batch.calls_total)
+        watch("batch_halved_total", "Shared requests that were refused, and halved.", lambda: batch.halved_total)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Compiles a snapshot and swaps it in; raises, changing nothing, if it cannot be compiled."""

@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
 from controlplane.contract.records import CacheState, Outcome
 from controlplane.contract.snapshot import CacheInvalidation, CachePolicy, TenantPolicy
-from tests.proxy.fakes import World, answer, completion, fails, replies
+from tests.proxy.fakes import Received, Wire, World, answer, completion, fails, replies, until
 
 TENANT = TenantPolicy("acme", cache=CachePolicy(ttl_s=1, stale_while_revalidate_s=600, stale_if_error_s=600))
 
@@ -111,3 +112,44 @@ async def test_a_worker_that_stops_leaves_a_record_of_its_background_call(tmp_pa
 def _text(body: bytes) -> str:
     document = json.loads(body)
     return str(document["choices"][0]["message"]["content"])
+
+
+async def test_embeddings_that_come_together_are_one_request_and_their_bills_sum(world: World) -> None:
+    """Through a whole worker: the upstream is asked twice for five callers, each gets its own, and rows equal the ledger."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def embed(wire: Wire, request: Received) -> None:
+        wanted = request.document["input"]
+        texts = wanted if isinstance(wanted, list) else [wanted]
+        if not began.is_set():
+            began.set()
+            await go_on.wait()
+        data = [{"object": "embedding", "index": at, "embedding": [len(text)]} for at, text in enumerate(texts)]
+        usage = {"prompt_tokens": 7 * len(texts), "total_tokens": 7 * len(texts)}
+        await wire.send(answer(json.dumps({"object": "list", "data": data, "model": "m", "usage": usage}).encode()))
+
+    upstream = await world.upstream(embed)
+    world.apply(tenant=TenantPolicy("acme"), route={"batch": {"window_s": 1.0}})
+
+    async def ask(text: str) -> httpx.Response:
+        return await world.client.post("/v1/embeddings", json={"model": "gpt", "input": text})
+
+    tasks = [asyncio.create_task(ask("x"))]
+    await began.wait()
+    for text in ("a", "bb", "ccc", "dddd"):
+        tasks.append(asyncio.create_task(ask(text)))
+        await until(lambda: world.worker.batch.waiting == len(tasks) - 1)
+    go_on.set()
+    answers = await asyncio.gather(*tasks)
+    assert [[1], [1], [2], [3], [4]] == [one.json()["data"][0]["embedding"] for one in answers]
+    assert [None, "4", "4", "4", "4"] == [one.headers.get("x-heph-batch-calls") for one in answers]
+    assert 2 == len(upstream.received)
+    records = world.records()
+    assert 35 == sum(record.tokens.total for record in records)
+    assert world.worker.ledger.nanousd == sum(record.cost_nanousd for record in records) == 35 * 1000
+    again = await world.client.post("/v1/embeddings", json={"model": "gpt", "input": ["dddd", "x", "new"]})
+    assert ([[4], [1], [3]], "2/3") == (
+        [one["embedding"] for one in again.json()["data"]],
+        again.headers["x-heph-cache-items"],
+    )
+    assert ["new"] == upstream.received[-1].document["input"]

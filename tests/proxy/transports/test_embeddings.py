@@ -33,9 +33,9 @@ def test_a_request_is_taken_apart_and_put_together(wanted: object, more: dict[st
     items = [wanted] if isinstance(wanted, str) or (isinstance(wanted, list) and isinstance(wanted[0], int)) else wanted
     assert items == [json.loads(item) for item in ask.items]
     assert more | {"input": items} == json.loads(write_ask(ask, ask.items))
-    assert ask.exact is all(isinstance(item, list) for item in items)  # type: ignore[attr-defined]
+    assert ask.exact is all(isinstance(item, list) for item in items)
     if ask.exact:
-        assert [len(item) for item in items] == list(ask.weights)  # type: ignore[attr-defined]
+        assert [len(item) for item in items] == list(ask.weights)
 
 
 @given(st.text(), MORE)
