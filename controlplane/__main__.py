@@ -14,6 +14,7 @@ COMMANDS = {
     "dashboards": "boards",
     "demo": "demo",
     "doctor": "doctor",
+    "import": "imports",
     "incidents": "healing",
     "keys": "keys",
     "models": "keys",

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from controlplane import __version__
 from controlplane import healing as library
 from controlplane.__main__ import COMMANDS, main
+from controlplane.catalog.load import load
 from tests.controlplane.cli.conftest import Shell
 
 
@@ -103,3 +104,16 @@ def test_dashboards_need_a_token(shell: Shell) -> None:
     result = shell.run(*words, config=False)
     assert 1 == result.exit_code
     assert "HEPH_TEST_NOT_SET is not set" in result.stderr
+
+
+def test_a_litellm_configuration_is_imported(tmp_path: Path) -> None:
+    """The command writes a configuration, says what became of each setting, and overwrites nothing."""
+    theirs, ours = tmp_path / "config.yaml", tmp_path / "ours.yaml"
+    theirs.write_text("model_list: [{model_name: m, litellm_params: {model: openai/gpt-4o}}]\nunknown: 1\n")
+    done = CliRunner().invoke(main, ["import", "litellm", str(theirs), "--output", str(ours)])
+    assert 0 == done.exit_code
+    assert "refused" in done.output
+    assert "m" == load(ours).config.models[0].name
+    again = CliRunner().invoke(main, ["import", "litellm", str(theirs), "--output", str(ours)])
+    assert 1 == again.exit_code
+    assert "there already" in again.output

@@ -1,0 +1,307 @@
+"""LiteLLM's deployments in our words: providers become upstreams, `litellm_params` become deployments, prices per token become prices per million."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeAlias  # a foreign file holds anything
+from urllib.parse import urlsplit
+
+import msgspec
+
+Object: TypeAlias = dict[str, Any]
+Told: TypeAlias = tuple[str, str, str, str]
+"""Fate, place, ours, reason."""
+
+OPENAI_COMPATIBLE = {
+    "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
+    "text-completion-openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
+    "groq": ("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    "deepseek": ("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+    "mistral": ("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
+    "together_ai": ("https://api.together.xyz/v1", "TOGETHERAI_API_KEY"),
+    "fireworks_ai": ("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY"),
+    "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    "perplexity": ("https://api.perplexity.ai", "PERPLEXITYAI_API_KEY"),
+    "xai": ("https://api.x.ai/v1", "XAI_API_KEY"),
+    "cerebras": ("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
+    "hosted_vllm": ("", "HOSTED_VLLM_API_KEY"),
+    "litellm_proxy": ("", "LITELLM_PROXY_API_KEY"),
+    "custom_openai": ("", "OPENAI_API_KEY"),
+}
+"""Providers that speak OpenAI's language: base URL, empty where `api_base` must say it, and the usual variable of the key."""
+
+ANTHROPIC = ("https://api.anthropic.com", "ANTHROPIC_API_KEY")
+_PRICES = {
+    "input": "input_cost_per_token",
+    "output": "output_cost_per_token",
+    "cache_read": "cache_read_input_token_cost",
+    "cache_write": "cache_creation_input_token_cost",
+    "cache_write_1h": "cache_creation_input_token_cost_above_1hr",
+    "reasoning": "output_cost_per_reasoning_token",
+    "audio_input": "input_cost_per_audio_token",
+    "audio_output": "output_cost_per_audio_token",
+}
+_OPTIONS = ("api_version", "aws_region_name", "vertex_project", "vertex_location", "organization", "region_name")
+_SECRET_OPTIONS = (
+    "aws_access_key_id",
+    "aws_secret_access_key",
+    "aws_session_token",
+    "vertex_credentials",
+    "azure_ad_token",
+)
+_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "mo": 30 * 86_400}
+_ENVIRON = "os.environ/"
+
+
+class Deployment(msgspec.Struct):
+    """One entry of `model_list` in our words; upstream: None if it has no place here."""
+
+    upstream: Object | None
+    entry: Object
+    lines: list[Told]
+    timeout_s: float | None = None
+
+
+class Document:
+    """A mapping of a foreign file, which knows what of it has been read."""
+
+    def __init__(self, content: Object, place: str = "") -> None:
+        self._content = content
+        self._place = place
+        self._taken: set[str] = set()
+        self._inner: dict[str, Document] = {}
+        self._lists: list[Document] = []
+
+    def take(self, key: str) -> object:
+        """A value; None if it is not there."""
+        self._taken.add(key)
+        value: object = self._content.get(key)
+        return value
+
+    def take_text(self, key: str) -> str | None:
+        """A text; None if it is not there or none."""
+        value = self.take(key)
+        return value if isinstance(value, str) else None
+
+    def take_number(self, key: str) -> float | None:
+        """A number; None if it is not there or none."""
+        value = self.take(key)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def take_texts(self, key: str) -> list[str]:
+        """A list of texts; what is none of them is left out."""
+        value = self.take(key)
+        return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+    def take_mapping(self, key: str) -> list[tuple[str, object]]:
+        """The pairs of a mapping."""
+        value = self.take(key)
+        return [(str(name), each) for name, each in value.items()] if isinstance(value, Mapping) else []
+
+    def take_pairs(self, key: str) -> list[tuple[str, object]]:
+        """The pairs of a list of mappings, as fallbacks are written."""
+        value = self.take(key)
+        if not isinstance(value, list):
+            return []
+        return [(str(name), each) for entry in value if isinstance(entry, Mapping) for name, each in entry.items()]
+
+    def take_list(self, key: str, most: int) -> Iterator[tuple[str, Document]]:
+        """The mappings of a list, each with its place."""
+        value = self.take(key)
+        for index, entry in enumerate(value[:most] if isinstance(value, list) else []):
+            if isinstance(entry, dict):
+                inner = Document(entry, f"{self._path(key)}[{index}]")
+                self._lists.append(inner)
+                yield inner._place, inner
+
+    def inner(self, key: str) -> Document:
+        """A mapping within; empty if it is not there."""
+        if key not in self._inner:
+            value = self.take(key)
+            self._inner[key] = Document(value if isinstance(value, dict) else {}, self._path(key))
+        return self._inner[key]
+
+    def close(self) -> None:
+        """Says that what is left of it was told already."""
+        self._taken |= set(self._content)
+        for each in self._inner.values():
+            each.close()
+
+    def unread(self) -> Iterator[str]:
+        """Where the values stand that nobody took."""
+        for key in self._content:
+            if key not in self._taken:
+                yield self._path(str(key))
+        for each in (*self._inner.values(), *self._lists):
+            yield from each.unread()
+
+    def _path(self, key: str) -> str:
+        return f"{self._place}.{key}" if self._place else key
+
+
+def deployment_of(entry: Document, place: str, *, mode: str) -> Deployment:
+    """One entry of `model_list`. mode: of `model_info`; what is no model of text is served through the same upstream all the same."""
+    params, info = entry.inner("litellm_params"), entry.inner("model_info")
+    found = Deployment(None, {}, [])
+    named = params.take_text("model")
+    if named is None:
+        found.lines.append(("refused", f"{place}.litellm_params.model", "", "it is missing"))
+        entry.close()
+        return found
+    if "*" in named:
+        found.lines.append(("refused", f"{place}.litellm_params.model", "", "wildcards have no route here"))
+        entry.close()
+        return found
+    provider, _, model = named.partition("/")
+    if not model:
+        provider, model = ("anthropic" if named.startswith("claude") else "openai"), named
+    found.upstream = _upstream(provider, params, place, found.lines)
+    foreign = found.upstream["dialect"] == "litellm"  # whose model is called as a whole, and is a good id already
+    found.entry |= {"model": named, "id": name_of(named)} if foreign else {"model": model}
+    if mode:
+        found.lines.append(("mapped", f"{place}.model_info.mode", "the path that is asked says it", ""))
+    _read_weight(params, place, found)
+    _read_identity(info, place, found)
+    _read_price(params, info, place, found)
+    timeouts = [params.take_number("timeout"), params.take_number("stream_timeout")]
+    found.timeout_s = next((seconds for seconds in timeouts if seconds), None)
+    if found.timeout_s is not None:
+        found.lines.append(("mapped", f"{place}.litellm_params.timeout", f"timeout_s: {found.timeout_s:g}", ""))
+    return found
+
+
+def _upstream(provider: str, params: Document, place: str, lines: list[Told]) -> Object:
+    base_url = params.take_text("api_base") or params.take_text("base_url")
+    key = params.take("api_key")
+    if provider == "anthropic":
+        upstream: Object = {"name": provider, "dialect": "anthropic", "base_url": base_url or ANTHROPIC[0]}
+        variable = ANTHROPIC[1]
+    elif provider in OPENAI_COMPATIBLE and (base_url or OPENAI_COMPATIBLE[provider][0]):
+        known, variable = OPENAI_COMPATIBLE[provider]
+        upstream = {"name": provider, "dialect": "openai", "base_url": base_url or known}
+    else:
+        upstream, variable = {"name": provider, "dialect": "litellm"}, f"{name_of(provider).upper()}_API_KEY"
+        if base_url:
+            upstream["base_url"] = base_url
+        lines.append(("mapped", f"{place}.litellm_params.model", f"an upstream of dialect litellm for {provider}", ""))
+        _read_options(params, place, upstream, lines)
+    if base_url and (base_url.startswith(_ENVIRON) or not urlsplit(base_url).hostname):
+        upstream["base_url"] = "https://example.invalid/v1"
+        lines.append(("refused", f"{place}.litellm_params.api_base", "", "write the address itself as `base_url`"))
+    elif base_url:
+        lines.append(("mapped", f"{place}.litellm_params.api_base", "base_url", ""))
+        if upstream["dialect"] == "openai":
+            upstream["name"] = name_of(urlsplit(base_url).hostname or provider)
+    upstream["name"] = name_of(str(upstream["name"]))
+    _read_key(key, variable, upstream, place, lines, own_address=base_url is not None)
+    return upstream
+
+
+def _read_key(
+    key: object, variable: str, upstream: Object, place: str, lines: list[Told], *, own_address: bool
+) -> None:
+    """own_address: the upstream is one of theirs, which may well need no key."""
+    at = f"{place}.litellm_params.api_key"
+    if isinstance(key, str) and key.startswith(_ENVIRON):
+        upstream["credential"] = f"env:{key.removeprefix(_ENVIRON)}"
+        lines.append(("mapped", at, f"credential: {upstream['credential']}", ""))
+    elif key is not None:
+        upstream["credential"] = f"env:{variable}"
+        reason = "a secret is not copied; put it into the environment"
+        lines.append(("approximated", at, f"credential: env:{variable}", reason))
+    elif upstream["dialect"] != "litellm" and not own_address:
+        upstream["credential"] = f"env:{variable}"
+
+
+def _read_options(params: Document, place: str, upstream: Object, lines: list[Told]) -> None:
+    options: Object = {}
+    for name in _OPTIONS:
+        value = params.take(name)
+        if isinstance(value, str):
+            options[name] = f"env:{value.removeprefix(_ENVIRON)}" if value.startswith(_ENVIRON) else value
+            lines.append(("mapped", f"{place}.litellm_params.{name}", f"options.{name}", ""))
+    for name in _SECRET_OPTIONS:
+        value = params.take(name)
+        if value is None:
+            continue
+        if isinstance(value, str) and value.startswith(_ENVIRON):
+            options[name] = f"env:{value.removeprefix(_ENVIRON)}"
+            lines.append(("mapped", f"{place}.litellm_params.{name}", f"options.{name}", ""))
+        else:
+            options[name] = f"env:{name.upper()}"
+            reason = "a secret is not copied; put it into the environment"
+            lines.append(("approximated", f"{place}.litellm_params.{name}", f"options.{name}: {options[name]}", reason))
+    if options:
+        upstream["options"] = options
+
+
+def _read_weight(params: Document, place: str, found: Deployment) -> None:
+    weight, order = params.take_number("weight"), params.take_number("order")
+    rates = {name: params.take_number(name) for name in ("rpm", "tpm")}
+    if weight is not None:
+        found.entry["weight"] = max(1, round(weight))
+        found.lines.append(("mapped", f"{place}.litellm_params.weight", f"weight: {found.entry['weight']}", ""))
+    for name, rate in rates.items():
+        if rate is None or rate <= 0:
+            continue
+        at = f"{place}.litellm_params.{name}"
+        if "weight" in found.entry:
+            found.lines.append(
+                ("refused", at, "", "a deployment has no rate of its own; its upstream says when it is too much")
+            )
+        else:
+            found.entry["weight"] = min(1_000_000, max(1, round(rate)))
+            reason = "it shares out calls by this, and does not hold them back"
+            found.lines.append(("approximated", at, f"weight: {found.entry['weight']}", reason))
+    if order is not None:
+        found.entry["order"] = min(100, max(0, round(order)))
+        found.lines.append(("mapped", f"{place}.litellm_params.order", f"order: {found.entry['order']}", ""))
+
+
+def _read_identity(info: Document, place: str, found: Deployment) -> None:
+    name = info.take_text("id")
+    if name is not None:
+        found.entry["id"] = name_of(name)
+        found.lines.append(("mapped", f"{place}.model_info.id", f"id: {found.entry['id']}", ""))
+    most = info.take_number("max_output_tokens") or info.take_number("max_tokens")
+    if most is not None and most >= 1:
+        found.entry["max_output_tokens"] = int(most)
+        found.lines.append(("mapped", f"{place}.model_info.max_output_tokens", f"max_output_tokens: {int(most)}", ""))
+
+
+def _read_price(params: Document, info: Document, place: str, found: Deployment) -> None:
+    prices: Object = {}
+    for ours, theirs in _PRICES.items():
+        values = [source.take(theirs) for source in (params, info)]
+        value = next((each for each in values if each is not None), None)
+        if value is None:
+            continue
+        try:
+            per_million = Decimal(str(value)) * 1_000_000
+        except InvalidOperation:
+            found.lines.append(("refused", f"{place}.litellm_params.{theirs}", "", "it is no price"))
+            continue
+        prices[ours] = _plain(per_million)
+    if "input" in prices or "output" in prices:
+        found.entry["price"] = {"input": 0, "output": 0, **prices}
+        said = ", ".join(f"{kind} {amount}" for kind, amount in found.entry["price"].items())
+        found.lines.append(("mapped", f"{place}.litellm_params.input_cost_per_token", f"price per million: {said}", ""))
+
+
+def _plain(amount: Decimal) -> int | float:
+    """A number that YAML writes as a person would."""
+    return int(amount) if amount == amount.to_integral_value() else float(amount)
+
+
+def name_of(text: str) -> str:
+    """A name as we allow it, as near to theirs as can be."""
+    name = re.sub(r"[^A-Za-z0-9._:@/+-]+", "-", text).lstrip("._:@/+-")[:128]
+    return name or "unnamed"
+
+
+def seconds_of(text: str) -> int | None:
+    """A length of time such as `30d`; None if it is none."""
+    match = re.fullmatch(r"(\d{1,9})(mo|[smhd])", text.strip())
+    return None if match is None else int(match[1]) * _UNITS_S[match[2]]

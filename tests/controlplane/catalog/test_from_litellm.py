@@ -1,0 +1,209 @@
+"""A LiteLLM configuration becomes one of ours that loads; every setting is told, and no secret is copied."""
+
+from __future__ import annotations
+
+from typing import Any  # a foreign file holds anything
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.catalog.file import ConfigFile
+from controlplane.catalog.from_litellm import Fate, Imported, import_litellm
+from controlplane.catalog.load import parse
+from controlplane.errors import ConfigError
+
+EAST: dict[str, Any] = {
+    "model_name": "gpt-4o",
+    "litellm_params": {"model": "openai/gpt-4o", "api_key": "os.environ/OPENAI_API_KEY"},
+}
+WEST: dict[str, Any] = {
+    "model_name": "gpt-4o",
+    "litellm_params": {"model": "azure/gpt-4o", "api_base": "https://my.azure.example", "api_version": "2024-10-21"},
+}
+CLAUDE: dict[str, Any] = {"model_name": "claude", "litellm_params": {"model": "anthropic/claude-sonnet-4-5"}}
+
+
+def imported(*models: dict[str, Any], **sections: object) -> Imported:
+    """What becomes of a configuration."""
+    return import_litellm(yaml.safe_dump({"model_list": list(models), **sections}), file="config.yaml")
+
+
+def config(found: Imported) -> ConfigFile:
+    """Ours, as the loader reads it."""
+    return parse(found.text, file="hephaestus.yaml").config
+
+
+def fates(found: Imported, place: str) -> list[Fate]:
+    """What became of a setting."""
+    return [line.fate for line in found.lines if line.place == place]
+
+
+@pytest.mark.parametrize(
+    ("params", "upstream", "dialect", "base_url", "model"),
+    [
+        ({"model": "openai/gpt-4o"}, "openai", "openai", "https://api.openai.com/v1", "gpt-4o"),
+        ({"model": "gpt-4o"}, "openai", "openai", "https://api.openai.com/v1", "gpt-4o"),
+        ({"model": "claude-3-haiku"}, "anthropic", "anthropic", "https://api.anthropic.com", "claude-3-haiku"),
+        ({"model": "groq/llama"}, "groq", "openai", "https://api.groq.com/openai/v1", "llama"),
+        ({"model": "openrouter/meta/llama"}, "openrouter", "openai", "https://openrouter.ai/api/v1", "meta/llama"),
+        ({"model": "openai/x", "api_base": "http://gpu:8000/v1"}, "gpu", "openai", "http://gpu:8000/v1", "x"),
+        ({"model": "hosted_vllm/x", "api_base": "http://gpu:8000/v1"}, "gpu", "openai", "http://gpu:8000/v1", "x"),
+        ({"model": "bedrock/anthropic.claude"}, "bedrock", "litellm", None, "bedrock/anthropic.claude"),
+        ({"model": "gemini/gemini-2.5-pro"}, "gemini", "litellm", None, "gemini/gemini-2.5-pro"),
+        ({"model": "ollama/llama3", "api_base": "http://o:11434"}, "ollama", "litellm", "http://o:11434", "ollama/llama3"),
+    ],
+)  # fmt: skip
+def test_providers_become_upstreams(
+    params: dict[str, Any], upstream: str, dialect: str, base_url: str | None, model: str
+) -> None:
+    """Two protocols are spoken by ourselves, at their providers' addresses or the operator's; the others go through litellm."""
+    ours = config(imported({"model_name": "m", "litellm_params": params}))
+    (place,), (alias,) = ours.upstreams, ours.models
+    assert (upstream, dialect, base_url) == (place.name, place.dialect.value, place.base_url)
+    assert [(upstream, model)] == [(one.upstream, one.model) for one in alias.deployments]
+
+
+def test_deployments_of_one_name_become_one_route() -> None:
+    """Entries with one `model_name` are the deployments of one model, with their weights, orders, ids and prices."""
+    prices = {"input_cost_per_token": 1.5e-7, "output_cost_per_token": "0.0000006"}
+    ours = config(
+        imported(
+            {**EAST, "model_info": {"id": "east", "max_output_tokens": 4096}},
+            {**WEST, "litellm_params": {**WEST["litellm_params"], "weight": 3, "order": 2, **prices}},
+            EAST,
+        )
+    )
+    (model,) = ours.models
+    assert [("east", 1, 0), ("azure/gpt-4o", 3, 2), ("openai/gpt-4o/2", 1, 0)] == [
+        (one.deployment_id, one.weight, one.order) for one in model.deployments
+    ]
+    assert 4096 == model.deployments[0].max_output_tokens
+    price = model.deployments[1].price
+    assert price is not None
+    assert (150_000_000, 600_000_000) == (price.input, price.output)
+    assert {"api_version": "2024-10-21"} == ours.upstreams[1].options
+
+
+def test_one_upstream_for_each_address_and_credential() -> None:
+    """Deployments share an upstream only if address, credential and options are the same."""
+    other = {"model_name": "m", "litellm_params": {"model": "openai/gpt-4o", "api_key": "os.environ/OTHER_KEY"}}
+    ours = config(imported(EAST, EAST, other))
+    assert [("openai", "env:OPENAI_API_KEY"), ("openai-2", "env:OTHER_KEY")] == [
+        (one.name, one.credential) for one in ours.upstreams
+    ]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "fate"),
+    [
+        ("simple-shuffle", "weighted", Fate.MAPPED),
+        ("least-busy", "least_busy", Fate.MAPPED),
+        ("latency-based-routing", "lowest_latency", Fate.MAPPED),
+        ("cost-based-routing", "cheapest", Fate.MAPPED),
+        ("usage-based-routing-v2", "least_busy", Fate.APPROXIMATED),
+        ("something-new", "weighted", Fate.REFUSED),
+    ],
+)
+def test_strategies(theirs: str, ours: str, fate: Fate) -> None:
+    """Each strategy has one of ours, something near, or a refusal."""
+    found = imported(EAST, router_settings={"routing_strategy": theirs})
+    assert [fate] == fates(found, "router_settings.routing_strategy")
+    assert ours == config(found).models[0].strategy.value
+
+
+def test_router_settings() -> None:
+    """Retries, time-outs, fallbacks of three kinds, defaults and aliases reach every model that they are for."""
+    found = imported(
+        EAST,
+        CLAUDE,
+        router_settings={
+            "num_retries": 2,
+            "timeout": 45,
+            "cooldown_time": 9,
+            "context_window_fallbacks": [{"gpt-4o": ["claude"]}],
+            "model_group_alias": {"fast": "gpt-4o", "lost": "nobody"},
+        },
+        litellm_settings={
+            "fallbacks": [{"gpt-4o": ["claude"]}, {"nobody": ["claude"]}],
+            "content_policy_fallbacks": [{"claude": ["gpt-4o", "nobody"]}],
+        },
+    )
+    models = {model.name: model for model in config(found).models}
+    assert {"gpt-4o", "claude", "fast"} == set(models)
+    assert {(3, 45.0)} == {(model.attempts_max, model.timeout_s) for model in models.values()}
+    assert (("claude",), ("claude",)) == (models["gpt-4o"].fallbacks.general, models["gpt-4o"].fallbacks.context_window)
+    assert ("gpt-4o",) == models["claude"].fallbacks.content_policy
+    assert 9.0 == config(found).breaker.open_s
+    assert [Fate.REFUSED] == fates(found, "router_settings.model_group_alias.lost")
+    assert [Fate.REFUSED] == fates(found, "litellm_settings.fallbacks.nobody")
+
+
+@pytest.mark.parametrize(
+    ("duration", "window"), [(None, "total"), ("1h", "hour"), ("24h", "day"), ("7d", "day"), ("30d", "month"), ("1mo", "month")]
+)  # fmt: skip
+def test_budgets(duration: str | None, window: str) -> None:
+    """The proxy's own budget becomes one of the only tenant's, in the nearest window of the calendar."""
+    settings = {"max_budget": 12.5, **({} if duration is None else {"budget_duration": duration})}
+    (budget,) = config(imported(EAST, litellm_settings=settings)).tenants[0].budgets
+    assert (12_500_000_000, window) == (budget.usd, budget.window.value)
+
+
+def test_the_cache() -> None:
+    """The cache's life time and its Redis come along; a semantic one is refused."""
+    redis = {"type": "redis", "host": "cache", "port": 6380, "ttl": 60, "password": "os.environ/REDIS_PW"}
+    ours = config(imported(EAST, litellm_settings={"cache": True, "cache_params": redis}))
+    assert (True, 60) == (ours.cache.enabled, ours.cache.ttl_s)
+    assert ("redis://cache:6380/0", "env:REDIS_PW") == (ours.server.redis, ours.server.redis_password)
+    semantic = imported(EAST, litellm_settings={"cache": True, "cache_params": {"type": "qdrant-semantic"}})
+    assert [Fate.REFUSED] == fates(semantic, "litellm_settings.cache_params.type")
+
+
+def test_no_secret_is_copied() -> None:
+    """A secret that stands in their file is in none of our words; a reference to the environment takes its place."""
+    bedrock = {"model": "bedrock/x", "aws_secret_access_key": "hunter2-aws"}
+    found = imported(
+        {"model_name": "a", "litellm_params": {"model": "openai/a", "api_key": "sk-hunter2"}},
+        {"model_name": "b", "litellm_params": bedrock},
+        litellm_settings={"cache": True, "cache_params": {"type": "redis", "host": "h", "password": "hunter2"}},
+        general_settings={"master_key": "sk-hunter2-master", "database_url": "postgres://u:hunter2@h/d"},
+    )
+    assert "hunter2" not in found.text + "".join(map(str, found.lines))
+    assert ["env:OPENAI_API_KEY", None] == [one.credential for one in config(found).upstreams]
+
+
+def test_whatever_is_not_read_is_told() -> None:
+    """Settings that nobody looked at are refused by their place, at every depth."""
+    found = imported({**EAST, "tpm_window": 1}, litellm_settings={"callbacks": ["x"]}, new_section={"a": 1})
+    unread = {line.place for line in found.lines if line.fate is Fate.REFUSED}
+    assert {"model_list[0].tpm_window", "litellm_settings.callbacks", "new_section"} == unread
+
+
+@pytest.mark.parametrize("text", ["", "- a", "just text", "a: [", "model_list: {a", "&a [*a]"])
+def test_what_is_no_configuration(text: str) -> None:
+    """A text that is no YAML mapping is refused with a sentence."""
+    with pytest.raises(ConfigError):
+        import_litellm(text, file="config.yaml")
+
+
+_SCALARS = st.none() | st.booleans() | st.integers(-10, 10**7) | st.floats(allow_nan=False) | st.text(max_size=10)
+_NAMES = st.sampled_from(
+    ["model", "model_name", "api_key", "api_base", "weight", "rpm", "timeout", "fallbacks", "cache", "cache_params", "ttl", "type",
+     "host", "max_budget", "num_retries", "routing_strategy", "model_group_alias", "input_cost_per_token", "id", "mode", "gpt-4o"]
+)  # fmt: skip
+_VALUES = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=4), max_leaves=12
+)
+
+
+@given(st.lists(st.dictionaries(_NAMES, _VALUES, max_size=4), max_size=3), _VALUES, _VALUES, _VALUES)
+def test_nothing_that_is_yaml_breaks_it(models: list[object], router: object, settings: object, params: object) -> None:
+    """Whatever values stand where, there is a result with every setting told, and it is YAML."""
+    document = {
+        "model_list": [*models, {"model_name": "gpt-4o", "litellm_params": params}],
+        "router_settings": router,
+        "litellm_settings": settings,
+    }
+    found = import_litellm(yaml.safe_dump(document), file="config.yaml")
+    assert {"upstreams", "models", "tenants"} <= yaml.safe_load(found.text).keys()
