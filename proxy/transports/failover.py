@@ -36,12 +36,14 @@ _LOG_EVERY_S = 1.0  # an outage fails thousands of calls; their attempts are all
 
 log = structlog.get_logger("proxy.failover")
 
+_TROUBLE = (AttemptFailed, BreakerOpen, Saturated, Shed)
 Order = Callable[[Call, RouteEntry], tuple[Candidate, ...]]
 
 
 class Failover:
     """Tries the candidates in order, again where that can help, and then those of other models.
 
+    places: the way to deployments whose load is counted, hedged: to two of them at once; inner: to all others.
     order: another model's candidates in the order in which they are to be tried. tries_when_all_open: what the operator wants
     to happen to calls that have only open breakers.
     """
@@ -49,6 +51,7 @@ class Failover:
     def __init__(
         self,
         inner: AttemptTransport,
+        places: AttemptTransport,
         hedged: HedgedTransport,
         settings: ProxySettings,
         metrics: ProxyMetrics,
@@ -59,6 +62,7 @@ class Failover:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
+        self._places = places
         self._hedged = hedged
         self._settings = settings
         self._metrics = metrics
@@ -73,8 +77,29 @@ class Failover:
         self._budget.count_call()
         entry = call.route
         assert entry is not None, "route comes first"  # noqa: S101
-        tries = Tries()
-        reply = await self._walk(call, entry, call.candidates, tries)
+        candidates = call.candidates
+        tries = None
+        if entry.route.hedge is None and candidates:  # nearly all calls end with their first try
+            attempt = self._attempt(call, candidates[0], candidates[1:])
+            attempt.patient = len(candidates) == 1
+            try:
+                reply = await self._way_to(candidates[0]).send(attempt)
+                if not entry.spares:
+                    return reply
+                tries = Tries(begun=reply)
+            except _TROUBLE as trouble:
+                tries = Tries(begun=(attempt, trouble))
+            except BaseException:
+                _abandon(attempt)
+                raise
+        return await self._serve(call, entry, tries or Tries())
+
+    async def _serve(self, call: Call, entry: RouteEntry, tries: Tries) -> Reply:
+        """All that `send` does, from where it stands."""
+        if isinstance(tries.begun, Reply):
+            reply: Reply | None = tries.begun
+        else:
+            reply = await self._walk(call, entry, call.candidates, tries)
         if entry.spares:
             kind = FallbackKind.GENERAL if reply is None else fallback_kind(reply)
             if kind is not None:
@@ -148,9 +173,13 @@ class Failover:
         while True:
             if candidate.deployment.id in tries.lost:  # it failed already, as the second of two that raced
                 return None, tries.lost.pop(candidate.deployment.id)
-            attempt = self._attempt(call, candidate, others)
-            attempt.patient = not others and not tries.saturated
-            reply, on = await self._try(call, entry, attempt, others, tries)
+            if isinstance(tries.begun, tuple):
+                reply, on = self._tell(call, entry, *tries.begun, tries)
+                tries.begun = None
+            else:
+                attempt = self._attempt(call, candidate, others)
+                attempt.patient = not others and not tries.saturated
+                reply, on = await self._try(call, entry, attempt, others, tries)
             if reply is not None or on is not Again.SAME:
                 return reply, on
             if not await self._pause(call, tries.failures[-1:], tries):
@@ -162,11 +191,10 @@ class Failover:
         self, call: Call, entry: RouteEntry, attempt: Attempt, others: Sequence[Candidate], tries: Tries
     ) -> tuple[Reply | None, Again]:
         """One try: its reply if it ends the call, or else where the next may go."""
-        candidate = attempt.candidate
         hedge = entry.route.hedge
         try:
             if hedge is None or not others:
-                reply = await self._inner.send(attempt)
+                reply = await self._way_to(attempt.candidate).send(attempt)
             else:
                 reply = await self._hedged.send(
                     attempt,
@@ -176,24 +204,32 @@ class Failover:
                     make=lambda target: self._attempt(call, target, ()),
                     failed=lambda target, failure: self._lost(entry, tries, target, failure),
                 )
-        except BreakerOpen as blocked:
-            tries.was_open(blocked.reason, blocked.retry_after_s)
-            return None, Again.ANOTHER
-        except Saturated:
-            tries.saturated.append(candidate)
-            return None, Again.ANOTHER
-        except Shed as shed:
-            self._was_shed(call, shed, tries)
-            return None, Again.NONE
-        except AttemptFailed as failure:
-            attempt.finish(failure.error)
-            return self._failed(entry, candidate, failure, tries)
+        except _TROUBLE as trouble:
+            return self._tell(call, entry, attempt, trouble, tries)
         except BaseException:
-            if attempt.judge is not None:  # cancelled, or a bug of ours and no fault of the deployment
-                attempt.finish(AttemptError.CANCELLED)
+            _abandon(attempt)
             raise
-        tries.count += 1
         return reply, Again.NONE
+
+    def _tell(
+        self, call: Call, entry: RouteEntry, attempt: Attempt, trouble: Exception, tries: Tries
+    ) -> tuple[Reply | None, Again]:
+        """Notes what became of a try without an answer, and says where the next may go."""
+        candidate = attempt.candidate
+        if isinstance(trouble, AttemptFailed):
+            attempt.finish(trouble.error)
+            return self._failed(entry, candidate, trouble, tries)
+        if isinstance(trouble, BreakerOpen):
+            tries.was_open(trouble.reason, trouble.retry_after_s)
+            return None, Again.ANOTHER
+        if isinstance(trouble, Shed):
+            self._was_shed(call, trouble, tries)
+            return None, Again.NONE
+        tries.saturated.append(candidate)
+        return None, Again.ANOTHER
+
+    def _way_to(self, candidate: Candidate) -> AttemptTransport:
+        return self._places if candidate.measured else self._inner
 
     async def _last_resort(
         self, call: Call, candidate: Candidate, tries: Tries, *, patient: bool, forced: bool = False
@@ -276,6 +312,12 @@ class Failover:
         self._logged_at = now
         reasons = [failure.detail for failure in tries.failures]
         log.warning("a call could not be served", call_id=call.call_id, model=alias, reasons=reasons)
+
+
+def _abandon(attempt: Attempt) -> None:
+    """Ends a try that was cancelled, or met a bug of ours, which is no fault of the deployment; one that never began leaves nothing."""
+    if attempt.judge is not None:
+        attempt.finish(AttemptError.CANCELLED)
 
 
 def _where(entry: RouteEntry, failure: AttemptFailed, tries: Tries) -> Again:

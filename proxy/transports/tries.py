@@ -10,7 +10,7 @@ from proxy import refusals
 from proxy.call import Reply
 from proxy.refusals import refuse
 from proxy.runtime import Candidate
-from proxy.transports.attempt import AttemptFailed
+from proxy.transports.attempt import Attempt, AttemptFailed
 
 _OVERLOADED = 529  # Anthropic's; its clients know what to make of it
 _CONTEXT_CODES = frozenset(("context_length_exceeded", "string_above_max_length", "request_too_large"))
@@ -37,10 +37,11 @@ class Tries:
     """What the tries of one call have come to so far. leg: tries of the model that is being tried now, asked for or fallen back to."""
 
     __slots__ = (
-        "blocked", "count", "failures", "leg", "lost", "open_retry_after_s", "reasons", "refused", "saturated", "upstreams",
+        "begun", "blocked", "count", "failures", "leg", "lost", "open_retry_after_s", "reasons", "refused", "saturated", "upstreams",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, begun: Reply | tuple[Attempt, Exception] | None = None) -> None:
+        self.begun = begun  # what became of the first try, which was made before anybody kept count
         self.count = 0
         self.leg = 0
         self.lost: dict[str, Again] = {}  # deployments that failed in a race, and where to go from there
