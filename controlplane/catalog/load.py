@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from controlplane.catalog.bind import PROBLEMS_MAX, Bound, bind, nearest
-from controlplane.catalog.file import ConfigFile, DeploymentEntry
+from controlplane.catalog.file import ConfigFile, DeploymentEntry, Dialect
 from controlplane.catalog.nodes import BYTES_MAX
 from controlplane.catalog.own_prices import price_problems
 from controlplane.catalog.quotas import quota_problems

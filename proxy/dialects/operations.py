@@ -38,7 +38,7 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing a client can ask for. `{}` in a path stands for one segment of it."""
+    """One thing a client can ask for. `{}` in a path stands for one segment of it, `{*}` for all the rest."""
 
     name: str
     protocol: Protocol | None  # None: clients of every protocol ask for it, and their headers tell
@@ -188,7 +188,7 @@ _ROWS: tuple[Operation, ...] = (
     ),
     _form("images_edits", "/images/edits", ImagesEdits()),
     _form("images_variations", "/images/variations", ImagesVariations()),
-    Operation("models", None, b"GET", (*_both("/models"), *_both("/models/{}")), local=True),
+    Operation("models", None, b"GET", (*_both("/models"), *_both("/models/{*}")), local=True),
 )
 
 # Any method and path of an upstream, known by how it begins.
@@ -258,6 +258,8 @@ def dialect_of(operation: str) -> Dialect:
 def _matches(pattern: str, path: str, segments: list[str]) -> bool:
     if "{" not in pattern:
         return pattern == path
+    if pattern.endswith("{*}"):
+        return path.startswith(pattern[:-3]) and len(path) > len(pattern) - 3
     wanted = pattern.split("/")
     return len(wanted) == len(segments) and all(
         bool(given) if want == "{}" else want == given for want, given in zip(wanted, segments, strict=True)

@@ -137,7 +137,7 @@ class Attempt:
             if not OPERATIONS[self.call.operation].by_tokens:
                 tokens, cost, state = NO_TOKENS, 0, CostState.UNPRICED
             elif state is CostState.FINAL:
-                state = CostState.ESTIMATED
+                state = CostState.UNPRICED if deployment.price is None else CostState.ESTIMATED
         record = AttemptRecord(
             deployment=deployment.id,
             upstream=deployment.upstream,

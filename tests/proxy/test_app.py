@@ -200,7 +200,7 @@ async def test_models_are_listed_as_openai_does_and_metered_as_calls(world: Worl
         (200, "GET", "/livez"),
         (200, "GET", "/readyz"),
         (200, "GET", "/metrics"),
-        (404, "GET", "/"),
+        (200, "GET", "/"),
         (404, "GET", "/v1/files"),
         (404, "POST", "/v1/chat/completions/"),
         (404, "POST", "/%00"),
