@@ -10,10 +10,8 @@ import structlog
 
 from controlplane.contract.records import AttemptError, Outcome
 from controlplane.contract.snapshot import BreakerPolicy
-from proxy.transports.retry import RetryBudget
 from tests.proxy.fakes import (
     STREAM_HEAD,
-    Clock,
     Script,
     World,
     answer,
@@ -235,18 +233,6 @@ async def test_when_every_breaker_is_open_the_client_is_told_when_to_come_back(w
     )
     assert 3 == len(upstream.received)
     assert ("u0/m", "open") == (world.worker.status().breakers[0].deployment, world.worker.status().breakers[0].state)
-
-
-def test_the_retry_budget_is_a_share_of_calls_with_a_floor() -> None:
-    """Of 100 calls in ten seconds, 20 may be retries; a quiet proxy may still make its few, and time gives them back."""
-    clock = Clock()
-    budget = RetryBudget(ratio=0.2, min_per_s=0.1, monotonic=clock)
-    assert [True, False] == [budget.take(), budget.take()]
-    for _ in range(100):
-        budget.count_call()
-    assert 19 == sum(budget.take() for _ in range(50))
-    clock.now += 11
-    assert [True, False] == [budget.take(), budget.take()]
 
 
 async def test_a_move_to_another_upstream_needs_no_retry_budget(tmp_path: Path) -> None:
