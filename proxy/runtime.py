@@ -25,6 +25,7 @@ from proxy.dialects.passthrough import PassthroughDialect
 from proxy.wires import Wire, default_header, fixed_lines, wires_of
 
 _ALL_OPERATIONS = frozenset(OPERATIONS)
+_FLAGS: Mapping[str, bool] = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,25 @@ class KeyIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """What litellm must know of an upstream; never shown, for it holds secrets.
+
+    secrets: what must not stand in any message.
+    """
+
+    api_key: str = field(default="", repr=False)
+    api_base: str = ""
+    options: Mapping[str, str | bool] = field(default_factory=dict, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where an upstream listens and how each request to it begins.
 
     wires: by operation, how it is asked for there; an operation that is not among them, it does not serve.
     missing: the credential reference that could not be resolved; empty if there is nothing to miss.
+    foreign: for litellm; None: we speak to it ourselves.
     """
 
     host: str
@@ -49,6 +64,7 @@ class Endpoint:
     tls: bool
     wires: Mapping[str, Wire] = field(repr=False)
     missing: str = ""
+    foreign: Foreign | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +262,38 @@ def _endpoint(upstream: Upstream, environ: Mapping[str, str]) -> Endpoint:
     tls = url.scheme == "https"
     credential, missing = _credential(upstream.credential, environ)
     wires = wires_of(upstream, credential)
+    if upstream.dialect == "litellm":
+        foreign, lacking = _foreign(upstream, credential, environ)
+        return Endpoint("", 0, tls=True, wires=wires, missing=missing or lacking, foreign=foreign)
     return Endpoint(
         host=url.hostname or "", port=url.port or (443 if tls else 80), tls=tls, wires=wires, missing=missing
     )
+
+
+def _foreign(upstream: Upstream, credential: str, environ: Mapping[str, str]) -> tuple[Foreign, str]:
+    """An upstream as litellm must know it, and what is missing if a reference cannot be had."""
+    options: dict[str, str | bool] = {}
+    secrets = [credential] if credential else []
+    lacking = ""
+    for name, said in upstream.options.items():
+        value = said
+        if said.startswith("env:"):
+            value = environ.get(said[4:], "").strip()
+        elif said.startswith("file:"):
+            value = _text_of(said[5:])
+        if value != said:
+            secrets += [value, *value.split()]
+            lacking = lacking or ("" if value else f"option {name}: {said} is not there")
+        options[name] = _FLAGS.get(value, value)
+    return Foreign(credential, upstream.base_url, options, tuple(secrets)), lacking
+
+
+def _text_of(path: str) -> str:
+    """A file's text; "" if it cannot be had."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _credential(reference: str | None, environ: Mapping[str, str]) -> tuple[str, str]:

@@ -14,11 +14,11 @@ import msgspec
 
 from controlplane.catalog.bind import Bound
 from controlplane.catalog.compile import Prices, own_entry
-from controlplane.catalog.file import ConfigFile, ModelEntry
+from controlplane.catalog.file import ConfigFile, Dialect, ModelEntry
 from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.snapshot import Unpriced, Window
 from controlplane.errors import SecretUnavailable
-from controlplane.secrets import resolve
+from controlplane.secrets import is_reference, resolve
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
@@ -142,6 +142,8 @@ def _upstreams(bound: Bound[ConfigFile]) -> Iterator[Finding]:
                 "use it, or remove it",
                 *place,
             )
+        if upstream.base_url is None:
+            continue
         parts = urlsplit(upstream.base_url)
         local = (parts.hostname or "") in _LOOPBACK
         if parts.scheme == "http" and upstream.credential is not None and not local:
@@ -154,7 +156,7 @@ def _upstreams(bound: Bound[ConfigFile]) -> Iterator[Finding]:
             yield _finding(
                 bound, Severity.ADVICE, "no-credential", message, "add `credential: env:NAME` if it wants one", *place
             )
-        if not parts.path.strip("/"):
+        if upstream.dialect is Dialect.OPENAI and not parts.path.strip("/"):
             message = f"`base_url` of `{upstream.name}` has no path, and `/chat/completions` is put right behind it"
             yield _finding(
                 bound,
@@ -235,6 +237,12 @@ def _secrets(bound: Bound[ConfigFile], environ: Mapping[str, str]) -> Iterator[F
         (entry.credential, ("upstreams", u, "credential"))
         for u, entry in enumerate(config.upstreams)
         if entry.credential
+    ]
+    references += [
+        (value, ("upstreams", u, "options", name))
+        for u, entry in enumerate(config.upstreams)
+        for name, value in entry.options.items()
+        if is_reference(value)
     ]
     references += [(entry.secret, ("alerts", a, "secret")) for a, entry in enumerate(config.alerts) if entry.secret]
     if config.server.door.password:

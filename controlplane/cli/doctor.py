@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from controlplane.catalog.check import Finding, Severity, check
+from controlplane.catalog.file import Dialect
 from controlplane.catalog.load import Loaded, load
 from controlplane.cli.installation import config_option, data_option, open_installation
 from controlplane.cli.output import EXIT_NO, console, count, json_option, print_json, speaks_plainly
@@ -148,17 +149,26 @@ async def _upstreams(loaded: Loaded) -> list[Checked]:
     async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
         return list(
             await asyncio.gather(
-                *(_upstream(client, one.name, one.base_url, one.credential) for one in loaded.config.upstreams)
+                *(
+                    _upstream(client, one.name, one.base_url, one.credential, one.dialect)
+                    for one in loaded.config.upstreams
+                    if one.base_url is not None and one.dialect is not Dialect.LITELLM
+                )
             )
         )
 
 
-async def _upstream(client: httpx.AsyncClient, name: str, base_url: str, credential: str | None) -> Checked:
+async def _upstream(
+    client: httpx.AsyncClient, name: str, base_url: str, credential: str | None, dialect: Dialect
+) -> Checked:
     """Whether an upstream can be reached with its credential; its list of models costs nothing."""
     what = f"upstream {name}"
     try:
-        headers = {} if credential is None else {"authorization": f"Bearer {resolve(credential).reveal()}"}
-        answer = await client.get(f"{base_url.rstrip('/')}/models", headers=headers)
+        secret = "" if credential is None else resolve(credential).reveal()
+        anthropic = dialect is Dialect.ANTHROPIC
+        headers = {"x-api-key": secret} if anthropic else {"authorization": f"Bearer {secret}"}
+        headers = (headers if secret else {}) | ({"anthropic-version": "2023-06-01"} if anthropic else {})
+        answer = await client.get(f"{base_url.rstrip('/')}{'/v1' if anthropic else ''}/models", headers=headers)
     except SecretUnavailable as error:
         return Checked(what, ok=False, detail=error.message, todo="set it where the proxy runs, too")
     except (httpx.HTTPError, socket.gaierror) as error:

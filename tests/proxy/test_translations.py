@@ -363,6 +363,6 @@ class TestMessagesServedByOpenAi:
         upstream = await behind(world, "openai", replies(answer(completion())))
         tool: Any = {"type": "web_search_20250305", "name": "web_search"}
         async with claude(world) as client:
-            with pytest.raises(anthropic.BadRequestError, match="tools.0.type"):
+            with pytest.raises(anthropic.BadRequestError, match=r"tools\.0\.type"):
                 await client.messages.create(model="gpt", max_tokens=20, messages=HI, tools=[tool])
         assert [] == upstream.received
