@@ -145,7 +145,7 @@ def snapshot(ports: list[int], *, models: tuple[str, ...] = ("gpt",), version: i
     """What `two_tenants` applies."""
     deployments = [Deployment(f"u{n}/m", f"u{n}", f"model-{n}", price=PRICE, order=n) for n in range(len(ports))]
     routes = (
-        (Route("gpt", tuple(deployments)),)
+        (Route(models[0], tuple(deployments)),)
         if len(models) == 1
         else tuple(Route(alias, (item,)) for alias, item in zip(models, deployments, strict=True))
     )

@@ -134,9 +134,9 @@ async def test_nothing_foreign_can_be_built_on(world: World, field: str, request
 async def test_a_name_that_is_there_twice_hides_nothing(world: World, body: str) -> None:
     """The upstream reads only the value that was held against its owner."""
     account = Account()
-    await two_tenants(world, account)
-    foreign, mine = await make(world), await make(world, BOB)
-    sent = body.replace("RESP", foreign).replace("resp_mine", mine)
+    await two_tenants(world, account, models=("model-0",))  # its own name there, so that nothing else makes a new body
+    foreign, mine = await make(world, model="model-0"), await make(world, BOB, model="model-0")
+    sent = body.replace("gpt", "model-0").replace("RESP", foreign).replace("resp_mine", mine)
     got = await world.client.post("/v1/responses", content=sent, headers={"authorization": f"Bearer {BOB}"})
     assert 200 == got.status_code
     assert foreign.encode() not in account.asked[-1][2]
