@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_nanousd
+from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_nanousd, priced_at
 from controlplane.contract.records import AttemptRecord, CallRecord, CostState, Payload
 from controlplane.contract.snapshot import Deployment
 from proxy.call import Call
@@ -17,11 +17,16 @@ PAYLOAD_BYTES_MAX = 1024 * 1024
 FINISH_REASON_CHARS_MAX = 64
 
 
-def priced(tokens: Tokens, deployment: Deployment) -> tuple[int, CostState, str]:
-    """Cost in nano-USD, how well it is known if the tokens are, and the version of the price."""
+def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -> tuple[int, CostState, str]:
+    """Cost in nano-USD, how well it is known if the tokens are, and the version of the price.
+
+    service_class: the provider's name for how it served; empty: the standard one.
+    """
     price = deployment.price
     if price is None:
         return 0, CostState.UNPRICED if tokens.total else CostState.FINAL, ""
+    if price.long or (price.service and service_class):
+        price = priced_at(price, input_tokens=tokens.total_input, service_class=service_class)
     try:
         return cost_nanousd(tokens, price), CostState.FINAL, price.version
     except UnknownPrice:

@@ -158,22 +158,21 @@ def _special_millionths(tokens: Tokens, price: Price) -> int:
     return millionths
 
 
-def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price, service_class: str = "") -> int:
+def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price, any_class: bool = False) -> int:
     """The most an attempt can cost: every token at the dearest kind of its direction, in nano-USD, rounded up.
 
-    A long price counts as soon as the input may be so long; a service class only if the request asks for it, and never below the standard.
+    A long price counts as soon as the input may be so long. any_class: the service class may be another than the standard one.
     """
     worst = _worst_millionths(tokens_in, tokens_out, price)
-    if price.long:
-        for long in price.long:
-            if tokens_in > long.above_tokens:
-                worst = max(worst, _worst_millionths(tokens_in, tokens_out, long.price))
-    if service_class:
+    for long in price.long:
+        if tokens_in > long.above_tokens:
+            worst = max(worst, _worst_millionths(tokens_in, tokens_out, long.price))
+    nanousd = -(-worst // TOKENS_PER_PRICE_UNIT)
+    if any_class:
         for service in price.service:
-            if service.name == service_class:
-                nanousd = worst_case_nanousd(tokens_in=tokens_in, tokens_out=tokens_out, price=service.price)
-                worst = max(worst, nanousd * TOKENS_PER_PRICE_UNIT)
-    return -(-worst // TOKENS_PER_PRICE_UNIT)
+            dearer = worst_case_nanousd(tokens_in=tokens_in, tokens_out=tokens_out, price=service.price)
+            nanousd = max(nanousd, dearer)
+    return nanousd
 
 
 def _worst_millionths(tokens_in: int, tokens_out: int, price: Price) -> int:

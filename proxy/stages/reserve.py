@@ -30,6 +30,7 @@ from controlplane.contract.pricing import Price, worst_case_nanousd
 from controlplane.contract.snapshot import QuotaAction, TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
+from proxy.dialects.service_class import MARK
 from proxy.ledger import Ledger, Refused, Reservation
 from proxy.metrics import ProxyMetrics
 from proxy.quotas.account import REQUESTS, TOKENS, Line, left_of
@@ -198,7 +199,13 @@ def worst_case(
         tokens_out = (deployment.max_output_tokens if ceiling is None else ceiling) * view.n
         tokens_out_max = max(tokens_out_max, tokens_out)
         if deployment.price is not None:
-            nanousd = worst_case_nanousd(tokens_in=tokens_in, tokens_out=tokens_out, price=deployment.price)
+            price = deployment.price
+            nanousd = worst_case_nanousd(
+                tokens_in=tokens_in,
+                tokens_out=tokens_out,
+                price=price,
+                any_class=bool(price.service) and MARK in call.body,
+            )
             nanousd_max = max(nanousd_max, nanousd)
     at_once = 1 if call.route is None or call.route.route.hedge is None else 2  # tries that may run side by side
     return (tokens_in + tokens_out_max) * at_once, nanousd_max * at_once

@@ -88,7 +88,7 @@ class Attempt:
 
     __slots__ = (
         "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_byte_timeout_s", "first_token_us",
-        "forced", "judge", "load", "patient", "probe", "reply", "started_ns", "started_us", "status", "tokens", "tokens_in",
+        "forced", "judge", "load", "patient", "probe", "reply", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in",
     )  # fmt: skip
 
     def __init__(self, call: Call, candidate: Candidate, *, metrics: ProxyMetrics, tokens_per_s: float) -> None:
@@ -107,6 +107,7 @@ class Attempt:
         self.tokens_in: Tokens | None = None  # of a stream that broke off: what the upstream had said of the input
         self.reply: Reply | None = None
         self.probe = False
+        self.service_class = ""  # the upstream's name for how it served; empty: the standard one
         self.judge: Judge | None = None  # None: the try has not begun
         self.load: DeploymentLoad | None = None  # where it takes up a place, if anybody counts them
         self.forced = False  # goes past an open breaker
@@ -132,7 +133,7 @@ class Attempt:
         elapsed_ns = time.monotonic_ns() - self.started_ns
         deployment = self.candidate.deployment
         tokens, known = self._billed(error, elapsed_ns / 1e9)
-        cost, state, version = meter.priced(tokens, deployment)
+        cost, state, version = meter.priced(tokens, deployment, service_class=self.service_class)
         if not known:
             if not OPERATIONS[self.call.operation].by_tokens:
                 tokens, cost, state = NO_TOKENS, 0, CostState.UNPRICED

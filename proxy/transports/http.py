@@ -17,6 +17,7 @@ from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.operations import dialect_of
+from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
 from proxy.runtime import Candidate, Endpoint
@@ -166,6 +167,9 @@ class HttpTransport:
             raise failed_by(error, message, said=said, reply=reply, retry_after_s=_retry_after_s(headers))
         try:
             attempt.tokens, reply.finish_reason = wire.dialect.read_reply(body)
+            price = attempt.candidate.deployment.price
+            if price is not None and price.service:
+                attempt.service_class = service_class_of(body)
             if translation is not None:
                 reply.body = translation.reply(body, alias=attempt.call.view.model if attempt.call.view else "")
                 _, reply.finish_reason = dialect_of(attempt.call.operation).read_reply(reply.body)

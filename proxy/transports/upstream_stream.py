@@ -9,6 +9,7 @@ from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import Sink, StreamBroken
 from proxy.dialects.dialect import Malformed, Scanner
+from proxy.dialects.service_class import MARK, service_class_of
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool
@@ -65,11 +66,15 @@ class UpstreamStream:
         connection.expire_at(min(expires, attempt.call.deadline))
         held: list[bytes] = []
         held_bytes = 0
+        price = attempt.candidate.deployment.price
+        raw: list[bytes] | None = [] if price is not None and price.service else None
         try:
             while not (scanner.content_seen or scanner.done):
                 data = await connection.read()
                 held.append(scanner.feed(data) if data else scanner.finish())
                 held_bytes += len(data)
+                if raw is not None:
+                    raw.append(data)
                 self._check_beginning(ended=not data, held_bytes=held_bytes)
         except Malformed as error:
             self.close()
@@ -83,6 +88,8 @@ class UpstreamStream:
         self._opened = True
         if scanner.content_seen:
             attempt.content_seen()
+        if raw is not None:
+            attempt.service_class = service_class_of(b"".join(raw))
         self._ready = b"".join(held)
 
     def _check_beginning(self, *, ended: bool, held_bytes: int) -> None:
@@ -182,6 +189,9 @@ class UpstreamStream:
         attempt, scanner = self._attempt, self._scanner
         attempt.events = scanner.events
         attempt.tokens = scanner.tokens
+        price = attempt.candidate.deployment.price
+        if price is not None and price.service and MARK in scanner.ending:  # the last word counts
+            attempt.service_class = service_class_of(scanner.ending)
         if scanner.tokens is None and isinstance(scanner, _SaysInput):
             attempt.tokens_in = scanner.tokens_in
         if attempt.reply is not None:

@@ -95,7 +95,7 @@ def test_the_worst_case_covers_long_prompts_and_service_classes(
     """Whatever threshold is passed and whatever class is asked for, the worst case is never exceeded, at the standard price neither."""
     whole = msgspec.structs.replace(price, long=(LongPrice(above, long),), service=(ServicePrice("batch", batch),))
     worst = worst_case_nanousd(
-        tokens_in=tokens.total_input, tokens_out=tokens.total_output, price=whole, service_class=service_class
+        tokens_in=tokens.total_input, tokens_out=tokens.total_output, price=whole, any_class=bool(service_class)
     )
     assert cost_nanousd(tokens, whole, service_class=service_class) <= worst
     assert cost_nanousd(tokens, whole) <= worst
