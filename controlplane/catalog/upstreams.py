@@ -37,8 +37,8 @@ def upstream_problems(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     for u, entry in enumerate(bound.value.upstreams):
         place = ("upstreams", u)
         foreign = entry.dialect is Dialect.LITELLM
-        if entry.base_url is None and not foreign:
-            yield bound.problem("`base_url` is missing in `upstreams`", *place, hint="only litellm knows where to go")
+        if entry.base_url is None and not foreign and not _is_told(bound, *place, "base_url"):
+            yield bound.problem(f"`base_url` is missing in `upstreams[{u}]`", *place)
         if entry.options and not foreign:
             hint = "take them out, or write `dialect: litellm`"
             yield bound.problem("`options` are for `dialect: litellm` alone", *place, "options", hint=hint)
@@ -54,6 +54,11 @@ def upstream_problems(bound: Bound[ConfigFile]) -> Iterator[Problem]:
             elif _is_secret(name) and not is_reference(value):
                 hint = "a secret itself never stands in this file"
                 yield bound.problem(f"`{name}` must be a reference, `env:NAME` or `file:/path`", *where, hint=hint)
+
+
+def _is_told(bound: Bound[ConfigFile], *place: str | int) -> bool:
+    """Whether a value was written but could not be read: then it is not missing."""
+    return any(problem.line == bound.line(*place) for problem in bound.problems)
 
 
 def _is_secret(name: str) -> bool:

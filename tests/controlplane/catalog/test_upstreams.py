@@ -36,8 +36,8 @@ def test_an_upstream_without_an_address_whose_options_reach_the_proxies() -> Non
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("{name: u}", "`base_url` is missing"),
-        ("{name: u, dialect: anthropic}", "`base_url` is missing"),
+        ("{name: u}", "`base_url` is missing in `upstreams[0]`"),
+        ("{name: u, dialect: anthropic}", "`base_url` is missing in `upstreams[0]`"),
         ("{name: u, base_url: 'https://h/v1', options: {a: b}}", "`options` are for `dialect: litellm` alone"),
         ("{name: u, dialect: litellm, options: {vertex_credentials: abc}}", "`vertex_credentials` must be a reference"),
         ("{name: u, dialect: litellm, options: {aws_session_token: abc}}", "`aws_session_token` must be a reference"),
