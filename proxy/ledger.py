@@ -107,6 +107,7 @@ class Ledger:
         self._accounts: dict[str, Account] = {}  # the tenants' own
         self._tables: dict[tuple[str, str], dict[str, Account]] = {}  # by tenant and counter, then by value
         self._plans: dict[str, Plan] = {}
+        self._lend: Callable[[Line], None] | None = None
         self.calls = 0  # settled since this worker's first start
         self.nanousd = 0
         self.tokens = 0
@@ -117,6 +118,13 @@ class Ledger:
             tuple[Line, int], ...
         ] = ()  # at the last `hold`: ceilings over which a lease was too small, and what was wanted
 
+    def lend(self, lend: Callable[[Line], None]) -> None:
+        """From now on somebody else keeps the caps up to date: called with each line there is and each that comes."""
+        self._lend = lend
+        for account in self.accounts():
+            for line in account.lines.values():
+                lend(line)
+
     def configure(self, policies: Iterable[TenantPolicy], *, now_us: int) -> None:
         """Takes the tenants of a new snapshot, and drops the counters that none of their quotas reads any more."""
         read: set[tuple[str, str]] = set()
@@ -124,7 +132,8 @@ class Ledger:
             plan = self._plan(policy, now_us)
             read |= {(policy.id, rule.counter) for rule in plan.rules}
         for gone in self._tables.keys() - read:
-            del self._tables[gone]
+            for account in self._tables.pop(gone).values():
+                account.lines = {}
 
     def meets(
         self, policy: TenantPolicy, who: Who | None, *, now_us: int
@@ -311,11 +320,18 @@ class Ledger:
         for table in self._tables.values():
             yield from table.values()
 
+    def _cap(self, line: Line) -> None:
+        """Sets what a new or changed ceiling lets this worker use."""
+        if self._lend is None:
+            line.cap = self._share.of(line.limit)
+        else:
+            self._lend(line)
+
     def _plan(self, policy: TenantPolicy, now_us: int) -> Plan:
         plan = self._plans.get(policy.id)
         if plan is None or plan.policy is not policy:
             account = self._account(policy.id, now_us)
-            plan = self._plans[policy.id] = Plan(policy, account, share=self._share.of, now_us=now_us)
+            plan = self._plans[policy.id] = Plan(policy, account, cap=self._cap, now_us=now_us)
         return plan
 
     def _account(self, tenant: str, now_us: int) -> Account:
@@ -351,7 +367,7 @@ class Ledger:
         account.rule = rule
         for window, timezone in rule.windows:
             account.meter(window, now_us, timezone)
-        lines_of(account, rule.quotas, share=self._share.of, now_us=now_us)
+        lines_of(account, rule.quotas, cap=self._cap, now_us=now_us)
 
     def _room_for(self, table: dict[str, Account], value: str, now_us: int) -> str:
         """Where a newcomer is counted: under its own name if there is room or can be made, else with the others."""
@@ -362,6 +378,7 @@ class Ledger:
             if name != OTHERS and (idle or account.is_over(now_us)):
                 self.forgiven_total += not account.is_over(now_us)
                 del table[name]
+                account.lines = {}  # whoever keeps their caps sees that they are gone
                 return value
         self.crowded_total += 1
         return OTHERS

@@ -154,10 +154,6 @@ class Line:
         id_: str,
         unit: int,
         limit: int,
-        cap: int,
-        per: QuotaScope = QuotaScope.TENANT,
-        action: QuotaAction = QuotaAction.HARD,
-        to: str = "",
     ) -> None:
         """meter: None for calls at once, which no window counts."""
         self.account = account
@@ -166,10 +162,10 @@ class Line:
         self.unit = unit
         self.field = FIELDS[unit]
         self.limit = limit
-        self.cap = cap
-        self.per = per
-        self.action = action
-        self.to = to
+        self.cap = limit
+        self.per = QuotaScope.TENANT
+        self.action = QuotaAction.HARD
+        self.to = ""
         self.budget = False
         self.lease: Lease | None = None  # None: the cap is the worker's share
 

@@ -70,11 +70,11 @@ class Plan:
 
     __slots__ = ("free", "lines", "policy", "rules")
 
-    def __init__(self, policy: TenantPolicy, account: Account, *, share: Callable[[int], int], now_us: int) -> None:
+    def __init__(self, policy: TenantPolicy, account: Account, *, cap: Callable[[Line], None], now_us: int) -> None:
         self.policy = policy
         budgets = [*_tokens_per_minute(policy), *_budgets(policy)]
         own = [quota for quota in policy.quotas if is_own(quota)]
-        self.lines = lines_of(account, [*budgets, *own], share=share, now_us=now_us)
+        self.lines = lines_of(account, [*budgets, *own], cap=cap, now_us=now_us)
         for line in self.lines[: len(budgets)]:
             line.budget = True
         self.rules = rules_of(policy.quotas)
@@ -102,20 +102,23 @@ def rules_of(quotas: Iterable[Quota]) -> tuple[Rule, ...]:
 
 
 def lines_of(
-    account: Account, quotas: Iterable[Quota], *, share: Callable[[int], int], now_us: int
+    account: Account, quotas: Iterable[Quota], *, cap: Callable[[Line], None], now_us: int
 ) -> tuple[Line, ...]:
-    """The ceilings of some quotas over an account. A line that was there goes on, with the lease that it has."""
+    """The ceilings of some quotas over an account. A line that was there goes on, with the lease that it has.
+
+    cap: sets the cap of a line that is new or whose limit has changed.
+    """
     lines: dict[str, Line] = {}
     for quota in quotas:
         unit, limit = amount_of(quota)
         meter = None if unit == SLOTS else account.meter(quota.window, now_us, quota.timezone)
         line = account.lines.get(quota.id)
         if line is None or line.unit != unit or line.meter is not meter:
-            line = Line(account, meter, id_=quota.id, unit=unit, limit=limit, cap=share(limit))
+            line = Line(account, meter, id_=quota.id, unit=unit, limit=limit)
+            cap(line)
         elif line.limit != limit:
             line.limit = limit
-            if line.lease is None:
-                line.cap = share(limit)
+            cap(line)
         line.per, line.action, line.to = quota.per, quota.action, quota.to
         lines[quota.id] = line
     account.lines = lines
