@@ -15,7 +15,8 @@ The protocol between the pipeline and a flight:
      the chunks away, and settles the call with the truth.
 3. When the last follower leaves a flight whose leader's client has gone already, `leave` of that follower marks the leader
    `aborted` and cancels the leader's serving task, as the pipeline would have done.
-4. A follower has `call.cache = COALESCED`, no attempts, no tokens and no cost; `call.saved_nanousd` is set when the answer is complete.
+4. Who pays is the tenant's policy (`coalesce_cost`): the leader, or all who are in the flight when it ends, in equal parts.
+   Where the leader pays a follower has `call.cache = COALESCED`, no attempts, no tokens and no cost; `call.saved_nanousd` is set when the answer is complete.
    Refusals and errors of the leader are shared with the followers, but for two: a leader that ran out of its own time, and one
    whose task died. Then a follower that has time left starts over, alone or with the other followers.
 
@@ -33,9 +34,11 @@ import time
 from collections.abc import Callable
 
 from controlplane.contract.records import CacheState, Outcome
-from proxy.call import Call, ChunkStream, Reply, Sink, StreamBroken, Transport, tap
+from controlplane.contract.snapshot import CoalesceCost
+from proxy.call import Call, Reply, Transport
 from proxy.refusals import TIMED_OUT, refuse
-from proxy.savings import avoided_nanousd
+from proxy.savings import split_attempt
+from proxy.transports.flight import Flight, Reader, copy_of, resolve, saved_nanousd
 
 
 class Coalesce:
@@ -49,8 +52,11 @@ class Coalesce:
         buffer_bytes_max: int,
         buffers_bytes_max: int,
         monotonic: Callable[[], float] = time.monotonic,
+        elsewhere: Callable[[bytes], int] = lambda _: 0,
     ) -> None:
         """Nothing starts here.
+
+        elsewhere: how many other workers follow the flight of a key; a flight goes on for them as for followers of its own.
 
         calls_max: followers at any moment; a call beyond goes upstream by itself.
         buffer_bytes_max: chunks kept by one flight; buffers_bytes_max: by all of them.
@@ -60,8 +66,9 @@ class Coalesce:
         self._buffer_bytes_max = buffer_bytes_max
         self._buffers_bytes_max = buffers_bytes_max
         self._monotonic = monotonic
-        self._joinable: dict[bytes, _Flight] = {}
-        self._members: dict[str, _Flight] = {}  # by call id: leaders and followers that have not finished
+        self._elsewhere = elsewhere
+        self._joinable: dict[bytes, Flight] = {}
+        self._members: dict[str, Flight] = {}  # by call id: leaders and followers that have not finished
         self.followers = 0  # now
         self.buffered_bytes = 0  # now, all flights
         self.joined_total = 0
@@ -104,72 +111,81 @@ class Coalesce:
             call.aborted = True
         elif flight.leader is call:
             flight.leader_gone = True
-            if not flight.followers and not flight.ended:
-                self._close_to_joiners(flight)
+            if not flight.followers and not flight.ended and not self._elsewhere(flight.key):
+                self.close_to_joiners(flight)
                 call.aborted = True
         else:
             call.aborted = True
-            self._forget(call, flight)
+            self.forget(call, flight)
         return call.aborted
+
+    def left_elsewhere(self, key: bytes) -> None:
+        """Another worker does not follow the flight of a key any more; if nobody else does, it is given up."""
+        for flight in tuple(self._members.values()):
+            if flight.key == key and flight.leader_gone and not flight.followers and not flight.leader.aborted:
+                self._give_up(flight)
 
     async def aclose(self) -> None:
         """Closes the inner transport; flights end with the tasks that run them."""
         await self._inner.aclose()
 
     async def _lead(self, call: Call) -> Reply:
-        flight = _Flight(self, call, asyncio.current_task())
+        flight = Flight(self, call, asyncio.current_task())
         self._joinable[call.cache_key] = flight
         self._members[call.call_id] = flight
         try:
             reply = await self._inner.send(call)
         except BaseException:  # cancelled, or a bug: followers must not wait for what will never come
-            self._forget(call, flight)
+            self.forget(call, flight)
             flight.deliver(None)
             raise
         if reply.stream is None:
-            self._forget(call, flight)
+            self.forget(call, flight)
+            if reply.outcome is not Outcome.TIMED_OUT:  # or its followers start over
+                self.share_bill(flight)
         else:
             flight.stream = reply.stream
-            reply.stream = _Reader(self, flight, call, reply)
+            reply.stream = Reader(self, flight, call, reply)
         flight.deliver(reply)
         return reply
 
-    async def _follow(self, call: Call, flight: _Flight) -> Reply | None:
+    async def _follow(self, call: Call, flight: Flight) -> Reply | None:
         """The flight's reply for this call, our refusal when its time is over, or None when it must start over."""
         call.cache = CacheState.COALESCED
         flight.followers += 1
         self.followers += 1
         self.joined_total += 1
         self._members[call.call_id] = flight
+        flight.calls[call.call_id] = call
         try:
             in_time = flight.delivered or await self._wait_for_head(call, flight)
         except BaseException:
-            self._forget(call, flight)
+            self.forget(call, flight)
             raise
         head = flight.head
         if in_time and head is not None and head.stream is not None:
             call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000
-            reply = _copy_of(head)
-            reply.stream = _Reader(self, flight, call, reply)
+            reply = copy_of(head)
+            reply.stream = Reader(self, flight, call, reply)
             return reply
-        self._forget(call, flight)
+        self.forget(call, flight)
         if not in_time:
             return refuse(
                 TIMED_OUT, "the answer to an identical call, which this one waited for, did not begin in time"
             )
         if head is None or (head.outcome is Outcome.TIMED_OUT and self._monotonic() < call.deadline):
             return None
-        call.saved_nanousd = avoided_nanousd(call, head.deployment, head.tokens) if head.complete else 0
-        return _copy_of(head)
+        call.saved_nanousd = saved_nanousd(call, head) if head.complete else 0
+        return copy_of(head)
 
-    async def _wait_for_head(self, call: Call, flight: _Flight) -> bool:
+    async def _wait_for_head(self, call: Call, flight: Flight) -> bool:
         """Waits until the leader has a reply or has failed; False when the call's own deadline passed first."""
         head: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         flight.waiting[head] = None
         timer = None
         if call.deadline:
             left_s = call.deadline - self._monotonic()
-            timer = asyncio.get_running_loop().call_later(left_s, _resolve, head, False)  # noqa: FBT003 - its value
+            timer = asyncio.get_running_loop().call_later(left_s, resolve, head, False)  # noqa: FBT003 - its value
         began_ns = time.monotonic_ns()
         try:
             return await head
@@ -179,284 +195,59 @@ class Coalesce:
             if timer is not None:
                 timer.cancel()
 
-    def _close_to_joiners(self, flight: _Flight) -> None:
+    def close_to_joiners(self, flight: Flight) -> None:
+        """Nobody joins this flight any more."""
         if self._joinable.get(flight.key) is flight:
             del self._joinable[flight.key]
 
-    def _forget(self, call: Call, flight: _Flight) -> None:
+    def forget(self, call: Call, flight: Flight) -> None:
         """Takes a call out of its flight; whatever then serves nobody is given up. Safe to call twice."""
         if self._members.get(call.call_id) is not flight:
             return
         del self._members[call.call_id]
         if flight.leader is call:
             flight.leader_finished = True
-            self._close_to_joiners(flight)
+            self.close_to_joiners(flight)
         else:
             flight.followers -= 1
             self.followers -= 1
+            del flight.calls[call.call_id]
         if flight.followers:
             return
         if flight.leader_finished:
             flight.discard()
-        elif flight.leader_gone and not flight.ended:
-            self._close_to_joiners(flight)
-            flight.leader.aborted = True
-            if flight.task is not None:
-                flight.task.cancel()
+        elif flight.leader_gone and not flight.ended and not self._elsewhere(flight.key):
+            self._give_up(flight)
 
-    def _account(self, flight: _Flight, added: int) -> None:
+    def _give_up(self, flight: Flight) -> None:
+        """Nobody wants the leader's answer any more, and its client has gone before."""
+        self.close_to_joiners(flight)
+        flight.leader.aborted = True
+        if flight.task is not None:
+            flight.task.cancel()
+
+    def share_bill(self, flight: Flight) -> None:
+        """Where the tenant's policy says so, splits what the flight has cost between all who are in it now; the parts sum to the whole."""
+        leader = flight.leader
+        if not flight.calls or not leader.attempts or leader.identity is None:
+            return
+        if leader.identity.tenant.cache.coalesce_cost is not CoalesceCost.SPLIT:
+            return
+        sharers = [leader, *flight.calls.values()]
+        attempts, leader.attempts = leader.attempts, []
+        for attempt in attempts:
+            for call, part in zip(sharers, split_attempt(attempt, [1] * len(sharers)), strict=True):
+                call.attempts.append(part)
+        leader.saved_nanousd += sum(one.cost_nanousd for one in attempts)
+        leader.saved_nanousd -= sum(one.cost_nanousd for one in leader.attempts)
+
+    def account(self, flight: Flight, added: int) -> None:
         """Keeps the buffers within their limits after a flight has grown."""
         self.buffered_bytes += added
         over = flight.buffered_bytes > self._buffer_bytes_max or self.buffered_bytes > self._buffers_bytes_max
         if over and not flight.trimming:
             self.unjoinable_total += 1
             flight.trimming = True
-            self._close_to_joiners(flight)
+            self.close_to_joiners(flight)
         if flight.trimming:
             self.ejected_total += flight.trim(self._buffer_bytes_max)
-
-
-class _Flight:
-    """One upstream call and the chunks it has brought so far."""
-
-    __slots__ = (
-        "abandoned", "buffered_bytes", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
-        "leader_finished", "leader_gone", "puller", "pulling", "readers", "stream", "task", "trimming", "waiting",
-    )  # fmt: skip
-
-    def __init__(self, coalesce: Coalesce, leader: Call, task: asyncio.Task[object] | None) -> None:
-        self.coalesce = coalesce
-        self.leader = leader
-        self.task = task
-        self.key = leader.cache_key
-        self.head: Reply | None = None
-        self.delivered = False
-        self.waiting: dict[asyncio.Future[bool], None] = {}  # for the head first, for the next chunk later; ordered
-        self.stream: ChunkStream | None = None
-        self.chunks: list[bytes] = []
-        self.dropped = 0  # chunks that were here before chunks[0]
-        self.buffered_bytes = 0
-        self.readers: list[_Reader] = []
-        self.pulling = False
-        self.puller: asyncio.Task[object] | None = None
-        self.abandoned = False
-        self.trimming = False
-        self.ended = False
-        self.failure: StreamBroken | None = None
-        self.followers = 0
-        self.leader_gone = False  # its client; its task may still run
-        self.leader_finished = False
-
-    def deliver(self, head: Reply | None) -> None:
-        """The leader's answer, or None when it has none and never will."""
-        self.head = head
-        self.delivered = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Lets everybody who waits look again."""
-        for future in self.waiting:
-            _resolve(future, True)  # noqa: FBT003 - its value
-
-    async def pull(self) -> None:
-        """Brings one more chunk, or the end. Cancelling it loses nothing: the next one to need a chunk pulls again."""
-        stream = self.stream
-        if stream is None:  # given up already
-            self.end(StreamBroken(Outcome.BROKEN_STREAM, "the stream was closed"))
-            return
-        self.pulling = True
-        self.puller = puller = asyncio.current_task()
-        cancelling = 0 if puller is None else puller.cancelling()
-        try:
-            chunk = await stream.read()
-        except asyncio.CancelledError:
-            if not self.abandoned or puller is None or puller.uncancel() > cancelling:
-                raise  # its own task was cancelled, not only this wait
-        except StreamBroken as failure:
-            self.end(failure)
-        except Exception:
-            self.end(StreamBroken(Outcome.INTERNAL, "the stream failed"))
-            raise
-        else:
-            if chunk:
-                self.keep(chunk)
-            else:
-                self.end(None)
-        finally:
-            self.pulling = False
-            if self.waiting:
-                self.wake()
-
-    def keep(self, chunk: bytes) -> None:
-        """One more chunk has come."""
-        self.chunks.append(chunk)
-        self.buffered_bytes += len(chunk)
-        self.coalesce._account(self, len(chunk))  # noqa: SLF001 - one machine in two classes
-
-    def end(self, failure: StreamBroken | None) -> None:
-        """No more chunks will come. A broken stream is not worth joining; a whole one is, until the leader has read it."""
-        self.ended = True
-        self.failure = failure
-        if failure is not None:
-            self.coalesce._close_to_joiners(self)  # noqa: SLF001
-
-    def abandon(self) -> None:
-        """The leader's task stops in the middle. It must settle what was used so far, so the upstream stream ends with it."""
-        self.end(StreamBroken(Outcome.BROKEN_STREAM, "the call that shared this answer was given up"))
-        self.abandoned = True
-        if self.pulling and self.puller is not None:  # as `asyncio.timeout` does: end its wait, not its task
-            self.puller.cancel()
-        self.close_stream()
-        self.wake()
-
-    def trim(self, bytes_max: int) -> int:
-        """Drops what every reader has had; returns how many readers were too far behind to be waited for."""
-        ejected = 0
-        while self.readers:
-            slowest = min(self.readers, key=_position)
-            while self.dropped < slowest.position:
-                self.drop(1)
-            if self.buffered_bytes <= bytes_max:
-                break
-            slowest.ejected = True
-            self.readers.remove(slowest)
-            ejected += 1
-        return ejected
-
-    def drop(self, count: int) -> None:
-        """Forgets the oldest chunks."""
-        dropped_bytes = sum(map(len, self.chunks[:count]))
-        del self.chunks[:count]
-        self.dropped += count
-        self.buffered_bytes -= dropped_bytes
-        self.coalesce.buffered_bytes -= dropped_bytes
-
-    def discard(self) -> None:
-        """Nobody is left: gives up the buffer and the upstream connection."""
-        self.drop(len(self.chunks))
-        self.close_stream()
-
-    def close_stream(self) -> None:
-        """Gives the upstream connection up; safe to call twice."""
-        stream, self.stream = self.stream, None
-        if stream is not None:
-            stream.close()
-
-
-class _Reader:
-    """One client's view of a flight's stream: the chunks so far, then the live ones."""
-
-    __slots__ = ("call", "coalesce", "ejected", "flight", "position", "reply", "sink")
-
-    def __init__(self, coalesce: Coalesce, flight: _Flight, call: Call, reply: Reply) -> None:
-        self.coalesce = coalesce
-        self.flight = flight
-        self.call = call
-        self.reply = reply
-        self.position = 0
-        self.ejected = False
-        self.sink: Sink | None = None
-        flight.readers.append(self)
-
-    async def read(self) -> bytes:
-        """The next chunk of the flight; b"" at its end."""
-        flight = self.flight
-        while True:
-            if self.ejected:
-                if self.call is not flight.leader or flight.ended or not flight.followers:
-                    raise StreamBroken(
-                        Outcome.BROKEN_STREAM, "this client read too slowly for an answer shared with others"
-                    )
-            else:
-                index = self.position - flight.dropped
-                if index < len(flight.chunks):
-                    self.position += 1
-                    return flight.chunks[index]
-                if flight.ended:
-                    return self._finish()
-            if not flight.pulling:
-                await flight.pull()
-            else:
-                await self._wait_for_chunk()
-
-    def tap(self, sink: Sink) -> None:
-        """A leader takes chunks in passing as long as it is alone in its flight."""
-        if self.call is self.flight.leader and self.flight.stream is not None:
-            self.sink = sink
-            tap(self.flight.stream, self._pass)
-
-    def _pass(self, chunk: bytes) -> bool:
-        flight = self.flight
-        alone = not flight.followers and not self.ejected and not flight.ended
-        if (
-            not alone
-            or self.position != flight.dropped + len(flight.chunks)
-            or self.sink is None
-            or not self.sink(chunk)
-        ):
-            return False
-        self.position += 1
-        flight.keep(chunk)
-        return True
-
-    def close(self) -> None:
-        """This client reads no more; the upstream is given up with the last one."""
-        flight = self.flight
-        if self in flight.readers:
-            flight.readers.remove(self)
-        if self.call is flight.leader and not flight.ended:
-            flight.abandon()
-        self.coalesce._forget(self.call, flight)  # noqa: SLF001
-
-    async def _wait_for_chunk(self) -> None:
-        waiting = self.flight.waiting
-        pulled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        waiting[pulled] = None
-        try:
-            await pulled
-        finally:
-            del waiting[pulled]
-
-    def _finish(self) -> bytes:
-        """Says how the stream ended, and gives a follower what is known now."""
-        head, failure = self.flight.head, self.flight.failure
-        if head is not None and head is not self.reply:
-            _know_the_end(self.reply, head)
-            if head.complete and failure is None:
-                self.call.saved_nanousd = avoided_nanousd(self.call, head.deployment, head.tokens)
-        if failure is not None:
-            raise StreamBroken(failure.outcome, str(failure), event=failure.event)  # its own for each reader
-        return b""
-
-
-def _copy_of(head: Reply) -> Reply:
-    """The leader's reply for a follower: same status, headers and body; no tokens, for a follower pays for none."""
-    reply = Reply(
-        head.status,
-        list(head.headers),
-        body=head.body,
-        source=head.source,
-        outcome=head.outcome,
-        error_code=head.error_code,
-    )
-    reply.deployment = head.deployment
-    reply.model = head.model
-    reply.refusal = head.refusal
-    _know_the_end(reply, head)
-    return reply
-
-
-def _know_the_end(reply: Reply, head: Reply) -> None:
-    reply.finish_reason = head.finish_reason
-    reply.ending = head.ending
-    reply.complete = head.complete
-    reply.usage_known = head.usage_known
-
-
-def _resolve(future: asyncio.Future[bool], value: bool) -> None:  # noqa: FBT001 - a callback's argument
-    if not future.done():
-        future.set_result(value)
-
-
-def _position(reader: _Reader) -> int:
-    return reader.position

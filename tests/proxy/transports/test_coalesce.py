@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.contract.records import CacheState, Outcome
+from controlplane.contract.pricing import Tokens
+from controlplane.contract.records import AttemptRecord, CacheState, Outcome
+from controlplane.contract.snapshot import CachePolicy, CoalesceCost, TenantPolicy
 from proxy.call import Call, Reply, StreamBroken
 from proxy.refusals import EXHAUSTED, TIMED_OUT, refuse
+from proxy.runtime import KeyIdentity
 from proxy.transports.coalesce import Coalesce
 from tests.proxy.state_fakes import FakeClock, FakeInner, complete_reply, make_call, read_all, settle_down
 
@@ -615,3 +618,61 @@ async def test_reading_after_the_end_says_the_end_again() -> None:
     assert b"" == await read_all(reply)
     reply.stream.close()
     assert _is_empty(coalesce)
+
+
+def _bill(call: Call, nanousd: int, tokens: int) -> None:
+    attempt = AttemptRecord("sim/m", "sim", "m", 1, 2, tokens=Tokens(input=tokens), cost_nanousd=nanousd)
+    call.attempts.append(attempt)
+
+
+SPLIT = TenantPolicy("acme", cache=CachePolicy(coalesce_cost=CoalesceCost.SPLIT))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("policy", [CoalesceCost.LEADER, CoalesceCost.SPLIT])
+async def test_the_bill_is_the_leader_s_or_everybody_s(streaming: bool, policy: CoalesceCost) -> None:
+    """Split in equal parts that sum to the nano-USD and the token; what each saved is what it did not pay."""
+    inner = FakeInner(gated=not streaming)
+    inner.streaming = streaming
+    coalesce = _coalesce(inner)
+    clients = [Client(coalesce) for _ in range(3)]
+    for client in clients:
+        assert client.call.identity is not None
+        tenant = TenantPolicy("acme", cache=CachePolicy(coalesce_cost=policy))
+        client.call.identity = KeyIdentity(tenant, client.call.identity.key, None)
+        client.read_freely()
+    await settle_down()
+    _bill(clients[0].call, ANSWER_NANOUSD, 10)
+    if streaming:
+        inner.streams[0].feed(b"all")
+        inner.streams[0].end()
+    inner.gate.set()
+    await settle_down()
+    costs = [sum(one.cost_nanousd for one in client.call.attempts) for client in clients]
+    tokens = [sum(one.tokens.input for one in client.call.attempts) for client in clients]
+    saved = [client.call.saved_nanousd for client in clients]
+    assert ["complete"] * 3 == [client.ended for client in clients]
+    if policy is CoalesceCost.LEADER:
+        assert ([ANSWER_NANOUSD, 0, 0], [10, 0, 0], [0, ANSWER_NANOUSD, ANSWER_NANOUSD]) == (costs, tokens, saved)
+    else:
+        assert ([7, 7, 6], [4, 3, 3], [13, 13, 14]) == (costs, tokens, saved)
+    assert _is_empty(coalesce)
+
+
+async def test_who_has_left_before_the_end_pays_nothing() -> None:
+    """The bill is split between those who are there when it is known."""
+    inner = FakeInner()
+    inner.streaming = True
+    coalesce = _coalesce(inner)
+    clients = [Client(coalesce) for _ in range(3)]
+    for client in clients:
+        assert client.call.identity is not None
+        client.call.identity = KeyIdentity(SPLIT, client.call.identity.key, None)
+        client.read_freely()
+    await settle_down()
+    clients[1].leave()
+    await settle_down()
+    _bill(clients[0].call, ANSWER_NANOUSD, 10)
+    inner.streams[0].end()
+    await settle_down()
+    assert [10, 0, 10] == [sum(one.cost_nanousd for one in client.call.attempts) for client in clients]
