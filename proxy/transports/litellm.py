@@ -171,7 +171,9 @@ class LitellmTransport:
         if loading is None:
             raise RuntimeError("nothing is being imported")
         if not loading.done():
-            await asyncio.wait([asyncio.wrap_future(loading)], timeout=max(expires - time.monotonic(), 0.0))
+            waiting = asyncio.wrap_future(loading)
+            waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # its error is read below
+            await asyncio.wait([waiting], timeout=max(expires - time.monotonic(), 0.0))
         if not loading.done():
             raise AttemptFailed(AttemptError.CONNECT, f"upstream {upstream} is still being prepared; try again")
         error = loading.exception()
