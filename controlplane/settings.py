@@ -384,6 +384,7 @@ PROXY_SENTENCES = {
     "trusted_proxies": "Networks of load balancers whose `x-forwarded-for` tells a client's address, for keys that are limited to some.",
     "keep_alive_s": "How long an idle client connection is kept.",
     "timeout_s_max": "Longest deadline that a route or a client may ask for.",
+    "reported_cost_ratio_max": "How many times our figure for a cost an upstream's own may be, or ours its, before it is counted as out of bounds.",
     "retry_ratio": "Asking an upstream again may be at most this share of the calls of the last ten seconds.",
     "retry_min_per_s": "Retries that are always allowed, so that a quiet proxy can retry at all.",
     "retry_after_s_max": "Longest `retry-after` of an upstream that is waited for.",
@@ -405,6 +406,9 @@ PROXY_SENTENCES = {
     "state_bytes_max": "Size of the file of owners; above it the oldest give way, counted.",
     "state_ttl_s": "How long an owner is remembered after its thing was last asked for.",
     "state_wait_s": "Longest that a call waits to look an owner up, or to write one down.",
+    "background_responses_max": "Responses in the background whose usage is still to be learned; the oldest are given up, counted.",
+    "background_settle_s_max": "How long the usage of a response in the background is waited for.",
+    "background_look_every_s": "How soon a response in the background is looked at to learn its usage; later looks come less often.",
     "state_waiting_max": "Calls that may wait for the file of owners; more are told to come again.",
     "quota_instances_max": "Agents, keys, sessions... that one worker tells apart for one counter of a tenant; more share one instance.",
     "quota_idle_s": "An instance that was idle for longer may make room for another, and what it spent is forgotten.",
@@ -425,6 +429,7 @@ PROXY_SENTENCES = {
     "snapshot_poll_s": "How long one poll for a newer snapshot waits.",
     "snapshot_retry_s_max": "Longest wait between two tries to reach the control plane.",
     "status_every_s": "How often a worker reports its status.",
+    "linger_s": "How long an idle client connection may still be used while its worker is replaced.",
     "drain_s": "How long calls in flight get at shutdown.",
 }
 """One sentence for each field of `ProxySettings` that `server.proxy` may set; the contract itself carries none."""

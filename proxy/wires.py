@@ -34,6 +34,7 @@ class Wire:
     forwarded: frozenset[bytes] = frozenset()
     prefix: bytes = b""
     default: tuple[bytes, bytes] | None = None
+    reports_cost: bool = False
     base: bytes = b""  # method and base path, for a call with a target of its own
 
 
@@ -73,6 +74,7 @@ def _wire(upstream: Upstream, credential: str, operation: Operation) -> Wire | N
         forwarded=forwarded | {b"content-type"} if asked.client_content_type else forwarded,
         prefix=b"" if translation is not None else asked.forwarded_prefix,
         default=default_header(upstream.dialect),
+        reports_cost=upstream.reports_cost,
         base=f"{asked.method.decode()} {url.path.rstrip('/')}".encode("latin-1"),
     )
 

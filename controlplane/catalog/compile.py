@@ -86,6 +86,7 @@ def compile_snapshot(
                 first_byte_timeout_s=entry.first_byte_timeout_s,
                 idle_timeout_s=entry.idle_timeout_s,
                 connections_max=entry.connections_max,
+                reports_cost=entry.reports_cost,
                 options=dict(sorted(entry.options.items())),
             )
             for entry in sorted(config.upstreams, key=lambda entry: entry.name)

@@ -78,6 +78,9 @@ class UpstreamEntry(msgspec.Struct, frozen=True):
     first_byte_timeout_s: Annotated[Seconds, Meta(description="How long the first byte may take.")] = 60.0
     idle_timeout_s: Annotated[Seconds, Meta(description="Longest silence within an answer.")] = 30.0
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Connections one worker holds to it.")] = 1024
+    reports_cost: Annotated[
+        bool, Meta(description="Its answers say in `usage.cost` what they cost, as OpenRouter's do; compared, never billed.")
+    ] = False
     options: Annotated[
         dict[str, OptionValue],
         Meta(

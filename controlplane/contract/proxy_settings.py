@@ -69,6 +69,9 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     state_ttl_s: Annotated[float, Meta(gt=0)] = 30 * 86_400.0  # without being asked for
     state_wait_s: Annotated[float, Meta(gt=0, le=60)] = 2.0  # a call waits no longer than this to learn or to write whose
     state_waiting_max: Annotated[int, Meta(ge=1)] = 1024  # calls that wait for that at any moment
+    background_responses_max: Annotated[int, Meta(ge=1)] = 10_000  # whose usage is still to be learned
+    background_settle_s_max: Annotated[float, Meta(gt=0)] = 86_400.0  # after which that is given up
+    background_look_every_s: Annotated[float, Meta(gt=0)] = 5.0  # how soon a new one is looked at
 
     # the cache's third tier, shared by workers and hosts
     redis: str | None = None  # see `controlplane.contract.redis_address`; its password comes in the environment
@@ -94,3 +97,4 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     snapshot_retry_s_max: float = 5.0
     status_every_s: float = 2.0
     drain_s: float = 20.0  # at shutdown, calls in flight get this long
+    linger_s: float = 1.0  # of a worker that is replaced, an idle connection may still be used this long

@@ -87,6 +87,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     cost_state: CostState = CostState.FINAL
     price_version: str = ""
     probe: bool = False  # a half-open breaker let this one through
+    reported_nanousd: int | None = None  # what the upstream itself says that it costs; never billed
 
 
 class Payload(msgspec.Struct, frozen=True):

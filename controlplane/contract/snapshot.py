@@ -188,6 +188,7 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     first_byte_timeout_s: float = 60.0
     idle_timeout_s: float = 30.0
     connections_max: int = 1024
+    reports_cost: bool = False  # its answers say what they cost: `usage.cost`, in USD
     options: dict[str, str] = {}
 
 

@@ -176,6 +176,7 @@ def _attempt_columns(records: Sequence[CallRecord], attempts: Sequence[AttemptRe
         [a.cost_state.value for a in attempts],
         [a.price_version for a in attempts],
         [a.probe for a in attempts],
+        [None if a.reported_nanousd is None else money(a.reported_nanousd) for a in attempts],
         [proxy] * len(attempts),
     ]
 

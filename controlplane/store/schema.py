@@ -108,6 +108,9 @@ ATTEMPTS = Table(
         Column("cost_state", _NAME, "final, estimated, unpriced"),
         Column("price_version", _NAME, "the price-book row used"),
         Column("probe", "Bool", "let through by a half-open breaker"),
+        Column(
+            "reported_usd", f"Nullable({_MONEY})", "what the upstream itself said that it costs; compared, never billed"
+        ),
         _PROXY,
         _INGESTED,
     ),

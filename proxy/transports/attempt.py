@@ -10,6 +10,7 @@ from controlplane.contract.records import AttemptError, AttemptRecord, CostState
 from proxy import meter
 from proxy.call import Call, Reply
 from proxy.dialects.operations import OPERATIONS, dialect_of
+from proxy.dialects.reported_cost import out_of_bounds
 from proxy.load import DeploymentLoad
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate
@@ -88,7 +89,8 @@ class Attempt:
 
     __slots__ = (
         "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_byte_timeout_s", "first_token_us",
-        "forced", "judge", "load", "patient", "probe", "reply", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in",
+        "forced", "judge", "load", "patient", "probe", "reply", "reported_nanousd",
+        "reported_ratio_max", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in",
     )  # fmt: skip
 
     def __init__(self, call: Call, candidate: Candidate, *, metrics: ProxyMetrics, tokens_per_s: float) -> None:
@@ -106,6 +108,8 @@ class Attempt:
         self.tokens: Tokens | None = None  # None: the upstream has not said
         self.tokens_in: Tokens | None = None  # of a stream that broke off: what the upstream had said of the input
         self.reply: Reply | None = None
+        self.reported_nanousd: int | None = None  # what the upstream says that it costs
+        self.reported_ratio_max = 0.0  # how far that may be from our own figure
         self.probe = False
         self.service_class = ""  # the upstream's name for how it served; empty: the standard one
         self.judge: Judge | None = None  # None: the try has not begun
@@ -153,9 +157,12 @@ class Attempt:
             cost_state=state,
             price_version=version,
             probe=self.probe,
+            reported_nanousd=self.reported_nanousd,
         )
         self.call.attempts.append(record)
         self._metrics.attempt_finished(record)
+        if self.reported_nanousd is not None:
+            self._compare(self.reported_nanousd, cost, state)
         if self.reply is not None:
             self.reply.tokens = tokens
             self.reply.usage_known = known
@@ -165,6 +172,11 @@ class Attempt:
         if self.load is not None:
             latency_us = self.first_token_us or record.latency_us
             self.load.finished(error, latency_s=latency_us / 1e6, output_tokens=tokens.total_output)
+
+    def _compare(self, reported: int, own: int, state: CostState) -> None:
+        """Counts a cost that the upstream names and that cannot be right, if ours is."""
+        if state is CostState.FINAL and out_of_bounds(reported, own, ratio_max=self.reported_ratio_max):
+            self._metrics.bound_hit("reported_cost_ratio_max")
 
     def _billed(self, error: AttemptError, elapsed_s: float) -> tuple[Tokens, bool]:
         """The tokens of this try and whether the upstream said so itself."""

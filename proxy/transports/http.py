@@ -15,8 +15,9 @@ from controlplane.contract.records import AttemptError
 from controlplane.contract.snapshot import Upstream
 from proxy import meter
 from proxy.call import Call, Headers, Reply
-from proxy.dialects.dialect import Malformed, RequestView
+from proxy.dialects.dialect import Malformed, RequestView, Scanner
 from proxy.dialects.operations import dialect_of
+from proxy.dialects.reported_cost import reported_nanousd
 from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
@@ -24,6 +25,7 @@ from proxy.runtime import Candidate, Endpoint
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool, PoolExhausted
+from proxy.transports.reported_cost import CostReader
 from proxy.transports.upstream_stream import UpstreamStream
 from proxy.wires import Wire
 
@@ -133,7 +135,10 @@ class HttpTransport:
         self, attempt: Attempt, wire: Wire, view: RequestView, pool: Pool, connection: Connection, headers: Headers
     ) -> Reply:
         reader = wire.dialect if wire.translation is None else wire.translation
-        scanner = reader.scanner(view=view, event_bytes_max=self._settings.stream_event_bytes_max)
+        scanner: Scanner = reader.scanner(view=view, event_bytes_max=self._settings.stream_event_bytes_max)
+        if wire.reports_cost:
+            scanner = CostReader(scanner, attempt)
+            attempt.reported_ratio_max = self._settings.reported_cost_ratio_max
         connection.stream_body()
         stream = UpstreamStream(
             attempt,
@@ -175,6 +180,9 @@ class HttpTransport:
                 _, reply.finish_reason = dialect_of(attempt.call.operation).read_reply(reply.body)
         except Malformed as error:
             raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
+        if wire.reports_cost:
+            attempt.reported_nanousd = reported_nanousd(body)
+            attempt.reported_ratio_max = self._settings.reported_cost_ratio_max
         if attempt.tokens is None:
             attempt.events = len(body) // meter.BYTES_PER_TOKEN  # of a stream these would be tokens
         reply.complete = True

@@ -185,3 +185,20 @@ async def test_joined_and_stored_answers_are_not_paid_twice(world: World) -> Non
         assert 200 == (await world.chat(max_tokens=3)).status_code
     assert (USAGE["total_tokens"], 5) == (world.worker.ledger.tokens, world.worker.ledger.calls)
     assert (0, 0) == world.worker.ledger.reserved("acme")
+
+
+@pytest.mark.parametrize(("hits", "said"), [(0, 0.00002), (1, 0.02)])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_an_upstream_says_that_it_costs_is_kept_and_never_billed(
+    world: World, stream: bool, said: float, hits: int
+) -> None:
+    """Our own figure is billed; theirs stands beside it, and one that cannot be right is counted."""
+    usage = USAGE | {"cost": said}
+    reply = _stream(usage) if stream else answer(completion(usage=usage))
+    await world.upstream(replies(reply))
+    world.apply(upstream={"reports_cost": True})
+    await world.chat(stream=stream)
+    (record,) = world.records()
+    assert (15_000, round(said * 1e9)) == (record.cost_nanousd, record.attempts[0].reported_nanousd)
+    metrics = (await world.client.get("/metrics")).text
+    assert (hits == 1) == ('bound="reported_cost_ratio_max"' in metrics)

@@ -28,6 +28,7 @@ def an_attempt(
     latency_us: int = 900_000,
     tokens: Tokens | None = None,
     probe: bool = False,
+    reported_nanousd: int | None = None,
 ) -> AttemptRecord:
     """One try."""
     return AttemptRecord(
@@ -41,6 +42,7 @@ def an_attempt(
         error=error,
         tokens=tokens or Tokens(input=10, output=5),
         cost_nanousd=cost_nanousd,
+        reported_nanousd=reported_nanousd,
         price_version="2026-11",
         probe=probe,
     )

@@ -17,7 +17,7 @@ def test_second_time_does_nothing(store: Store) -> None:
 def test_files_are_numbered_and_repeatable() -> None:
     """Every shipped statement may be run again: it creates only what is missing, or says what a view shall be."""
     migrations = load_migrations()
-    assert [1, 2, 3, 4] == [migration.version for migration in migrations]
+    assert list(range(1, len(migrations) + 1)) == [migration.version for migration in migrations]
     for migration in migrations:
         assert migration.statements
         assert all("IF NOT EXISTS" in statement or " MODIFY QUERY" in statement for statement in migration.statements)
@@ -47,18 +47,19 @@ def test_changed_migration_is_refused(store: Store) -> None:
 def test_killed_migration_is_run_again(store: Store) -> None:
     """What fails in the middle is not noted as applied, and the next start finishes it."""
     known = load_migrations()
+    name = f"{len(known) + 1:04}_half.sql"
     sql = "CREATE TABLE IF NOT EXISTS half (a UInt8) ENGINE = Memory;\n"
-    broken = Migration.parse("0005_half.sql", sql + "CREATE TABLE IF NOT EXISTS other (a Nonsense) ENGINE = Memory;\n")
-    whole = Migration.parse("0005_half.sql", sql + "CREATE TABLE IF NOT EXISTS other (a UInt8) ENGINE = Memory;\n")
+    broken = Migration.parse(name, sql + "CREATE TABLE IF NOT EXISTS other (a Nonsense) ENGINE = Memory;\n")
+    whole = Migration.parse(name, sql + "CREATE TABLE IF NOT EXISTS other (a UInt8) ENGINE = Memory;\n")
     try:
         with pytest.raises(QueryFailed):
             migrate(store, [*known, broken])
-        assert migrate(store, [*known, whole]) == ("0005_half.sql",)
+        assert migrate(store, [*known, whole]) == (name,)
         assert migrate(store, [*known, whole]) == ()
     finally:
         store.command("DROP TABLE IF EXISTS half")
         store.command("DROP TABLE IF EXISTS other")
-        store.command("DELETE FROM schema_migrations WHERE version = 5")
+        store.command(f"DELETE FROM schema_migrations WHERE version = {len(known) + 1}")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -60,17 +62,20 @@ def test_call_comes_back_as_it_was(store: Store) -> None:
 
 def test_attempts_keep_their_order_and_owner(store: Store) -> None:
     """Attempts are numbered from one within their call."""
-    tries = (an_attempt(error=AttemptError.STATUS_5XX), an_attempt("azure/gpt", cost_nanousd=5, probe=True))
+    tries = (
+        an_attempt(error=AttemptError.STATUS_5XX),
+        an_attempt("azure/gpt", cost_nanousd=5, probe=True, reported_nanousd=7),
+    )
     batch = batch_rows([a_call(1, attempts=tries), a_call(2)], token="p/1", body_bytes=1)
     store.insert(schema.ATTEMPTS, batch.attempts)
     assert [
-        ("call_00000000000000000000000001", 1, "openai/gpt", "status_5xx", 503, False),
-        ("call_00000000000000000000000001", 2, "azure/gpt", "", 200, True),
-        ("call_00000000000000000000000002", 1, "openai/gpt", "", 200, False),
+        ("call_00000000000000000000000001", 1, "openai/gpt", "status_5xx", 503, False, None),
+        ("call_00000000000000000000000001", 2, "azure/gpt", "", 200, True, Decimal("0.000000007")),
+        ("call_00000000000000000000000002", 1, "openai/gpt", "", 200, False, None),
     ] == [
         tuple(row)
         for row in store.rows(
-            "SELECT call_id, attempt, deployment, error, status, probe FROM attempts ORDER BY call_id, attempt"
+            "SELECT call_id, attempt, deployment, error, status, probe, reported_usd FROM attempts ORDER BY call_id, attempt"
         )
     ]
 
