@@ -24,6 +24,7 @@ from proxy.pipeline import Pipeline
 from proxy.quotas.account import Share
 from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
+from proxy.settlement import Settlement
 from proxy.shared import SharedState, watch_shared
 from proxy.shipper import Shipper
 from proxy.snapshots import Snapshots
@@ -197,6 +198,10 @@ class Worker:
         )
         self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
         self.background = Background(self.pipeline, lambda: self.app.runtime)
+        self.settlement = Settlement(
+            self.pipeline, self.owners, lambda: self.app.runtime, every_s=settings.background_look_every_s
+        )
+        self.kept.look = self.settlement.look
 
     def _watch_routing(self, balancer: Balancer, places: ConcurrencyTransport) -> None:
         watch, loads = self.metrics.watch, self.loads
@@ -331,6 +336,17 @@ class Worker:
             "Look-ups and writes of owners that failed or took too long.",
             lambda: owners.unavailable_total,
         )
+        watch(
+            "owners_unsettled",
+            "Responses in the background whose usage is not known yet.",
+            lambda: self.settlement.waiting,
+        )
+        watch("owners_unsettled_looks_total", "Looks at those.", lambda: self.settlement.looks_total)
+        watch(
+            "owners_given_up_total",
+            "Responses in the background whose usage was never learned.",
+            lambda: self.settlement.given_up_total + owners.unsettled_disk.evicted_total,
+        )
         watch("owners_refused_total", "Ids that the asking tenant did not make.", lambda: self.kept.refused_total)
 
     def _watch_coalesce(self) -> None:
@@ -419,6 +435,7 @@ class Worker:
                 ("status", self.reporter.run()),
                 *(() if self.hints is None else (("hints", self.hints.run()),)),
                 *(() if self.retired is None else (("retired", self.retired.run()),)),
+                *(() if self._share.worker else (("settlement", self.settlement.run()),)),
             )
         ]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -27,7 +27,7 @@ from proxy.dialects.responses_state import Made, made_by
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 from proxy.runtime import Candidate, RouteEntry, Runtime
-from proxy.transports.owners import Owner, Owners, OwnersUnavailable
+from proxy.transports.owners import Owner, Owners, OwnersUnavailable, Unsettled
 from proxy.view import read_view
 
 KEPT_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.kept)
@@ -46,6 +46,7 @@ class Kept:
         self._settings = settings
         self._metrics = metrics
         self._places: tuple[Runtime, _Places] | None = None
+        self.look: Callable[[Unsettled], Awaitable[None]] | None = None  # set by whoever settles what is unsettled
         self.refused_total = 0  # ids that the tenant did not make
 
     async def send(self, call: Call) -> Reply:
@@ -59,6 +60,8 @@ class Kept:
             return refuse(refusals.NOT_READY, message, retry_after_s=1.0)
         if refused is not None:
             return refused
+        if owner is not None and owner.background and call.operation == "responses_delete" and self.look is not None:
+            await self.look(_unsettled(call, call.path.rpartition("/")[2]))  # afterwards nobody could
         reply = await self._inner.send(call)
         if not 200 <= reply.status < 300 or reply.source != "upstream" or call.cache in _STORED:
             return reply
@@ -179,11 +182,15 @@ class Kept:
         """Writes down what was made, and books what a response used that was made in the background."""
         if made.ids:
             await self._owners.keep(_tenant_of(call), made.ids, owner)
-        if not (owner.background and made.status in _ENDED and made.id):
+        if not (owner.background and made.id):
+            return
+        if made.status not in _ENDED:
+            if call.operation == "responses":
+                await self._owners.promise(_unsettled(call, made.id))
             return
         tokens = read_io_usage(made.usage) if bytes(made.usage) else None
         try:
-            if tokens is None or not await self._owners.settle(_tenant_of(call), made.id):
+            if not await self._owners.settle(_tenant_of(call), made.id) or tokens is None:
                 return
         except OwnersUnavailable:
             self._metrics.bound_hit("state_wait_s")
@@ -261,6 +268,11 @@ def _pinned(entry: RouteEntry, candidates: tuple[Candidate, ...]) -> RouteEntry:
     """A route for a call that must go to these and nowhere else: no other model, no second try beside the first, no copy."""
     route = msgspec.structs.replace(entry.route, hedge=None, shadow=None, affinity=None)
     return replace(entry, route=route, groups=(candidates,), plain=candidates, narrowed={}, spares=(), shadow=None)
+
+
+def _unsettled(call: Call, name: str) -> Unsettled:
+    assert call.identity is not None, "identify comes first"  # noqa: S101
+    return Unsettled(call.identity.tenant.id, call.identity.key.id, name)
 
 
 def _is_kept(call: Call) -> bool:

@@ -37,6 +37,14 @@ class Owner(msgspec.Struct, frozen=True, array_like=True):
     background: bool = False
 
 
+class Unsettled(msgspec.Struct, frozen=True, array_like=True):
+    """A response in the background whose usage is not booked yet."""
+
+    tenant: str
+    key_id: str
+    name: str
+
+
 class OwnersUnavailable(Exception):
     """Neither the disk nor Redis could say in time whose it is."""
 
@@ -51,6 +59,12 @@ class Owners:
             entries_max=settings.state_entries_max,
             bytes_max=settings.state_bytes_max,
             ttl_s=settings.state_ttl_s,
+        )
+        self._open = OwnersDisk(
+            directory.with_name("unsettled"),
+            entries_max=settings.background_responses_max,
+            bytes_max=settings.state_bytes_max,
+            ttl_s=settings.background_settle_s_max,
         )
         self._settings = settings
         self._shared = shared
@@ -67,6 +81,11 @@ class Owners:
     def disk(self) -> OwnersDisk:
         """The file, for its figures."""
         return self._disk
+
+    @property
+    def unsettled_disk(self) -> OwnersDisk:
+        """The file of what is unsettled, for its figures."""
+        return self._open
 
     async def find(self, tenant: str, names: Sequence[str]) -> dict[str, Owner]:
         """The owners of those names that this tenant made. Raises OwnersUnavailable."""
@@ -136,7 +155,9 @@ class Owners:
     async def settle(self, tenant: str, name: str) -> bool:
         """Whether the usage of a background response is to be booked now: true once, whoever asks. Raises OwnersUnavailable."""
         key = _key(tenant, _SETTLED + name)
-        if not await self._run(self._disk.add, key, b"1"):
+        first = await self._run(self._disk.add, key, b"1")
+        await self._run(self._open.remove, [_key(tenant, name)])
+        if not first:
             return False
         if self._shared is None:
             return True
@@ -147,11 +168,29 @@ class Owners:
         except SharedUnavailable:
             return True  # the other hosts cannot settle what they cannot look up either
 
+    async def promise(self, item: Unsettled) -> None:
+        """Writes down that a response is to be settled. What fails is counted."""
+        try:
+            await self._run(self._open.put, {_key(item.tenant, item.name): msgspec.msgpack.encode(item)})
+        except OwnersUnavailable:
+            self.lost_total += 1
+
+    async def give_up(self, item: Unsettled) -> None:
+        """Nothing more will be learned of a response. Raises OwnersUnavailable."""
+        await self._run(self._open.remove, [_key(item.tenant, item.name)])
+
+    async def unsettled(self) -> list[Unsettled]:
+        """What this host has promised to settle. Raises OwnersUnavailable."""
+        if self._threads is None and not self._open.exists:
+            return []  # nobody here has ever made one
+        values = await self._run(self._open.values)
+        return [msgspec.msgpack.decode(value, type=Unsettled) for value in values]
+
     async def aclose(self) -> None:
         """Closes the file; safe to call twice."""
         threads, self._threads = self._threads, None
         if threads is not None:
-            await asyncio.get_running_loop().run_in_executor(threads, self._disk.close)
+            await asyncio.get_running_loop().run_in_executor(threads, self._close)
             threads.shutdown(wait=False)
 
     async def _run(self, work: Callable[..., _Answer], *arguments: object) -> _Answer:
@@ -175,7 +214,7 @@ class Owners:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="owners")
             self._opening = asyncio.ensure_future(
-                asyncio.get_running_loop().run_in_executor(self._threads, self._disk.open)
+                asyncio.get_running_loop().run_in_executor(self._threads, self._open_both)
             )
         if self._opening is not None:
             try:
@@ -186,6 +225,16 @@ class Owners:
                 raise
             self._opening = None
         return self._threads
+
+    def _open_both(self) -> None:
+        """In a thread."""
+        self._disk.open()
+        self._open.open()
+
+    def _close(self) -> None:
+        """In a thread."""
+        self._disk.close()
+        self._open.close()
 
     def _failed(self, error: BaseException) -> None:
         self.unavailable_total += 1

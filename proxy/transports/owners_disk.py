@@ -54,6 +54,11 @@ class OwnersDisk:
         self.entries = 0  # as of the last write
         self.bytes_used = 0
 
+    @property
+    def exists(self) -> bool:
+        """Whether anybody has ever opened it."""
+        return self._directory.exists()
+
     def open(self) -> None:
         """Opens the file, or makes it. Raises one of TROUBLE; one that is damaged is set aside, once, and a new one made."""
         try:
@@ -80,6 +85,11 @@ class OwnersDisk:
                 self._cache.touch(key, expire=self._ttl_s)
             found.append(value)
         return found
+
+    def values(self) -> list[bytes]:
+        """All values that have not expired; for small files."""
+        found = (self._cache.get(key) for key in list(self._cache.iterkeys()))
+        return [value for value in found if value is not None]
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
         """Stores values, all or none."""

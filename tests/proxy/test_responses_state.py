@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import CostState, Outcome
-from tests.proxy.fakes import World
+from proxy.settlement import Settlement
+from tests.proxy.fakes import Clock, World
 from tests.proxy.responses_account import ANN, BOB, Account, two_tenants
 
 TOKENS = Tokens(input=5, cache_read=4, output=1, reasoning=5)
@@ -228,6 +229,45 @@ async def test_a_background_response_is_booked_once_when_its_usage_is_known(worl
     assert [Tokens(), Tokens(), TOKENS, Tokens()] == [record.tokens for record in records]
     assert [0, 0, 19_000, 0] == [record.cost_nanousd for record in records]
     assert CostState.ESTIMATED is records[0].cost_state
+
+
+async def test_a_background_response_that_nobody_reads_is_booked_all_the_same(world: World) -> None:
+    """The proxy asks for it itself until it is finished, less and less often, as a call of its tenant."""
+    account, clock = Account(busy=True), Clock()
+    await two_tenants(world, account)
+    id_ = await make(world, background=True)
+    settlement = Settlement(
+        world.worker.pipeline, world.worker.owners, lambda: world.worker.app.runtime, every_s=5.0, monotonic=clock
+    )
+    for now in (0.0, 1.0, 5.0, 6.0, 14.0, 15.0):  # looked at when 0, 5 and 15 seconds old
+        clock.now = 1000.0 + now
+        await settlement.look_at_all()
+    assert (3, 1) == (settlement.looks_total, settlement.waiting)
+    account.finish(id_)
+    clock.now += 100.0
+    await settlement.look_at_all()
+    await settlement.look_at_all()
+    assert (4, 0) == (settlement.looks_total, settlement.waiting)
+    records = world.records()
+    assert ["", "settlement", "settlement", "settlement", "settlement"] == [record.channel for record in records]
+    assert ["ann"] * 5 == [record.tenant for record in records]
+    assert [0, 0, 0, 0, 19_000] == [record.cost_nanousd for record in records]
+    await ask(world, ANN, "GET", f"/v1/responses/{id_}")
+    assert 0 == world.records()[-1].cost_nanousd
+
+
+async def test_a_background_response_is_booked_before_it_is_deleted(world: World) -> None:
+    """Afterwards nobody could learn what it used; one that is gone at the upstream is given up, and counted."""
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    first, second = await make(world, background=True), await make(world, background=True)
+    account.finish(first)
+    assert 200 == (await ask(world, ANN, "DELETE", f"/v1/responses/{first}")).status_code
+    assert [0, 0, 19_000, 0] == [record.cost_nanousd for record in world.records()]
+    del account.things[second]
+    await world.worker.settlement.look_at_all()
+    await world.worker.settlement.look_at_all()
+    assert (1, 0) == (world.worker.settlement.given_up_total, world.worker.settlement.waiting)
 
 
 async def test_conversations_and_their_items(world: World) -> None:

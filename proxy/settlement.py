@@ -1,0 +1,111 @@
+"""Books what responses in the background used, whether or not anybody comes back for them.
+
+Such a response is answered before its usage is known. It is written down with its owner as unsettled; whoever first sees it finished books it:
+its client, or this loop, which asks for it as a call of its tenant in the channel `settlement`. So a response that is made and never
+read is not free. One worker of a host does this for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from controlplane.contract.ids import new_id
+from proxy.background import Silence
+from proxy.call import Call
+from proxy.exchange import Exchange
+from proxy.pipeline import Pipeline
+from proxy.runtime import KeyIdentity, Runtime
+from proxy.transports.owners import Owners, OwnersUnavailable, Unsettled
+
+CHANNEL = "settlement"
+LOOK_S_MAX = 60.0  # between two looks at the same response
+_GONE = 404
+
+log = structlog.get_logger("proxy.settlement")
+
+
+class Settlement:
+    """Looks at unsettled responses until they are settled or given up."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        owners: Owners,
+        runtime: Callable[[], Runtime | None],
+        *,
+        every_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """every_s: how soon a new one is looked at; the pause doubles with each look that finds it unfinished."""
+        self._pipeline = pipeline
+        self._owners = owners
+        self._runtime = runtime
+        self._every_s = every_s
+        self._monotonic = monotonic
+        self._next: dict[Unsettled, tuple[float, float]] = {}  # when to look again, and the pause after that
+        self.looks_total = 0
+        self.given_up_total = 0  # responses whose usage nobody can learn any more
+
+    @property
+    def waiting(self) -> int:
+        """Unsettled responses, as of the last round."""
+        return len(self._next)
+
+    async def run(self) -> None:
+        """Looks, round after round, until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self.look_at_all()
+            except OwnersUnavailable as error:
+                log.warning("unsettled responses cannot be listed", reason=str(error))
+
+    async def look_at_all(self) -> None:
+        """One round: every response that is due. Raises OwnersUnavailable."""
+        open_now = await self._owners.unsettled()
+        self._next = {item: self._next.get(item, (self._monotonic(), self._every_s)) for item in open_now}
+        for item, (due, pause_s) in list(self._next.items()):
+            if self._monotonic() < due:
+                continue
+            self._next[item] = (self._monotonic() + pause_s, min(2 * pause_s, LOOK_S_MAX))
+            await self.look(item)
+
+    async def look(self, item: Unsettled) -> None:
+        """Asks for one response as its tenant; it is booked on the way if it is finished."""
+        runtime = self._runtime()
+        identity = None if runtime is None else _identity(runtime, item)
+        if runtime is None or identity is None:
+            return  # its tenant may come back with another snapshot
+        self.looks_total += 1
+        call = Call(
+            runtime,
+            "responses_get",
+            f"/v1/responses/{item.name}",
+            {},
+            b"",
+            call_id=new_id("call"),
+            started_us=time.time_ns() // 1000,
+            started_ns=time.monotonic_ns(),
+        )
+        call.identity, call.channel = identity, CHANNEL
+        await self._pipeline.serve(
+            call, None, Exchange(Silence(), b"GET", call.path, {}, b"", keep_alive=True, chunked=True)
+        )
+        if call.status == _GONE:
+            self.given_up_total += 1
+            await self._owners.give_up(item)
+
+
+def _identity(runtime: Runtime, item: Unsettled) -> KeyIdentity | None:
+    """The key that made it, else any other of its tenant."""
+    found: KeyIdentity | None = None
+    for identity in runtime.keys.values():
+        if identity.tenant.id == item.tenant:
+            found = identity
+            if identity.key.id == item.key_id:
+                break
+    return found
