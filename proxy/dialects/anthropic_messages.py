@@ -16,10 +16,7 @@ from proxy.dialects.anthropic_stream import MessagesScanner
 from proxy.dialects.dialect import Malformed, RequestView
 
 _IMAGE = b'"image"'
-
-
-class _Metadata(msgspec.Struct):
-    user_id: str | None = None
+_NOTHING = msgspec.Raw(b"")
 
 
 class _Fields(msgspec.Struct):
@@ -29,7 +26,7 @@ class _Fields(msgspec.Struct):
     messages: msgspec.Raw
     max_tokens: int
     stream: bool | None = None
-    metadata: _Metadata | None = None
+    metadata: msgspec.Raw = _NOTHING
 
 
 class _CountFields(msgspec.Struct):
@@ -63,14 +60,14 @@ class AnthropicMessages:
         _check(fields.model, fields.messages)
         if not 0 <= fields.max_tokens <= openai.TOKENS_MAX:
             raise Malformed(f"`max_tokens` must be between 0 and {openai.TOKENS_MAX}", "max_tokens")
-        metadata = fields.metadata
+        _, metadata = openai.labels_of(_NOTHING, fields.metadata)
         return RequestView(
             model=fields.model,
             stream=bool(fields.stream),
             include_usage=True,  # it is always there
             max_output_tokens=fields.max_tokens,
             image_parts=body.count(_IMAGE),
-            user="" if metadata is None else metadata.user_id or "",
+            user=metadata.get("user_id", ""),
             ambiguous=openai.is_ambiguous(body, ceiling=True),
         )
 

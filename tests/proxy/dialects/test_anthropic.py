@@ -121,6 +121,12 @@ def test_the_view_of_a_request() -> None:
     )
 
 
+@pytest.mark.parametrize("metadata", [None, [], "x", {"user_id": None}, {"user_id": ["x"]}, {"other": "x"}])
+def test_odd_metadata_only_labels(metadata: object) -> None:
+    """Whatever is no text is left out; whether the request is a good one is the upstream's to say."""
+    assert "" == read_view("messages", request(metadata=metadata)).user
+
+
 def test_counting_tokens_is_free() -> None:
     """No ceiling is asked for, nothing is reserved, and its answer is no usage."""
     dialect = AnthropicCountTokens()
