@@ -17,7 +17,7 @@ _KEPT = 2 / 3  # of an event or a body that malformed_json breaks
 _COUNTS = (
     b"prompt_tokens|completion_tokens|total_tokens"
     b"|input_tokens|output_tokens|cache_(?:creation|read)_input_tokens|ephemeral_(?:5m|1h)_input_tokens"
-    b"|(?:prompt|candidates|total)TokenCount|(?:prompt_)?eval_count"
+    b"|(?:prompt|candidates|total)TokenCount|(?:prompt_)?eval_count|(?:input|output|total)Tokens"
 )
 _COUNT = re.compile(rb'("(?:' + _COUNTS + rb')": ?)(\d+)')
 _USAGE = re.compile(rb'"usage": ?\{|"usageMetadata": ?\{|"prompt_eval_count": ?\d')
@@ -76,7 +76,7 @@ def _malformed(answer: Answer, after_events: int) -> Answer:
         return replace(answer, body=answer.body[: int(len(answer.body) * _KEPT)])
     index = min(after_events, len(answer.events) - 1)
     event = answer.events[index]
-    text = event.rstrip(b"\n")
+    text = event.rstrip(b"\r\n")
     broken = text[: int(len(text) * _KEPT)].rstrip() + event[len(text) :]
     return replace(answer, events=(*answer.events[:index], broken, *answer.events[index + 1 :]))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from controlplane.demo.faults import Fault, FaultKind, Faults
 from controlplane.demo.provider import problems, sabotage
-from controlplane.demo.provider.answer import EVENTS, Answer, filled
+from controlplane.demo.provider.answer import Answer, filled
 from controlplane.demo.provider.config import ProviderConfig
 from controlplane.demo.provider.exchange import Cut, DelayedReply, Ending, Settle, Silence, StreamReply
 from controlplane.demo.provider.http import Connection, Request, answer
@@ -225,7 +225,7 @@ class Upstream:
             problem = wire.worded(problems.server_error())
             if not made.streamed:
                 raise problem
-            if made.content_type != EVENTS:
+            if made.content_type.startswith(b"audio/"):
                 return made, Cut(fault.after_chunks, close=True), 0.0
             last = wire.broken(problem, made, fault.after_chunks)
             return made, Cut(fault.after_chunks, close=True, last=last), 0.0

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from controlplane.demo.provider.anthropic.headers import AnthropicHeaders
 from controlplane.demo.provider.anthropic.wire import AnthropicWire
 from controlplane.demo.provider.endpoints import ENDPOINTS
+from controlplane.demo.provider.foreign import azure, bedrock, gemini, ollama
+from controlplane.demo.provider.foreign.shape import PlainHeaders
 from controlplane.demo.provider.headers import HeaderWriter
 from controlplane.demo.provider.http import Request
 from controlplane.demo.provider.inference import CHAT, EMBEDDINGS, Inference
@@ -49,13 +51,19 @@ class Wires:
             now_s=now_s,
             monotonic=monotonic,
         )
+        on_azure = azure.AzureWire(headers, inference, requests_per_minute=limits.requests_per_minute)
         self._openai = openai
         self._anthropic = anthropic
         self._begun: tuple[tuple[bytes, Wire], ...] = (
             (b"/v1/messages", anthropic),
             (RESPONSES, responses),
             (CONVERSATIONS, responses),
+            (azure.DEPLOYMENTS, on_azure),
+            (azure.LATEST, on_azure),
+            (ollama.PATHS, ollama.OllamaWire(PlainHeaders(identity, now_s, id_name="x-request-id"), inference)),
+            (bedrock.PATHS, bedrock.BedrockWire(PlainHeaders(identity, now_s, id_name="x-amzn-requestid"), inference)),
         )
+        self._gemini = gemini.GeminiWire(PlainHeaders(identity, now_s, id_name="x-goog-request-id"), inference)
 
     def of(self, request: Request) -> Wire:
         """The protocol of a request; OpenAI's for a path that nobody knows."""
@@ -64,4 +72,6 @@ class Wires:
         for beginning, wire in self._begun:
             if request.path.startswith(beginning):
                 return wire
+        if gemini.CALL.search(request.path) or gemini.LISTED.match(request.path):
+            return self._gemini
         return self._openai
