@@ -19,6 +19,7 @@ from proxy.call import Call
 from proxy.exchange import Exchange
 from proxy.pipeline import Pipeline
 from proxy.runtime import KeyIdentity, Runtime
+from proxy.transports.kept import Kept
 from proxy.transports.owners import Owners, OwnersUnavailable, Unsettled
 
 CHANNEL = "settlement"
@@ -109,3 +110,31 @@ def _identity(runtime: Runtime, item: Unsettled) -> KeyIdentity | None:
             if identity.key.id == item.key_id:
                 break
     return found
+
+
+def watch_kept(
+    watch: Callable[[str, str, Callable[[], float]], None], owners: Owners, kept: Kept, settlement: Settlement
+) -> None:
+    """Shows the figures of what upstreams keep."""
+    disk = owners.disk
+    watch(
+        "owners",
+        "Things kept at upstreams whose owner this host knows, as of this worker's last write.",
+        lambda: disk.entries,
+    )
+    watch("owners_bytes", "Size of the file of owners, as of this worker's last write.", lambda: disk.bytes_used)
+    watch("owners_evicted_total", "Owners forgotten to make room.", lambda: disk.evicted_total)
+    watch("owners_lost_total", "Owners that could not be written down.", lambda: owners.lost_total)
+    watch(
+        "owners_unavailable_total",
+        "Look-ups and writes of owners that failed or took too long.",
+        lambda: owners.unavailable_total,
+    )
+    watch("owners_refused_total", "Ids that the asking tenant did not make.", lambda: kept.refused_total)
+    watch("owners_unsettled", "Responses in the background whose usage is not known yet.", lambda: settlement.waiting)
+    watch("owners_unsettled_looks_total", "Looks at those.", lambda: settlement.looks_total)
+    watch(
+        "owners_given_up_total",
+        "Responses in the background whose usage was never learned.",
+        lambda: settlement.given_up_total + owners.unsettled_disk.evicted_total,
+    )

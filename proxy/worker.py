@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -16,7 +16,7 @@ from controlplane.contract.snapshot import ProxyStatus, Snapshot
 from proxy.app import ProxyApp
 from proxy.background import Background
 from proxy.balance import Balancer
-from proxy.call import Call
+from proxy.call import Call, Stage
 from proxy.ledger import Ledger, watch_ledger
 from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
@@ -24,7 +24,7 @@ from proxy.pipeline import Pipeline
 from proxy.quotas.account import Share
 from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
-from proxy.settlement import Settlement
+from proxy.settlement import Settlement, watch_kept
 from proxy.shared import SharedState, watch_shared
 from proxy.shipper import Shipper
 from proxy.snapshots import Snapshots
@@ -46,6 +46,7 @@ from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_redis import RedisTier, watch_redis
 from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.coalesce import Coalesce
+from proxy.transports.coalesce_shared import SharedFlights, watch_flights
 from proxy.transports.concurrency import ConcurrencyTransport
 from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover
@@ -143,17 +144,28 @@ class Worker:
         self.shadow = Shadow(places, self.spool, settings, metrics, sick=sick, probe_due=self.breaker.probe_due)
         self._watch_routing(balancer, places)
         self.batch = Batch(failover)
-        self.coalesce = Coalesce(
+        self.flights = SharedFlights(
             self.batch,
+            self.shared,
+            secret=secrets.pepper_bytes,
+            lease_s=settings.coalesce_lease_s,
+            buffer_bytes_max=settings.cache_entry_bytes_max,
+            flights_max=settings.coalesce_calls_max,
+        )
+        self.coalesce = Coalesce(
+            self.flights,
             calls_max=settings.coalesce_calls_max,
             buffer_bytes_max=settings.cache_entry_bytes_max,
             buffers_bytes_max=settings.cache_memory_bytes,
+            elsewhere=self.flights.followers,
         )
+        self.flights.on_left = self.coalesce.left_elsewhere
         disk_bytes = settings.cache_disk_bytes // settings.workers
         self.refreshes = Refreshes(
             self._ask_again,
             running_max=settings.cache_refreshes_max,
             pause_s=settings.cache_refresh_pause_s,
+            elsewhere=self._is_refreshed_elsewhere if self.shared is not None else None,
         )
         self.cache = Cache(
             self.coalesce,
@@ -184,11 +196,7 @@ class Worker:
             RouteStage(balancer, timeout_s_max=settings.timeout_s_max, copy=self.shadow.copy, sick=sick),
             reserve,
         )
-        self.owners = Owners(places_of(settings) / "owners", settings, shared=self.shared)
-        self.kept = Kept(self.cache, self.owners, settings, metrics)
-        self.pipeline = Pipeline(
-            stages, self.cache, self.cache, self.spool, metrics, local=dict.fromkeys(KEPT_OPERATIONS, self.kept)
-        )
+        self._join_kept(stages)
         passthrough = Pipeline(
             (identify, self.admit, PassThrough(timeout_s=settings.timeout_s_max), reserve),
             Passthrough(self.http, settings, metrics),
@@ -198,6 +206,14 @@ class Worker:
         )
         self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
         self.background = Background(self.pipeline, lambda: self.app.runtime)
+
+    def _join_kept(self, stages: Sequence[Stage]) -> None:
+        """The pipeline, with what knows whose the things are that upstreams keep."""
+        settings = self.settings
+        self.owners = Owners(places_of(settings) / "owners", settings, shared=self.shared)
+        self.kept = Kept(self.cache, self.owners, settings, self.metrics)
+        local = dict.fromkeys(KEPT_OPERATIONS, self.kept)
+        self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, self.metrics, local=local)
         self.settlement = Settlement(
             self.pipeline, self.owners, lambda: self.app.runtime, every_s=settings.background_look_every_s
         )
@@ -218,6 +234,7 @@ class Worker:
         pools = self.http.pools
         watch("upstream_connections", "Connections to upstreams.", lambda: sum(pool.open_count for pool in pools()))
         watch("inflight_calls", "Calls being served now.", lambda: self.app.inflight)
+        watch("asyncio_tasks", "Tasks of the worker's event loop; at rest always as many.", _tasks_running)
         watch("snapshot_version", "Version of the snapshot in use.", lambda: self.status().snapshot_version)
         watch(
             "snapshots_refused_total", "Snapshots refused; the last good one stayed.", lambda: snapshots.refused_total
@@ -246,7 +263,7 @@ class Worker:
         self._watch_stale()
         self._watch_coalesce()
         self._watch_batch()
-        self._watch_owners()
+        watch_kept(watch, self.owners, self.kept, self.settlement)
 
     def _watch_spool(self) -> None:
         watch, spool, shipper = self.metrics.watch, self.spool, self.shipper
@@ -321,36 +338,9 @@ class Worker:
             lambda: refreshes.skipped_total,
         )
 
-    def _watch_owners(self) -> None:
-        watch, owners, disk = self.metrics.watch, self.owners, self.owners.disk
-        watch(
-            "owners",
-            "Things kept at upstreams whose owner this host knows, as of this worker's last write.",
-            lambda: disk.entries,
-        )
-        watch("owners_bytes", "Size of the file of owners, as of this worker's last write.", lambda: disk.bytes_used)
-        watch("owners_evicted_total", "Owners forgotten to make room.", lambda: disk.evicted_total)
-        watch("owners_lost_total", "Owners that could not be written down.", lambda: owners.lost_total)
-        watch(
-            "owners_unavailable_total",
-            "Look-ups and writes of owners that failed or took too long.",
-            lambda: owners.unavailable_total,
-        )
-        watch(
-            "owners_unsettled",
-            "Responses in the background whose usage is not known yet.",
-            lambda: self.settlement.waiting,
-        )
-        watch("owners_unsettled_looks_total", "Looks at those.", lambda: self.settlement.looks_total)
-        watch(
-            "owners_given_up_total",
-            "Responses in the background whose usage was never learned.",
-            lambda: self.settlement.given_up_total + owners.unsettled_disk.evicted_total,
-        )
-        watch("owners_refused_total", "Ids that the asking tenant did not make.", lambda: self.kept.refused_total)
-
     def _watch_coalesce(self) -> None:
         watch, coalesce = self.metrics.watch, self.coalesce
+        watch_flights(watch, self.flights)
         watch("coalesced_total", "Calls that joined another's flight.", lambda: coalesce.joined_total)
         watch("coalesce_followers", "Calls that wait on others' flights now.", lambda: coalesce.followers)
         watch("coalesce_full_total", "Calls that went alone because too many waited.", lambda: coalesce.full_total)
@@ -390,6 +380,9 @@ class Worker:
             log.warning("an upstream has no credential; its deployments refuse calls", upstream=missing)
         if self._tasks:
             self.reporter.hurry()
+
+    async def _is_refreshed_elsewhere(self, call: Call) -> bool:
+        return await self.cache.has_fresher(call) or await self.flights.is_refreshed_elsewhere(call.cache_key)
 
     async def _ask_again(self, call: Call) -> bool:
         return await self.background.ask_again(call)
@@ -457,3 +450,11 @@ class Worker:
         self.spool.close()
         if self.retired is not None:
             self.retired.close()
+
+
+def _tasks_running() -> int:
+    """Tasks of the running event loop; 0 outside of one."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
