@@ -9,12 +9,15 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 import uvloop
 
 from controlplane.contract.proxy_settings import ProxySettings
+from proxy.listening import Listening
 from proxy.server import listen, make_server
 from proxy.settings import ProxySecrets, SettingsError, load_secrets, load_settings
 from proxy.spool import SpoolLocked
@@ -37,6 +40,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m proxy", description="The data plane of Hephaestus.")
     parser.add_argument("--settings", type=Path, required=True, help="JSON file with the proxy's settings")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--sockets", default="", help=argparse.SUPPRESS)  # listening, by worker
+    parser.add_argument("--started", type=int, default=-1, help=argparse.SUPPRESS)  # a pipe, to be told that it serves
     arguments = parser.parse_args()
     structlog.configure(
         processors=[
@@ -56,43 +61,67 @@ def main() -> int:
         return 2
     if settings.workers > 1 and not arguments.worker:
         return Supervisor(arguments.settings, settings).run()
+    family = None
+    if arguments.worker:
+        family = Family(tuple(int(number) for number in arguments.sockets.split(",")), arguments.started)
     try:
-        return _run_worker(settings, secrets, name=arguments.worker or "0", supervised=bool(arguments.worker))
+        return _run_worker(settings, secrets, name=arguments.worker or "0", family=family)
     except (OSError, SpoolLocked) as error:
         log.critical("the worker cannot serve", reason=str(error))
         return 1
 
 
-def _run_worker(settings: ProxySettings, secrets: ProxySecrets, *, name: str, supervised: bool) -> int:
+class Family(NamedTuple):
+    """What a supervisor hands to its workers: the listening sockets of all, and where to say that one serves."""
+
+    sockets: tuple[int, ...]
+    started: int
+
+
+def _run_worker(settings: ProxySettings, secrets: ProxySecrets, *, name: str, family: Family | None) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # a supervisor blocks them, and children inherit that
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped
-    if not supervised:  # a supervisor does it before it starts the first worker
+    signal.signal(signal.SIGHUP, partial(_cannot_be_replaced, supervised=family is not None))
+    if family is None:  # a supervisor does it before it starts the first worker
         share_out(settings)
-    sock = listen(settings)
+        sock = listen(settings)
+    else:
+        sock = socket.socket(fileno=os.dup(family.sockets[int(name)]))
     worker = Worker(settings, secrets, name=name)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLD)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(worker, settings, sock, supervised=supervised))
+        runner.run(_serve(worker, settings, sock, family))
     return 0
 
 
-async def _serve(worker: Worker, settings: ProxySettings, sock: socket.socket, *, supervised: bool) -> None:
+async def _serve(worker: Worker, settings: ProxySettings, sock: socket.socket, family: Family | None) -> None:
     server = make_server(worker.app, settings, worker.metrics)
-    if supervised:
-        loop = asyncio.get_running_loop()
-
-        def orphaned() -> None:
-            """The supervisor is gone: its end of our standard input is closed."""
-            if not os.read(0, 1):
-                loop.remove_reader(0)
-                server.should_exit = True
-
-        loop.add_reader(0, orphaned)
     log.info("proxy listens", address=f"{settings.host}:{sock.getsockname()[1]}", proxy=worker.spool.proxy_id)
-    await server.serve(sockets=[sock])
+    if family is None:
+        await server.serve(sockets=[sock])
+        return
+    listening = Listening(server, family.sockets, linger_s=settings.linger_s)
+    listening.open()
+    worker.app.on_started = partial(_say_started, family.started)
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        listening.close()
+
+
+def _cannot_be_replaced(*_: object, supervised: bool) -> None:
+    """SIGHUP is for a supervisor; a worker alone has nobody to serve in its place."""
+    if not supervised:
+        log.warning("a single worker cannot be replaced without a gap; run at least two, or restart it")
+
+
+def _say_started(pipe: int) -> None:
+    """Tells the supervisor that siblings need not serve this worker's connections any longer."""
+    os.write(pipe, b"+")
+    os.close(pipe)
 
 
 if __name__ == "__main__":

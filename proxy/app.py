@@ -102,6 +102,7 @@ class ProxyApp:
         self._ops = Ops(metrics, self._not_ready)
         self._call_ids = CallIds()
         self.runtime: Runtime | None = None  # swapped by one assignment; a call keeps the one it began with
+        self.on_started: Callable[[], None] = lambda: None  # called when calls can be served
         self.draining = False
         self.inflight = 0
         self.calls_total = 0
@@ -187,6 +188,7 @@ class ProxyApp:
             raise RuntimeError(f"no {scope['type']} here")
         await receive()
         await self._lifespan.start()
+        self.on_started()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.draining = True

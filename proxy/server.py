@@ -45,6 +45,7 @@ class WorkerProtocol(asyncio.Protocol):
     settings: ProxySettings
     metrics: ProxyMetrics
     outbox: Outbox
+    linger_s: float = 0.0  # that an idle connection may still be used once the server stops
     write: Callable[[bytes], None]  # for an exchange: sends bytes; what the client does not take yet is kept
 
     def __init__(
@@ -275,12 +276,14 @@ class WorkerProtocol(asyncio.Protocol):
             self._rest()
 
     def shutdown(self) -> None:
-        """The server begins to stop: idle connections close now, the others behind their answer."""
+        """The server begins to stop: idle connections close now or after `linger_s`, the others behind their answer."""
         self._stopping = True
-        if self._current is None:
-            self._out.close()
-        else:
+        if self._current is not None:
             self._current.keep_alive = False
+        elif self.linger_s:
+            self._loop.call_later(self.linger_s, self._close_if_idle)
+        else:
+            self._out.close()
 
     # below
 
@@ -397,6 +400,10 @@ class WorkerProtocol(asyncio.Protocol):
         body = openai.error_body(message=message, kind="invalid_request_error", code="too_large")
         self._answer_and_close(b"431 Request Header Fields Too Large", body)
 
+    def _close_if_idle(self) -> None:
+        if self._current is None:
+            self._out.close()
+
     def _too_slow(self) -> None:
         self._arrival = None
         if self._transport.is_closing() or not self._arriving:
@@ -454,8 +461,27 @@ def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -
     return uvicorn.Server(config)
 
 
+async def accept_also(server: uvicorn.Server, sock: socket.socket) -> asyncio.Server:
+    """Lets a server that runs accept the connections of one more socket, until what is returned is closed."""
+
+    def protocol() -> asyncio.Protocol:
+        made: asyncio.Protocol = server.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn makes it
+            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+        )
+        return made
+
+    return await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=_BACKLOG)
+
+
+def drain(server: uvicorn.Server, *, linger_s: float) -> None:
+    """Stops a server whose port others still serve: calls end, and idle connections may ask once more before they are closed."""
+    protocol = cast("type[WorkerProtocol]", server.config.http_protocol_class)
+    protocol.linger_s = linger_s  # a class of this server alone
+    server.should_exit = True
+
+
 def listen(settings: ProxySettings) -> socket.socket:
-    """The worker's socket; siblings listen on the same port and the kernel spreads connections over them."""
+    """A worker's socket; siblings listen on the same port and the kernel spreads connections over them."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

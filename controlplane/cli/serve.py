@@ -14,6 +14,7 @@ import msgspec
 from controlplane.cli.children import Child, Children, python_module
 from controlplane.cli.installation import Installation, config_option, data_option, open_installation
 from controlplane.cli.output import errors, speaks_plainly
+from controlplane.errors import ConfigError
 from controlplane.secrets import OPERATOR_TOKEN_ENV, REDIS_PASSWORD_ENV, resolve
 
 WATCH_EVERY_S = 0.5
@@ -43,6 +44,30 @@ def control_plane_child(installation: Installation, *, log: Path | None = None) 
     return Child("control plane", command, {**os.environ, OPERATOR_TOKEN_ENV: token}, log)
 
 
+def hear_hangup() -> threading.Event:
+    """An event that SIGHUP sets."""
+    heard = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        heard.set()
+
+    signal.signal(signal.SIGHUP, on_signal)
+    return heard
+
+
+def renew_proxy(children: Children, config: Path, data: Path | None, workers: int | None) -> str:
+    """Writes the proxy's settings as the file has them now and has its workers replaced; a sentence about it."""
+    try:
+        fresh = proxy_child(open_installation(config, data=data, workers=workers))
+    except ConfigError as error:
+        return f"the configuration is refused, the proxy goes on as it is: {error}"
+    proxy = next(child for child in children.members if child.name == fresh.name)
+    if proxy.process is None or proxy.process.poll() is not None:
+        return "the proxy is down; it starts with the new settings"
+    proxy.process.send_signal(signal.SIGHUP)
+    return "the proxy's workers are replaced one by one"
+
+
 def wait_for_signal() -> threading.Event:
     """An event that SIGINT or SIGTERM sets."""
     stop = threading.Event()
@@ -61,10 +86,10 @@ def wait_for_signal() -> threading.Event:
 @click.option("--workers", type=click.IntRange(1, 256), default=None, help="Proxy workers, instead of the file's.")
 @speaks_plainly
 def up(config: Path, data: Path | None, workers: int | None) -> None:
-    """Control plane and proxy together, until Ctrl-C; a process that dies is started again."""
+    """Control plane and proxy together, until Ctrl-C; a process that dies is started again, and SIGHUP replaces the proxy's workers."""
     installation = open_installation(config, data=data, workers=workers)
     settings = installation.settings
-    stop, children, out = wait_for_signal(), Children(), errors()
+    stop, renew, children, out = wait_for_signal(), hear_hangup(), Children(), errors()
     try:
         children.start(control_plane_child(installation))
         children.start(proxy_child(installation))
@@ -73,6 +98,9 @@ def up(config: Path, data: Path | None, workers: int | None) -> None:
         while not stop.wait(WATCH_EVERY_S):
             for sentence in children.tend():
                 out.print(sentence)
+            if renew.is_set():
+                renew.clear()
+                out.print(renew_proxy(children, config, data, workers))
     finally:
         children.stop()
 

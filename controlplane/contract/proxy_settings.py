@@ -61,6 +61,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     cache_entry_bytes_max: int = 4 * 1024 * 1024
     cache_refreshes_max: Annotated[int, Meta(ge=1)] = 64  # background calls for stale answers at any moment
     cache_refresh_pause_s: Annotated[float, Meta(ge=0)] = 5.0  # an answer is left alone so long after one that failed
+    coalesce_lease_s: Annotated[float, Meta(ge=0.2, le=60)] = 3.0  # how soon other workers notice that a leader died
     coalesce_calls_max: int = 10_000  # calls that may wait on others' flights
 
     # whose the responses and conversations are that upstreams keep

@@ -113,3 +113,73 @@ async def test_settings_that_do_not_fit_end_it_with_status_2(tmp_path: Path) -> 
     _, errors = await process.communicate()
     assert 2 == process.returncode
     assert b"prot" in errors
+
+
+class Caller:
+    """Asks for the models again and again over kept connections, and over fresh ones, until told to stop."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/v1/models"
+        self.statuses: list[int] = []
+        self.enough = asyncio.Event()
+
+    async def kept(self) -> None:
+        """Over one connection, as long as the server keeps it."""
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=30.0) as client:
+            while not self.enough.is_set():
+                self.statuses.append((await client.get(self._url)).status_code)
+
+    async def fresh(self) -> None:
+        """Over a new connection each time."""
+        while not self.enough.is_set():
+            async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=30.0) as client:
+                self.statuses.append((await client.get(self._url)).status_code)
+
+
+async def test_workers_are_replaced_one_by_one_without_a_failed_call(running: tuple[Process, int]) -> None:
+    """After SIGHUP every worker is another process, and no call of clients that never paused has failed."""
+    process, port = running
+    await said(process, "proxy listens", times=2)
+    before = {worker.pid for worker in psutil.Process(process.pid).children()}
+    caller = Caller(port)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(caller.kept())
+        group.create_task(caller.fresh())
+        process.send_signal(signal.SIGHUP)
+        await said(process, "a worker was replaced", times=2)
+        caller.enough.set()
+    after = {worker.pid for worker in psutil.Process(process.pid).children()}
+    assert (2, set()) == (len(after), before & after)
+    assert {200} == set(caller.statuses)
+    process.terminate()
+    assert 0 == await process.wait()
+
+
+async def test_a_dead_workers_connections_are_served_by_its_sibling(running: tuple[Process, int]) -> None:
+    """While a killed worker is not back yet, fresh connections are answered, whichever socket the kernel chose for them."""
+    process, port = running
+    await said(process, "proxy listens", times=2)
+    workers = psutil.Process(process.pid).children()
+    caller = Caller(port)
+    async with asyncio.TaskGroup() as group:
+        workers[0].kill()
+        await said(process, "a worker died")
+        group.create_task(caller.fresh())
+        await said(process, "proxy listens")
+        caller.enough.set()
+    assert {200} == set(caller.statuses)
+
+
+async def test_settings_that_do_not_fit_replace_nothing(running: tuple[Process, int], tmp_path: Path) -> None:
+    """SIGHUP with broken settings, or with another number of workers, is refused in the log, and all go on."""
+    process, _ = running
+    await said(process, "proxy listens", times=2)
+    before = {worker.pid for worker in psutil.Process(process.pid).children()}
+    settings = tmp_path / "settings.json"
+    good = json.loads(settings.read_text())
+    for broken in ("{", json.dumps({**good, "workers": 3})):
+        settings.write_text(broken)
+        process.send_signal(signal.SIGHUP)
+        await said(process, "the workers are not replaced")
+    assert before == {worker.pid for worker in psutil.Process(process.pid).children()}

@@ -1,0 +1,88 @@
+"""How the workers of one machine share their port, so that none of them ever has to refuse a connection.
+
+The supervisor holds one listening socket for each worker, and every worker inherits them all. A worker accepts on its own; while a sibling is
+restarted, or lies dead, the others accept on that one's too. What the kernel has queued on a socket is never lost, because the supervisor's
+copy keeps it open.
+
+What the supervisor writes to a worker's standard input, a line each: `accept N` and `release N` for the socket of worker N, `drain` to stop
+without a gap. The end of the input means that the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+import structlog
+import uvicorn
+
+from proxy.server import accept_also, drain
+
+_LINE_BYTES_MAX = 4096
+
+log = structlog.get_logger("proxy.listening")
+
+
+class Listening:
+    """A worker's end of it."""
+
+    def __init__(self, server: uvicorn.Server, sockets: Sequence[int], *, linger_s: float) -> None:
+        """sockets: file descriptors of all listening sockets, by worker. linger_s: what an idle connection has after `drain`."""
+        self._server = server
+        self._sockets = sockets
+        self._linger_s = linger_s
+        self._line = b""
+        self._accepting: dict[int, asyncio.Server] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Listens to the supervisor."""
+        os.set_blocking(0, False)
+        asyncio.get_running_loop().add_reader(0, self._hear)
+
+    def close(self) -> None:
+        """Accepts nothing more for siblings; safe to call twice."""
+        asyncio.get_running_loop().remove_reader(0)
+        for number in list(self._accepting):
+            self._release(number)
+
+    def _hear(self) -> None:
+        try:
+            data = os.read(0, _LINE_BYTES_MAX)
+        except BlockingIOError:
+            return
+        if not data:  # the supervisor is gone
+            self.close()
+            self._server.should_exit = True
+            return
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            self._obey(*line.decode("ascii", "replace").split())
+
+    def _obey(self, command: str = "", number: str = "0") -> None:
+        if command == "accept":
+            task = asyncio.get_running_loop().create_task(self._accept(int(number)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif command == "release":
+            self._release(int(number))
+        elif command == "drain":
+            self.close()
+            drain(self._server, linger_s=self._linger_s)
+
+    async def _accept(self, number: int) -> None:
+        if number in self._accepting or self._server.should_exit:
+            return
+        sock = socket.socket(fileno=os.dup(self._sockets[number]))
+        try:
+            self._accepting[number] = await accept_also(self._server, sock)
+        except OSError as error:
+            sock.close()
+            log.warning("a sibling's socket cannot be served", sibling=number, reason=str(error))
+
+    def _release(self, number: int) -> None:
+        accepting = self._accepting.pop(number, None)
+        if accepting is not None:
+            accepting.close()
