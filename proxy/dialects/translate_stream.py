@@ -6,6 +6,7 @@ learned depends on the cuts, and a translated call is metered exactly as a nativ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import msgspec
@@ -17,7 +18,7 @@ from proxy.dialects.events import data_of, events_in
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
-class TranslatedScanner:
+class TranslatedScanner(ABC):
     """A scanner of the upstream's language that gives out the client's. Subclasses say how one event, the end and an error are told."""
 
     __slots__ = (
@@ -67,17 +68,17 @@ class TranslatedScanner:
         except (msgspec.MsgspecError, RecursionError) as error:
             raise Malformed(f"an event of the upstream's stream is not valid: {error}") from error
 
+    @abstractmethod
     def _told(self, data: bytes) -> bytes:
         """The client's events for the data of one of the upstream's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _end(self) -> tuple[bytes, bytes]:
         """What the client still gets now, and its protocol's last event, which is held back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _error(self, data: bytes) -> bytes:
         """An error inside the stream, in the client's words."""
-        raise NotImplementedError
 
 
 Clock = Callable[[], float]
