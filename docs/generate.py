@@ -19,6 +19,7 @@ from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError, CacheState, CostState, Outcome
 from controlplane.settings import described
 from controlplane.store import schema
+from proxy.dialects.operations import OPERATIONS
 from proxy.refusals import TABLE
 from proxy.settings import ProxySecrets, Secret
 from proxy.worker import Worker
@@ -89,6 +90,10 @@ def refusals_page() -> str:
         f"# Refusals and outcomes\n\n{NOTE}\nWhat the proxy answers when it does not pass an upstream's answer on. The body has the shape of the client's protocol; "
         "`code` is stable.\n`x-heph-error-source` says whose fault it is, `x-should-retry` whether an SDK should try again.\n\n"
         + _table(("code", "status", "outcome", "source", "retry", "what it means"), rows)
+        + "\n## Shapes\n\nOpenAI's clients get `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`; inside a stream that has begun, the same behind `data: `.\n"
+        "Anthropic's clients get `{\"type\": \"error\", \"error\": {\"type\", \"message\"}, \"request_id\"}` with Anthropic's own names of types (inside a stream: `event: error`), "
+        "`request-id`, and our code in `x-heph-error-code`.\nWho is whose client is decided by the path, and where both ask for the same path (`/v1/models`, `/passthrough/`, "
+        "one that is not there) by the header `anthropic-version`.\nAn upstream's own error that is passed on keeps its status and its body to the byte.\n"
         + "\n## Outcomes\n\nHow a call ended, as `calls.outcome` says it.\n\n"
         + _table(("outcome", "meaning"), outcomes)
     )
@@ -242,7 +247,63 @@ CONTRACT = {
 """Sentences for what the contract of the two planes defines and the configuration file may set."""
 
 
+ENDPOINTS = {
+    "chat": "Whole or streamed; tools, images, sound, structured output. Usage of a stream is switched on for the record and hidden from a client that did not ask.",
+    "embeddings": "Stored and asked for input by input.",
+    "messages": "Whole or streamed, every kind of event; `anthropic-*` headers and unknown fields go on untouched.",
+    "count_tokens": "Costs nothing.",
+    "completions": "Whole or streamed; several prompts, `n` and `best_of` are reserved for.",
+    "responses": "Whole or streamed, every kind of event; tools, reasoning, images, structured output, `previous_response_id`, `conversation`, `background`. Stored answers only with `store: false`.",
+    "responses_compact": "Metered like a response.",
+    "responses_input_tokens": "Costs nothing.",
+    "responses_get": "Its tenant's only; also as a stream, with `starting_after`. Books a background response that is finished, once.",
+    "responses_delete": "Its tenant's only.",
+    "responses_cancel": "Its tenant's only.",
+    "responses_input_items": "Its tenant's only; query parameters go on.",
+    "conversations_create": "At the upstream of the model that `x-heph-model` names, else of the first that the key may use.",
+    "conversations_get": "Its tenant's only.",
+    "conversations_update": "Its tenant's only.",
+    "conversations_delete": "Its tenant's only.",
+    "conversations_items_create": "Its tenant's only, and so are the items that it refers to.",
+    "conversations_items_list": "Its tenant's only.",
+    "conversations_items_get": "Its tenant's only.",
+    "conversations_items_delete": "Its tenant's only.",
+    "moderations": "Without `model` it is `omni-moderation-latest`. Reports no usage: an estimate by its size.",
+    "audio_speech": "Sound, or events with `stream_format: sse`. Unpriced where the answer names no tokens.",
+    "audio_transcriptions": "A form; text, JSON, subtitles or events. Unpriced where the answer names no tokens, as of models that are billed by the second.",
+    "audio_translations": "As transcriptions.",
+    "images_generations": "JSON or events. Without `model` it is `dall-e-2`. Unpriced where the answer names no tokens.",
+    "images_edits": "A form; as generations.",
+    "images_variations": "A form; as generations.",
+    "models": "The models that the key may use, from the configuration; no upstream is asked.",
+    "passthrough": "`/passthrough/{upstream}/...`: any path of an upstream, for tenants that have a grant.",
+}
+"""What works at each endpoint, in a sentence."""
+
+CLIENTS = {"openai": "OpenAI", "responses": "OpenAI", "anthropic": "Anthropic"}
+
+
+def endpoints_page() -> str:
+    """Every operation that a client can ask for."""
+    rows = []
+    for name, row in OPERATIONS.items():
+        path = row.paths[0].replace("{*}", "{id}").replace("{}", "{id}") if row.paths else "/passthrough/{upstream}/..."
+        client = "any" if row.protocol is None else CLIENTS[row.protocol]
+        stored = "yes" if row.cached else "no"
+        asked = f"`{row.method.decode() or 'any'} {path}`"
+        rows.append((asked, f"`{name}`", client, stored, ENDPOINTS.get(name, "")))
+    return (
+        f"# Endpoints\n\n{NOTE}\nWhat clients can ask the proxy for. Each path is served with and without `/v1`.\n"
+        "`operation` is its name in records, metrics and `calls.operation`; `stored` says whether an answer may be kept and given again.\n"
+        "Every one needs a key, counts against its tenant's limits, and leaves exactly one record.\n\n"
+        + _table(("request", "operation", "client", "stored", "what works"), rows)
+        + "\nNot served: WebSockets (`responses.connect`, realtime), files, vector stores, containers, batches and assistants; "
+        "an operator can grant their paths as passthrough.\n"
+    )
+
+
 PAGES = {
+    "endpoints.md": endpoints_page,
     "settings.md": settings_page,
     "configuration.md": configuration_page,
     "refusals.md": refusals_page,

@@ -103,7 +103,8 @@ def shape(reply: Reply, protocol: Protocol, request_id: str) -> None:
     if protocol is Protocol.ANTHROPIC and isinstance(refused, Refused):
         kind = _anthropic_kind(refused.refusal)
         reply.body = anthropic.error_body(message=refused.message, kind=kind, request_id=request_id)
-        reply.headers = [*reply.headers, (b"request-id", request_id.encode())]
+        code = (b"x-heph-error-code", refused.refusal.code.encode())  # for it has no place in their body
+        reply.headers = [*reply.headers, (b"request-id", request_id.encode()), code]
 
 
 def error_event(refusal: Refusal, message: str, protocol: Protocol, request_id: str) -> bytes:

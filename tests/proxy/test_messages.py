@@ -223,15 +223,15 @@ async def test_a_stalled_stream_says_that_it_timed_out(claude: Claude) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "headers", "body"),
+    ("status", "kind", "code", "headers", "body"),
     [
-        (401, "authentication_error", {"x-api-key": "sk-wrong"}, {}),
-        (400, "invalid_request_error", {}, {"messages": "hi"}),
-        (404, "not_found_error", {}, {"model": "none"}),
+        (401, "authentication_error", "denied", {"x-api-key": "sk-wrong"}, {}),
+        (400, "invalid_request_error", "malformed", {}, {"messages": "hi"}),
+        (404, "not_found_error", "no_route", {}, {"model": "none"}),
     ],
 )
 async def test_refusals_have_anthropics_shape(
-    claude: Claude, status: int, kind: str, headers: dict[str, str], body: dict[str, object]
+    claude: Claude, status: int, kind: str, code: str, headers: dict[str, str], body: dict[str, object]
 ) -> None:
     """Type, message and request id, in the body and as the header that the SDK reads."""
     await claude.serve(replies(answer(message())))
@@ -240,7 +240,7 @@ async def test_refusals_have_anthropics_shape(
     assert (status, "error", kind) == (response.status_code, error["type"], error["error"]["type"])
     (record,) = claude.world.records()
     assert record.call_id == error["request_id"] == response.headers["request-id"]
-    assert "false" == response.headers["x-should-retry"]
+    assert ("false", code) == (response.headers["x-should-retry"], response.headers["x-heph-error-code"])
     assert record.response_bytes == len(response.content)
 
 
