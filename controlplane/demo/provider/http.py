@@ -6,6 +6,8 @@ Written by hand on asyncio.Protocol and httptools, because the provider must nev
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from typing import Protocol, cast
 
@@ -25,6 +27,7 @@ _REASONS = {
 
 
 KEPT = (b"anthropic-beta", b"anthropic-version", b"api-key", b"content-type", b"x-api-key", b"x-goog-api-key")
+_NO_LINGER = struct.pack("ii", 1, 0)  # closing sends a reset
 _KEPT_LENGTHS = frozenset(map(len, KEPT))
 
 
@@ -162,6 +165,11 @@ class Connection(asyncio.Protocol):
         """Resets the connection."""
         self._closing = True
         self._transport.abort()
+
+    def reset(self) -> None:
+        """Ends the connection with a reset instead of an end."""
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.abort()
 
     def close_if_idle(self) -> None:
         """Closes if nothing was received or answered since the last time this was called."""

@@ -210,7 +210,7 @@ class Upstream:
             connection.begin(Silence(self._hung, 0))
             return True
         if fault.kind is FaultKind.RESET:
-            connection.abort()
+            connection.reset()
             return True
         problem = wire.refusal(fault, model=wire.model(request), key=wire.key(request))
         if problem is not None:

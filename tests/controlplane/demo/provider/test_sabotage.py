@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 import openai
@@ -29,6 +30,12 @@ def events_of(body: bytes) -> list[bytes]:
         (Fault(FaultKind.RATE_LIMITED, retry_after_s=2.5), 429, "requests", "rate_limit_exceeded"),
         (Fault(FaultKind.REVOKED_KEY), 401, "invalid_request_error", "invalid_api_key"),
         (Fault(FaultKind.QUOTA_EXHAUSTED), 429, "insufficient_quota", "insufficient_quota"),
+        (Fault(FaultKind.OVERLOADED, retry_after_s=3), 503, "server_error", None),
+        (Fault(FaultKind.STATUS, status=418), 418, "invalid_request_error", None),
+        (Fault(FaultKind.STATUS, status=502), 502, "server_error", None),
+        (Fault(FaultKind.CONTEXT_EXCEEDED), 400, "invalid_request_error", "context_length_exceeded"),
+        (Fault(FaultKind.CONTENT_POLICY), 400, "invalid_request_error", "content_policy_violation"),
+        (Fault(FaultKind.STREAM_ERROR), 500, "server_error", None),
     ],
 )
 async def test_faults_that_answer_an_error(
@@ -49,6 +56,37 @@ async def test_faults_that_answer_an_error(
     await raw.send(post(question()))
     assert (await raw.answer())[0] == 200
     assert {fault.kind: 1} == provider.upstreams[0].stats.by_fault
+
+
+async def test_reset_leaves_no_answer(provider: Provider, raw: RawClient) -> None:
+    """The request is read, then the connection is reset."""
+    provider.faults.add(Fault(FaultKind.RESET))
+    await raw.send(post(question()))
+    with pytest.raises(ConnectionResetError):
+        await raw.reader.readexactly(1)
+
+
+@pytest.mark.parametrize("fields", [{}, STREAM])
+async def test_filtered_answer(provider: Provider, raw: RawClient, fields: dict[str, Any]) -> None:
+    """The answer is a 200 whose finish reason is that of a content filter."""
+    provider.faults.add(Fault(FaultKind.CONTENT_FILTERED))
+    await raw.send(post(question(**fields)))
+    _, _, body = await raw.answer()
+    events = [json.loads(event) for event in events_of(body)[:-1]] if fields else [json.loads(body)]
+    reasons = {choice["finish_reason"] for event in events for choice in event["choices"]}
+    assert {"content_filter"} == reasons - {None}
+
+
+async def test_error_in_the_middle_of_a_stream(provider: Provider, raw: RawClient) -> None:
+    """Some events come, then one with an error; the body ends in good order, and without [DONE]."""
+    provider.faults.add(Fault(FaultKind.STREAM_ERROR, after_chunks=4))
+    await raw.send(post(question(**STREAM)))
+    events = events_of((await raw.answer())[2])
+    assert 5 == len(events)
+    assert "server_error" == json.loads(events[-1])["error"]["type"]
+    assert 1 == provider.upstreams[0].stats.by_model["gpt-4o-mini-2024-07-18"].broken
+    await raw.send(post(question(), path="/v1/embeddings"))
+    assert 400 == (await raw.answer())[0]
 
 
 async def test_truncated_stream(provider: Provider, raw: RawClient) -> None:
