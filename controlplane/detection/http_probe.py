@@ -21,6 +21,7 @@ from controlplane.errors import SecretUnavailable
 from controlplane.secrets import resolve
 
 ANSWER_BYTES_MAX = 256 * 1024
+_ANTHROPIC = "anthropic"
 _NOT_FOR_THIS = frozenset({400, 404, 405, 422})  # the endpoint is there, but this model or operation is not for chat
 
 
@@ -29,12 +30,15 @@ class _Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    input_tokens: int = 0  # these two as Anthropic counts
+    output_tokens: int = 0
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """The part of an answer that shows it is one: `choices` of a chat, `data` of an embedding; and what it took."""
+    """The part of an answer that shows it is one: `choices` of a chat, `content` of a message, `data` of an embedding; and what it took."""
 
     choices: tuple[object, ...] = ()
+    content: tuple[object, ...] = ()
     data: tuple[object, ...] = ()
     usage: _Usage | None = None
 
@@ -75,14 +79,15 @@ class HttpProber:
             return ProbeResult(ok=False, detail=f"its credential cannot be read here: {error}")
         started_us = self._now_us()
         chat = {"model": target.model, "max_tokens": 1, "messages": [{"role": "user", "content": "ping"}]}
-        status, answer = await self._ask(f"{upstream.base_url}/chat/completions", headers, chat)
-        if status in _NOT_FOR_THIS:
+        path = "/v1/messages" if upstream.dialect == _ANTHROPIC else "/chat/completions"
+        status, answer = await self._ask(f"{upstream.base_url}{path}", headers, chat)
+        if status in _NOT_FOR_THIS and upstream.dialect != _ANTHROPIC:
             status, answer = await self._ask(
                 f"{upstream.base_url}/embeddings", headers, {"model": target.model, "input": "ping"}
             )
         self._record(_bill(target, status, answer, started_us=started_us, ended_us=self._now_us()))
         if status == httpx.codes.OK:
-            complete = bool(answer.choices or answer.data)
+            complete = bool(answer.choices or answer.content or answer.data)
             return ProbeResult(ok=complete, detail="it answers" if complete else "its answer is not whole")
         return ProbeResult(ok=False, detail=f"it answers with HTTP status {status}")
 
@@ -102,8 +107,12 @@ class HttpProber:
 
     def _headers(self, upstream: Upstream) -> dict[str, str]:
         headers = {"content-type": "application/json", "user-agent": "hephaestus-probe"}
+        anthropic = upstream.dialect == _ANTHROPIC
+        if anthropic:
+            headers["anthropic-version"] = "2023-06-01"
         if upstream.credential is not None:
-            headers["authorization"] = f"Bearer {resolve(upstream.credential, self._environ).reveal()}"
+            secret = resolve(upstream.credential, self._environ).reveal()
+            headers |= {"x-api-key": secret} if anthropic else {"authorization": f"Bearer {secret}"}
         return headers
 
     async def _ask(self, url: str, headers: dict[str, str], question: object) -> tuple[int, _Answer]:
@@ -132,7 +141,12 @@ def _bill(target: Deployment, status: int, answer: _Answer, *, started_us: int, 
     """What a probe cost, as a record without a tenant and without attempts, so that it counts as spending and never as traffic."""
     used = answer.usage
     tokens = (
-        Tokens() if used is None else Tokens(input=max(0, used.prompt_tokens), output=max(0, used.completion_tokens))
+        Tokens()
+        if used is None
+        else Tokens(
+            input=max(0, used.prompt_tokens, used.input_tokens),
+            output=max(0, used.completion_tokens, used.output_tokens),
+        )
     )
     priced = target.price is not None
     answered = status == httpx.codes.OK

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from controlplane.contract.pricing import Tokens
+from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import Deployment, Route, Snapshot, Upstream
 from controlplane.detection.http_probe import ANSWER_BYTES_MAX, HttpProber
 
@@ -63,6 +65,9 @@ def _snapshot(port: int) -> Callable[[], Snapshot]:
         ),
         Upstream(id="b", dialect="openai", base_url="http://127.0.0.1:9/v1"),
         Upstream(id="c", dialect="openai", base_url=f"http://127.0.0.1:{port}/v1", credential="env:HEPH_TEST_ABSENT"),
+        Upstream(
+            id="d", dialect="anthropic", base_url=f"http://127.0.0.1:{port}", credential="env:HEPH_TEST_CREDENTIAL"
+        ),
     )
     deployments = tuple(Deployment(id=f"{one.id}/m", upstream=one.id, model="m") for one in upstreams)
     snapshot = Snapshot(
@@ -78,6 +83,21 @@ async def test_a_well_deployment_is_asked_for_one_token(endpoint: _Endpoint, pro
     ((path, headers, body),) = endpoint.asked
     assert ("/v1/chat/completions", "Bearer up-secret") == (path, headers["authorization"])
     assert ("m", 1) == (body["model"], body["max_tokens"])
+
+
+async def test_a_deployment_of_anthropics_is_asked_in_its_own_words(endpoint: _Endpoint, prober: HttpProber) -> None:
+    """Its path, its header for the key, its version; and what it says that this cost."""
+    message = {"content": [{"type": "text", "text": "p"}], "usage": {"input_tokens": 8, "output_tokens": 1}}
+    endpoint.answers = {"/v1/messages": (200, json.dumps(message).encode())}
+    records: list[CallRecord] = []
+    prober._record = records.append
+    assert (await prober.probe("d/m")).ok
+    ((path, headers, _),) = endpoint.asked
+    assert ("/v1/messages", "up-secret", "2023-06-01") == (path, headers["x-api-key"], headers["anthropic-version"])
+    assert "authorization" not in headers
+    assert Tokens(input=8, output=1) == records[0].tokens
+    endpoint.answers = {}
+    assert "HTTP status 404" in (await prober.probe("d/m")).detail
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 422])
