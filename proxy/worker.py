@@ -117,32 +117,7 @@ class Worker:
     def _join(self, place: Path, secrets: ProxySecrets) -> None:
         """Stages and transports in the order in which a call meets them."""
         settings, metrics = self.settings, self.metrics
-        self.http = HttpTransport(settings, metrics)
-        self.loads = Loads()
-        self.litellm = LitellmTransport(settings, metrics)
-        upstreams = Dispatch(self.http, special={"litellm": self.litellm})
-        self.breaker = BreakerTransport(upstreams, metrics)
-        places = ConcurrencyTransport(self.breaker, self.loads, metrics)
-        self.hedged = HedgedTransport(places, self.loads, metrics)
-        sick = self.breaker.sick
-        balancer = Balancer(
-            metrics,
-            self.loads,
-            probe_due=self.breaker.probe_due,
-            sick=sick,
-            affinity_max=settings.affinity_entries_max,
-        )
-        failover = Failover(
-            self.breaker,
-            places,
-            self.hedged,
-            settings,
-            metrics,
-            order=balancer.order,
-            tries_when_all_open=lambda: self.breaker.tries_when_all_open,
-        )
-        self.shadow = Shadow(places, self.spool, settings, metrics, sick=sick, probe_due=self.breaker.probe_due)
-        self._watch_routing(balancer, places)
+        failover, balancer = self._join_upstreams()
         self.batch = Batch(failover)
         self.flights = SharedFlights(
             self.batch,
@@ -193,7 +168,7 @@ class Worker:
             self.admit,
             Decode(),
             Guard(),
-            RouteStage(balancer, timeout_s_max=settings.timeout_s_max, copy=self.shadow.copy, sick=sick),
+            RouteStage(balancer, timeout_s_max=settings.timeout_s_max, copy=self.shadow.copy, sick=self.breaker.sick),
             reserve,
         )
         self._join_kept(stages)
@@ -206,6 +181,37 @@ class Worker:
         )
         self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
         self.background = Background(self.pipeline, lambda: self.app.runtime)
+
+    def _join_upstreams(self) -> tuple[Failover, Balancer]:
+        """The way to the upstreams, and who chooses among them."""
+        settings, metrics = self.settings, self.metrics
+        self.http = HttpTransport(settings, metrics)
+        self.loads = Loads()
+        self.litellm = LitellmTransport(settings, metrics)
+        upstreams = Dispatch(self.http, special={"litellm": self.litellm})
+        self.breaker = BreakerTransport(upstreams, metrics)
+        places = ConcurrencyTransport(self.breaker, self.loads, metrics)
+        self.hedged = HedgedTransport(places, self.loads, metrics)
+        sick = self.breaker.sick
+        balancer = Balancer(
+            metrics,
+            self.loads,
+            probe_due=self.breaker.probe_due,
+            sick=sick,
+            affinity_max=settings.affinity_entries_max,
+        )
+        failover = Failover(
+            self.breaker,
+            places,
+            self.hedged,
+            settings,
+            metrics,
+            order=balancer.order,
+            tries_when_all_open=lambda: self.breaker.tries_when_all_open,
+        )
+        self.shadow = Shadow(places, self.spool, settings, metrics, sick=sick, probe_due=self.breaker.probe_due)
+        self._watch_routing(balancer, places)
+        return failover, balancer
 
     def _join_kept(self, stages: Sequence[Stage]) -> None:
         """The pipeline, with what knows whose the things are that upstreams keep."""

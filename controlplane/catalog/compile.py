@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, PriceEntry, TenantEntry
+from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, ModelEntry, PriceEntry, TenantEntry
 from controlplane.catalog.invalidations import in_force
 from controlplane.catalog.issuers import issuer_of
 from controlplane.catalog.own_prices import change_moments_us, own_price
@@ -92,25 +92,7 @@ def compile_snapshot(
             for entry in sorted(config.upstreams, key=lambda entry: entry.name)
         ),
         routes=tuple(
-            Route(
-                alias=model.name,
-                deployments=tuple(
-                    _deployment(entry, config.prices, prices, now_us=now_us) for entry in model.deployments
-                ),
-                timeout_s=model.timeout_s,
-                attempts_max=model.attempts_max,
-                cache_ttl_s=model.cache_ttl_s,
-                cache_stale_while_revalidate_s=model.cache_stale_while_revalidate_s,
-                cache_stale_if_error_s=model.cache_stale_if_error_s,
-                batch=model.batch,
-                strategy=model.strategy,
-                retries=model.retries,
-                fallbacks=model.fallbacks,
-                hedge=hedge_of(model.hedge),
-                canary=model.canary,
-                affinity=model.affinity,
-                shadow=model.shadow,
-            )
+            _route(model, config, prices, now_us=now_us)
             for model in sorted(config.models, key=lambda model: model.name)
         ),
         leases=tuple(lease for _, lease in sorted(state.leases.items()) if lease.expires_us > now_us),
@@ -197,6 +179,26 @@ def _tenant(entry: TenantEntry, config: ConfigFile) -> TenantPolicy:
 
 def _budget(entry: BudgetEntry) -> Budget:
     return Budget(id=entry.budget_id, window=entry.window, nanousd=entry.usd, tokens=entry.tokens)
+
+
+def _route(model: ModelEntry, config: ConfigFile, prices: Prices, *, now_us: int) -> Route:
+    return Route(
+        alias=model.name,
+        deployments=tuple(_deployment(entry, config.prices, prices, now_us=now_us) for entry in model.deployments),
+        timeout_s=model.timeout_s,
+        attempts_max=model.attempts_max,
+        cache_ttl_s=model.cache_ttl_s,
+        cache_stale_while_revalidate_s=model.cache_stale_while_revalidate_s,
+        cache_stale_if_error_s=model.cache_stale_if_error_s,
+        batch=model.batch,
+        strategy=model.strategy,
+        retries=model.retries,
+        fallbacks=model.fallbacks,
+        hedge=hedge_of(model.hedge),
+        canary=model.canary,
+        affinity=model.affinity,
+        shadow=model.shadow,
+    )
 
 
 def _deployment(
