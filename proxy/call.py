@@ -107,13 +107,13 @@ class Call:
     """Everything known about one client request; the stages fill it in from top to bottom, the settlement reads it."""
 
     __slots__ = (
-        "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s",
-        "call_id", "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered",
-        "error_code", "fell_back", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "path", "patience", "peer",
-        "parts", "price_version", "priority", "query", "ratelimit_requests", "ratelimit_tokens", "reply", "request_cache", "request_line",
-        "reservation", "responding", "response_bytes", "response_kept", "route", "runtime", "saved_nanousd",
-        "session", "settled", "started_ns", "started_us", "status", "tags", "target", "tokens", "trace_id", "user", "view",
-        "waited_ns", "quota_warning", "refilled", "shortage",
+        "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s", "call_id",
+        "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered", "error_code",
+        "fell_back", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "parts", "path",
+        "patience", "peer", "price_version", "priority", "query", "quota_warning", "ratelimit_requests", "ratelimit_tokens",
+        "refilled", "reply", "request_cache", "request_line", "reservation", "responding", "response_bytes", "response_kept",
+        "route", "runtime", "saved_nanousd", "session", "settled", "shortage", "started_ns", "started_us", "status", "tags",
+        "target", "tokens", "trace_id", "user", "view", "waited_ns",
     )  # fmt: skip
 
     request_line: tuple[bytes, bytes]  # method and target as they came; only of a call that is passed through
@@ -162,7 +162,7 @@ class Call:
         self.reservation: object | None = None  # owned by stages/reserve.py
         self.quota_warning = ""  # which soft quotas it passed, and which sent it to another model
         self.shortage: Callable[[], Awaitable[None]] | None = None  # a refusal that more of a shared limit may lift
-        self.refilled = False  # it has waited for that
+        self.refilled = 0  # one bit for each kind of limit for which it has waited once
         self.cache = CacheState.BYPASS
         self.cache_key: bytes = b""
         self.cache_ttl_s = 0

@@ -113,12 +113,13 @@ class Pipeline:
             self._end(call, self._internal(call, "serving failed", error), exchange)
 
     async def _once_more(self, call: Call) -> Reply | None:
-        """Asks for more of a limit that workers share, which takes a bounded time, and takes the call up where it was refused."""
-        shortage, call.shortage = call.shortage, None
-        call.refilled = True
-        if shortage is not None:
+        """Asks for more of a limit that workers share, and takes the call up where it was refused; each limit is waited for once."""
+        reply = None
+        while call.shortage is not None:
+            shortage, call.shortage = call.shortage, None
             await shortage()
-        return self.enter(call)
+            reply = self.enter(call)
+        return reply
 
     def _end(self, call: Call, refusal: Reply, exchange: Exchange) -> None:
         """Ends a call that cannot go on: with the refusal, or inside a stream that has begun with an error event."""

@@ -41,6 +41,7 @@ from proxy.stages.over import refuse_over, refuse_unpriced
 SOUND_TOKENS_MAX = 16_000  # reserved for each file with sound: more than a transcribing model takes in
 _CHANGES_MAX = 5  # of the model, for one call
 _CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a token is a byte at least
+_WAITED = 4  # for larger leases
 _TAG = "heph-quota"  # on the record of a call that passed a soft quota or was downgraded
 
 Stored = Callable[[Call], Reply | None]
@@ -124,7 +125,8 @@ class Reserve:
     def _over(self, call: Call, view: RequestView, plan: Plan, refused: Refused, now_us: int) -> Reply | None:
         """What a call gets instead, when a ceiling is in its way: a larger lease, a stored answer, another model, or a refusal."""
         short = self._ledger.short
-        if short and self._refill is not None and not call.refilled:
+        if short and self._refill is not None and not call.refilled & _WAITED:
+            call.refilled |= _WAITED
             call.shortage = partial(self._refill, short)
             return refuse_over(plan.policy, refused, now_us=now_us)
         reply = self._stored(call)

@@ -1,0 +1,179 @@
+"""Tests of a rate that workers share through a real Redis, under a clock that the tests move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.snapshot import TenantPolicy
+from proxy.leases import Leases
+from proxy.metrics import ProxyMetrics
+from proxy.quotas.account import Share
+from proxy.rates import HOLD_S, Rates
+from proxy.settings import ProxySecrets, Secret
+from proxy.shared import SharedState
+from proxy.stages.admit import Admit, Lenders
+from tests.proxy.redis_server import RedisServer
+from tests.proxy.stages.test_admit import call_of
+from tests.proxy.state_fakes import FakeClock
+from tests.proxy.test_leases import Link
+
+SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("t"))
+_tags = iter(range(10**9))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests; each uses keys of its own."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    asyncio.run(server.start())
+    yield server
+    server.kill()
+
+
+class Door:
+    """One worker's admit stage with its shared rate and slots."""
+
+    def __init__(self, link: Link, clock: FakeClock, share: Share) -> None:
+        self.link = link
+        self.rates = Rates(link, share=share, monotonic=clock.s, redis_now_ms=lambda: clock.now_us // 1000)  # type: ignore[arg-type]  # the door with a tap
+        self.leases = Leases(
+            link,  # type: ignore[arg-type]  # the same
+            worker=f"w{share.worker}",
+            share=share,
+            lease_s=10.0,
+            wait_s=0.001,
+            monotonic=clock.s,
+            now_us=clock.us,
+            redis_now_ms=lambda: clock.now_us // 1000,
+        )
+        lenders = Lenders(
+            lend=self.leases.lend, refill=self.leases.refill, stock=self.rates.stock, restock=self.rates.restock
+        )
+        self.stage = Admit(ProxyMetrics("0"), share=share, lenders=lenders, monotonic=clock.s, now_us=clock.us)
+
+    async def passes(self, tenant: TenantPolicy) -> bool:
+        """One call, as the pipeline treats it; it ends at once."""
+        call = call_of(tenant)
+        reply = self.stage.enter(call)
+        while reply is not None and call.shortage is not None:
+            wait, call.shortage = call.shortage, None
+            await wait()
+            reply = self.stage.enter(call)
+        self.stage.leave(call)
+        return reply is None
+
+
+@asynccontextmanager
+async def doors(server: RedisServer, clock: FakeClock, count: int) -> AsyncIterator[list[Door]]:
+    """So many workers at one Redis."""
+    shared = SharedState(ProxySettings(redis=server.url, redis_timeout_s=2.0, redis_pause_s=0.02), SECRETS)
+    tag = b"rate%d:" % next(_tags)
+    made = [Door(Link(shared, tag), clock, Share(number, count)) for number in range(count)]
+    shared.open()
+    try:
+        async with asyncio.timeout(20.0):
+            await shared.ready()
+        yield made
+    finally:
+        await shared.aclose()
+
+
+async def test_one_worker_may_use_the_whole_rate(server: RedisServer) -> None:
+    """A minute's worth at once, then as fast as the bucket fills, whoever of the workers is asked."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=60)
+    async with doors(server, clock, 3) as workers:
+        assert 60 == sum([await workers[0].passes(tenant) for _ in range(100)])
+        clock.advance(10)
+        assert 10 == sum([await workers[number % 3].passes(tenant) for number in range(30)])
+
+
+async def test_what_is_not_used_goes_back(server: RedisServer) -> None:
+    """Requests that a worker took ahead and does not use are another's after a moment."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=60)
+    async with doors(server, clock, 2) as (one, other):
+        for _ in range(10):
+            assert await one.passes(tenant)
+        for _ in range(2):
+            clock.advance(HOLD_S / 2)
+            await one.rates.keep()
+        assert 52 == sum([await other.passes(tenant) for _ in range(100)])
+
+
+async def test_most_calls_do_not_wait_for_redis(server: RedisServer) -> None:
+    """The stock follows the rate, so Redis is asked a few times a second and not for each call."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=60_000)
+    async with doors(server, clock, 1) as (door,):
+        for _ in range(1000):
+            assert await door.passes(tenant)
+            clock.advance(0.002)
+            await door.rates.keep()
+        assert door.link.reports < 60
+
+
+async def test_without_redis_the_parts_sum_to_the_rate(server: RedisServer) -> None:
+    """Cut off, each worker fills its own part: never the rate times the workers; back again, the whole is shared anew."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=60)
+    async with doors(server, clock, 2) as workers:
+        assert 60 == sum([await workers[number % 2].passes(tenant) for number in range(200)])
+        for door in workers:
+            door.link.degraded = True
+        clock.advance(30)
+        assert 30 == sum([await workers[number % 2].passes(tenant) for number in range(200)])
+        assert [True, True] == [next(iter(door.rates._rates.values())).degraded for door in workers]
+        for door in workers:
+            door.link.degraded = False
+        assert sum([await workers[0].passes(tenant) for _ in range(200)]) <= 60
+        clock.advance(1)
+        assert await workers[1].passes(tenant)
+
+
+async def test_slots_are_shared_too(server: RedisServer) -> None:
+    """A limit of calls at once that is smaller than the number of workers is reached by any of them, and not passed."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", concurrency=1)
+    async with doors(server, clock, 3) as workers:
+        for door in workers:
+            assert await door.passes(tenant)
+            await door.leases.aclose()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    limit=st.integers(1, 300),
+    steps=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40), st.floats(0, 5)), max_size=25),
+)
+def test_no_schedule_lets_more_in_than_is_stated(
+    server: RedisServer, limit: int, steps: list[tuple[int, int, float]]
+) -> None:
+    """Between any two moments at most limit + limit / 60 * (t + HOLD_S) pass, at all workers together."""
+    asyncio.run(_schedule(server, limit, steps))
+
+
+async def _schedule(server: RedisServer, limit: int, steps: list[tuple[int, int, float]]) -> None:
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=limit)
+    async with doors(server, clock, 3) as workers:
+        passed: list[float] = []
+        for number, calls, wait_s in steps:
+            door = workers[number]
+            for _ in range(calls):
+                if await door.passes(tenant):
+                    passed.append(clock.s())
+            if calls % 2:
+                await door.rates.keep()
+            clock.advance(wait_s)
+        for first, start in enumerate(passed):
+            for last in range(first, len(passed)):
+                bound = limit + limit / 60 * (passed[last] - start + HOLD_S)
+                assert last - first + 1 <= bound + 1e-6
