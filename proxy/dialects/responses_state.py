@@ -62,7 +62,7 @@ _decode_fields = msgspec.json.Decoder(_Fields).decode
 
 def names_ids(body: bytes) -> bool:
     """Whether a request may name ids below its top level; then it is read whole, and written anew so that no name is there twice."""
-    return any(name in body for name in _NAMES) or _ESCAPED_LETTER.search(body) is not None
+    return any(name in body for name in _NAMES) or (b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None)
 
 
 def written_anew(body: bytes | msgspec.Raw) -> msgspec.Raw:

@@ -26,14 +26,6 @@ _BEFORE_CONTENT = frozenset(
 )
 _ENDS = frozenset(("response.completed", "response.incomplete", "response.cancelled"))
 _FAILURES = frozenset(("response.failed", "error"))
-_SPECIAL = (
-    b"response.completed",
-    b"response.incomplete",
-    b"response.cancelled",
-    b"response.failed",
-    b"error",
-    b"[DONE]",
-)
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"{}"))
 _NOTHING = msgspec.Raw(b"")
 
@@ -144,4 +136,12 @@ class ResponsesScanner:
 
 def _is_special(block: bytes) -> bool:
     """Whether events may carry more than content, or blank lines that are not theirs."""
-    return any(mark in block for mark in _SPECIAL) or b"\n\n\n" in block or block.startswith(b"\n")
+    return (
+        b"complete" in block  # and so `incomplete`
+        or b"error" in block
+        or b"failed" in block
+        or b"cancelled" in block
+        or b"[DONE]" in block
+        or b"\n\n\n" in block
+        or block.startswith(b"\n")
+    )
