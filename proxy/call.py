@@ -117,6 +117,15 @@ class Call:
     )  # fmt: skip
 
     request_line: tuple[bytes, bytes]  # method and target as they came; only of a call that is passed through
+    target: bytes  # path and query at the upstream, where they depend on the call
+    query: bytes  # of the request's target, for the upstream
+    peer: str  # address of the connection; empty if that is not known
+    fell_back: str  # why another model than the one asked for was tried; such an answer is nobody else's
+    quota_warning: str  # which soft quotas it passed, and which sent it to another model
+    entered: int  # stages entered and not left
+    responding: bool  # status and headers were handed to the server
+    answered: bool  # the last bytes were handed to the server
+    aborted: bool  # nobody wants the answer any more: upstream work is being cancelled
 
     def __init__(
         self,
@@ -135,15 +144,13 @@ class Call:
         self.path = path
         self.headers = headers  # lower-case names; the last of equal names
         self.body = body
-        self.target = b""  # path and query at the upstream, where they depend on the call
-        self.query = b""  # of the request's target, for the upstream
+        self.target = self.query = self.cache_key = b""
         self.call_id = call_id
         self.started_us = started_us  # wall clock
         self.started_ns = started_ns  # monotonic
-        self.peer = ""  # address of the connection; empty if that is not known
         # identify
         self.identity: KeyIdentity | None = None
-        self.agent = self.session = self.user = self.channel = self.priority = self.trace_id = ""
+        self.agent = self.session = self.user = self.channel = self.priority = self.trace_id = self.peer = ""
         self.tags: dict[str, str] = {}
         # admit, reserve
         self.admitted = False
@@ -157,14 +164,11 @@ class Call:
         self.candidates: tuple[Candidate, ...] = ()
         self.deadline = 0.0  # monotonic seconds
         self.patience = 1.0  # the client's own timeout as a share of the route's; shortens the waits within it
-        self.fell_back = ""  # why another model than the one asked for was tried; such an answer is nobody else's
         # reserve, cache
         self.reservation: object | None = None  # owned by stages/reserve.py
-        self.quota_warning = ""  # which soft quotas it passed, and which sent it to another model
         self.shortage: Callable[[], Awaitable[None]] | None = None  # a refusal that more of a shared limit may lift
         self.refilled = 0  # one bit for each kind of limit for which it has waited once
         self.cache = CacheState.BYPASS
-        self.cache_key: bytes = b""
         self.cache_ttl_s = 0
         self.parts: object | None = None  # of an embeddings request, owned by transports/cache_items.py
         self.request_cache: object | None = None  # parsed Cache-Control of the request, owned by transports/cache.py
@@ -172,20 +176,16 @@ class Call:
         self.attempts: list[AttemptRecord] = []
         self.waited_ns = 0  # spent waiting for upstreams or the client, not our overhead
         # pipeline, settlement
-        self.entered = 0  # stages entered and not left
-        self.responding = False  # status and headers were handed to the server
-        self.answered = False  # the last bytes were handed to the server
+        self.entered = 0
+        self.responding = self.answered = self.settled = self.client_gone = self.aborted = False
         self.reply: Reply | None = None
-        self.settled = self.client_gone = False
-        self.aborted = False  # nobody wants the answer any more: upstream work is being cancelled
         self.outcome = Outcome.INTERNAL
-        self.error_code = ""
+        self.error_code = self.price_version = self.fell_back = self.quota_warning = ""
         self.status = self.first_token_us = self.response_bytes = 0
         self.response_kept = bytearray()  # a stream's bytes, kept only where the tenant's policy stores payloads
         self.tokens: Tokens = NO_TOKENS
         self.cost_nanousd = self.saved_nanousd = 0
         self.cost_state = CostState.FINAL
-        self.price_version = ""
 
 
 class Stage(Protocol):

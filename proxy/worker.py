@@ -18,6 +18,7 @@ from proxy.background import Background
 from proxy.balance import Balancer
 from proxy.call import Call, Stage
 from proxy.ledger import Ledger, watch_ledger
+from proxy.lending import Lending, watch_lending
 from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
@@ -36,7 +37,7 @@ from proxy.stages.pass_through import PassThrough
 from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
 from proxy.status import StatusReporter
-from proxy.succession import Retired, open_spool, places_of
+from proxy.succession import Retired, open_spool, places_of, retired_ids
 from proxy.transports.batch import Batch
 from proxy.transports.breaker import BreakerTransport
 from proxy.transports.breaker_hints import BreakerHints
@@ -83,13 +84,14 @@ class Worker:
         self.settings = settings
         self._environ = os.environ if environ is None else environ
         place = places_of(settings)
-        self._share = Share(int(name), settings.workers)
+        self._share = Share(int(name), settings.workers, settings.hosts)
         self.metrics = ProxyMetrics(name)
         self.shared = SharedState(settings, secrets) if settings.redis else None
         self.ledger = Ledger(
             share=self._share, instances_max=settings.quota_instances_max, idle_s=settings.quota_idle_s
         )
         self.spool = open_spool(settings, name, self.ledger)
+        self.lending = self._lending()
         self._join(place / name, secrets)
         self.hints = (
             None
@@ -113,6 +115,20 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._watch()
         self.snapshots.load()
+
+    def _lending(self) -> Lending | None:
+        """What shares limits with other workers, where there is a Redis."""
+        if self.shared is None:
+            return None
+        gone = () if self._share.worker else retired_ids(self.settings)
+        lending = Lending(self.shared, self.settings, worker=self.spool.proxy_id, share=self._share, gone=gone)
+        self.ledger.lend(lending.lend)
+        return lending
+
+    def _degraded(self) -> str:
+        if self.lending is None or not self.lending.degraded:
+            return ""
+        return "Redis does not answer; shared limits are held to this worker's part"
 
     def _join(self, place: Path, secrets: ProxySecrets) -> None:
         """Stages and transports in the order in which a call meets them."""
@@ -150,12 +166,20 @@ class Worker:
             redis=RedisTier(settings, secrets) if settings.redis else None,
             refreshes=self.refreshes,
         )
-        self.admit = Admit(metrics, share=self._share)
+        self.admit = Admit(metrics, share=self._share, lenders=self.lending, agents_max=settings.quota_fair_agents_max)
         identify = self.identify = Identify(
             secrets.pepper_bytes,
             trusted_proxies=settings.trusted_proxies,
             tokens_remembered_max=settings.tokens_remembered_max,
         )
+        passthrough = self._join_pipelines(identify, balancer)
+        self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
+        self.app.degraded = self._degraded
+        self.background = Background(self.pipeline, lambda: self.app.runtime)
+
+    def _join_pipelines(self, identify: Identify, balancer: Balancer) -> Pipeline:
+        """The stages that calls go through; returns the pipeline of those that are passed through."""
+        settings, metrics = self.settings, self.metrics
         reserve = Reserve(
             self.ledger,
             image_tokens_max=settings.image_tokens_max,
@@ -163,24 +187,25 @@ class Worker:
             stored=self.cache.lookup,
             order=balancer.order,
         )
-        stages = (
-            identify,
-            self.admit,
-            Decode(),
-            Guard(),
-            RouteStage(balancer, timeout_s_max=settings.timeout_s_max, copy=self.shadow.copy, sick=self.breaker.sick),
-            reserve,
+        self._join_kept(
+            (
+                identify,
+                self.admit,
+                Decode(),
+                Guard(),
+                RouteStage(
+                    balancer, timeout_s_max=settings.timeout_s_max, copy=self.shadow.copy, sick=self.breaker.sick
+                ),
+                reserve,
+            )
         )
-        self._join_kept(stages)
-        passthrough = Pipeline(
+        return Pipeline(
             (identify, self.admit, PassThrough(timeout_s=settings.timeout_s_max), reserve),
             Passthrough(self.http, settings, metrics),
             self.cache,
             self.spool,
             metrics,
         )
-        self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
-        self.background = Background(self.pipeline, lambda: self.app.runtime)
 
     def _join_upstreams(self) -> tuple[Failover, Balancer]:
         """The way to the upstreams, and who chooses among them."""
@@ -258,6 +283,7 @@ class Worker:
             lambda: self.reporter.failures_total,
         )
         watch_shared(watch, self.shared)
+        watch_lending(watch, self.lending)
         watch(
             "tokens_forgotten_total",
             "JSON Web Tokens to be checked again because too many were remembered.",
@@ -432,6 +458,7 @@ class Worker:
                 ("snapshots", self.snapshots.run()),
                 ("shipper", self.shipper.run()),
                 ("status", self.reporter.run()),
+                *(() if self.lending is None else (("lending", self.lending.run()),)),
                 *(() if self.hints is None else (("hints", self.hints.run()),)),
                 *(() if self.retired is None else (("retired", self.retired.run()),)),
                 *(() if self._share.worker else (("settlement", self.settlement.run()),)),
@@ -450,6 +477,8 @@ class Worker:
                 await self.shipper.drain()
                 await self.reporter.send()
         await self.kept.aclose()
+        if self.lending is not None:
+            await self.lending.aclose()
         if self.shared is not None:
             await self.shared.aclose()
         await self._uplink.aclose()
