@@ -69,7 +69,7 @@ class Balancer:
             for candidate in group:
                 self._place(candidate, chosen, live=live, probes=probes, demoted=demoted)
             if first:
-                fallbacks.extend(live)
+                fallbacks.extend(self._by_strategy(call, entry, live))
             else:
                 first = self._by_strategy(call, entry, live)
         if first or demoted:

@@ -104,6 +104,9 @@ class Failover:
             kind = FallbackKind.GENERAL if reply is None else fallback_kind(reply)
             if kind is not None:
                 reply = await self._fall_back(call, entry, kind, reply, tries)
+        if reply is None and tries.only_open and call.candidates and self._tries_when_all_open():
+            self._metrics.bound_hit("all_open")
+            reply = await self._last_resort(call, call.candidates[0], tries, forced=True)
         return self._give_up(call, tries) if reply is None else reply
 
     async def aclose(self) -> None:
@@ -139,7 +142,6 @@ class Failover:
 
     async def _walk(self, call: Call, entry: RouteEntry, candidates: Sequence[Candidate], tries: Tries) -> Reply | None:
         """Tries one model's candidates in order, then again those where that may help; None: they have nothing left."""
-        everybody, blocked = candidates, tries.blocked
         while candidates:
             again: list[Candidate] = []
             for at, candidate in enumerate(candidates):
@@ -160,10 +162,7 @@ class Failover:
         if tries.leg:
             return None
         if tries.saturated:
-            return await self._last_resort(call, tries.saturated[0], tries, patient=True)
-        if everybody and tries.blocked > blocked and self._tries_when_all_open():
-            self._metrics.bound_hit("all_open")
-            return await self._last_resort(call, everybody[0], tries, patient=True, forced=True)
+            return await self._last_resort(call, tries.saturated[0], tries)
         return None
 
     async def _try_until_moved(
@@ -193,7 +192,7 @@ class Failover:
         """One try: its reply if it ends the call, or else where the next may go."""
         hedge = entry.route.hedge
         try:
-            if hedge is None or not others:
+            if hedge is None or not others or tries.leg + 2 > entry.route.attempts_max:
                 reply = await self._way_to(attempt.candidate).send(attempt)
             else:
                 reply = await self._hedged.send(
@@ -232,11 +231,11 @@ class Failover:
         return self._places if candidate.measured else self._inner
 
     async def _last_resort(
-        self, call: Call, candidate: Candidate, tries: Tries, *, patient: bool, forced: bool = False
+        self, call: Call, candidate: Candidate, tries: Tries, *, forced: bool = False
     ) -> Reply | None:
         """One try where a place must be waited for, or past an open breaker."""
         attempt = self._attempt(call, candidate, ())
-        attempt.patient, attempt.forced = patient, forced
+        attempt.patient, attempt.forced = True, forced
         entry = call.route
         assert entry is not None, "route comes first"  # noqa: S101
         reply, _ = await self._try(call, entry, attempt, (), tries)

@@ -68,6 +68,11 @@ class Tries:
         waits = [wait for wait in (self.open_retry_after_s, retry_after_s) if wait > 0.0]
         self.open_retry_after_s = min(waits, default=0.0)
 
+    @property
+    def only_open(self) -> bool:
+        """Whether nothing was tried since every breaker was open."""
+        return self.blocked > 0 and not self.failures and not self.saturated and self.refused is None
+
     def of_class(self, error: AttemptError) -> int:
         """How many tries failed this way."""
         return sum(failure.error is error for failure in self.failures)

@@ -75,6 +75,13 @@ def test_weights_are_shares_of_the_first_place() -> None:
     assert {"a", "b", "c"} == set(order(stage, call))
 
 
+def test_fallbacks_of_one_order_share_by_weight_too() -> None:
+    """An outage of the first does not send all its calls to the one that happens to be listed next."""
+    stage, call = made(("a", 1, 0), ("b", 3, 1), ("c", 1, 1))
+    seconds = Counter(order(stage, call)[1] for _ in range(4_000))
+    assert 0.75 == pytest.approx(seconds["b"] / 4_000, abs=0.03)
+
+
 def test_weight_zero_is_only_a_fallback() -> None:
     """Never first, but there."""
     stage, call = made(("a", 0, 0), ("b", 1, 0))

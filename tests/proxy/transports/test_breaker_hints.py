@@ -19,7 +19,7 @@ from proxy.shared import SharedState
 from proxy.transports.attempt import Attempt
 from proxy.transports.breaker import BreakerTransport
 from proxy.transports.breaker_hints import BreakerHints
-from tests.proxy.fakes import Clock, until
+from tests.proxy.fakes import Clock, World, fails, until
 from tests.proxy.redis_server import RedisServer
 
 SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("token"))
@@ -150,3 +150,30 @@ async def test_the_loop_sends_changes_as_they_come(siblings: tuple[Sibling, Sibl
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def test_two_workers_of_one_installation(tmp_path: Path) -> None:
+    """Joined as in production: what opens at one opens at the other with its first failure, not with its fifth."""
+    server = await RedisServer(tmp_path).start()
+    worlds = [await World(tmp_path / name).start(redis=server.url) for name in ("a", "b")]
+    try:
+        for world in worlds:
+            assert world.worker.shared is not None
+            async with asyncio.timeout(20):
+                await world.worker.shared.ready()
+            await world.upstream(fails(500))
+            world.apply(route={"attempts_max": 1}, breaker=BreakerPolicy(open_s=60.0))
+        here, there = worlds
+        assert [502] * 5 + [503] == [(await here.chat()).status_code for _ in range(6)]
+        assert there.worker.hints is not None
+        await until(lambda: there.worker.hints and there.worker.hints.taken_total)
+        response = [await there.chat() for _ in range(2)][1]
+        assert (503, True) == (response.status_code, "another worker" in response.json()["error"]["message"])
+        assert (
+            'heph_proxy_breaker_openings_total{cause="hint",worker="0"} 1.0'
+            in (await there.client.get("/metrics")).text
+        )
+    finally:
+        for world in worlds:
+            await world.stop()
+        server.kill()

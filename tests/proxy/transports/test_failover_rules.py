@@ -200,6 +200,16 @@ async def test_the_operator_decides_what_happens_when_all_breakers_are_open(
         assert "in a row" in (await world.chat()).json()["error"]["message"]
 
 
+async def test_another_model_comes_before_an_open_breaker(world: World) -> None:
+    """`all_open: try` is for calls that have nowhere else to go."""
+    await world.upstream(fails(500))
+    await world.upstream(GOOD)
+    breaker = BreakerPolicy(failures_in_row=1, open_s=60.0, all_open=AllOpen.TRY)
+    world.apply(route={"fallbacks": {"general": ["big"]}, "attempts_max": 1}, others={"big": (1,)}, breaker=breaker)
+    assert [200, 200] == [(await world.chat()).status_code for _ in range(2)]
+    assert 1 == len(world.upstreams[0].received)
+
+
 async def test_a_client_in_a_hurry_still_gets_its_failover(world: World) -> None:
     """The upstream's own time-outs shrink with the client's, so that the second deployment is asked within it."""
     await world.upstream(sends_then_hangs(b""))

@@ -84,6 +84,17 @@ async def test_a_quick_first_answer_makes_no_second_try(world: World) -> None:
     assert 0 == len(world.upstreams[1].received)
 
 
+async def test_a_race_is_two_of_the_routes_tries(world: World) -> None:
+    """With `attempts_max: 1` nobody is asked twice."""
+    await world.upstream(sends_then_hangs(b""))
+    await world.upstream(GOOD)
+    world.apply(
+        route={"attempts_max": 1, "hedge": {"after_ms": 1, "budget_ratio": 1.0}}, upstream={"first_byte_timeout_s": 0.1}
+    )
+    assert 504 == (await world.chat()).status_code
+    assert 0 == len(world.upstreams[1].received)
+
+
 async def test_the_first_may_still_win(world: World) -> None:
     """Whose content comes first, whichever began first."""
     gate = asyncio.Event()
