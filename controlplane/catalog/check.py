@@ -16,6 +16,7 @@ from controlplane.catalog.bind import Bound
 from controlplane.catalog.compile import Prices, own_entry
 from controlplane.catalog.file import ConfigFile, Dialect, ModelEntry
 from controlplane.contract.redis_address import parse_redis_address
+from controlplane.contract.routing import FallbackKind
 from controlplane.contract.snapshot import Unpriced, Window
 from controlplane.errors import SecretUnavailable
 from controlplane.secrets import is_reference, resolve
@@ -51,7 +52,14 @@ def check(bound: Bound[ConfigFile], prices: Prices, *, environ: Mapping[str, str
     environ: where the `env:` references of this configuration are looked up; None: references are not looked up at all, since they
     are meant for another machine or another user.
     """
-    findings = [*_routes(bound), *_unpriced(bound, prices), *_upstreams(bound), *_tenants(bound), *_server(bound)]
+    findings = [
+        *_routes(bound),
+        *_fallbacks(bound),
+        *_unpriced(bound, prices),
+        *_upstreams(bound),
+        *_tenants(bound),
+        *_server(bound),
+    ]
     if environ is not None:
         findings += _secrets(bound, environ)
     return sorted(findings, key=lambda finding: finding.line)
@@ -77,12 +85,12 @@ def _routes(bound: Bound[ConfigFile]) -> Iterator[Finding]:
         )
     for m, model in enumerate(config.models):
         place = ("models", m)
-        if len(model.deployments) == 1:
+        if len(model.deployments) == 1 and not model.fallbacks.general:
             todo = "add a second deployment at another upstream"
             yield _finding(
                 bound, Severity.WARNING, "no-failover", f"`{model.name}` has nowhere to fail over to", todo, *place
             )
-        elif len({entry.upstream for entry in model.deployments}) == 1:
+        elif len(model.deployments) > 1 and len({entry.upstream for entry in model.deployments}) == 1:
             message = f"all deployments of `{model.name}` are at one upstream, whose outage takes the model down"
             yield _finding(
                 bound, Severity.ADVICE, "one-upstream", message, "add a deployment at another upstream", *place
@@ -91,6 +99,19 @@ def _routes(bound: Bound[ConfigFile]) -> Iterator[Finding]:
             message = f"`{model.name}` has several deployments but only one attempt, so no call ever fails over"
             yield _finding(bound, Severity.WARNING, "one-attempt", message, "set `attempts_max` to 2 or more", *place)
         yield from _deadline(bound, model, m)
+
+
+def _fallbacks(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Fallbacks that a tenant's calls never reach, since it may not use them."""
+    config = bound.value
+    for t, tenant in enumerate(config.tenants):
+        allowed = set(tenant.models or ())
+        for model in config.models if tenant.models is not None else ():
+            named = {alias for kind in FallbackKind for alias in model.fallbacks.of(kind)}
+            if model.name in allowed and named and not named & allowed:
+                message = f"tenant `{tenant.name}` may use `{model.name}` but none of its fallbacks"
+                todo = "add one to its `models`, since a fallback grants nothing"
+                yield _finding(bound, Severity.ADVICE, "fallback-not-allowed", message, todo, "tenants", t, "models")
 
 
 def _deadline(bound: Bound[ConfigFile], model: ModelEntry, m: int) -> Iterator[Finding]:

@@ -50,6 +50,14 @@ def test_a_good_file_has_no_findings() -> None:
     [
         ("      - {upstream: b, model: m, order: 1}\n", "", "no-failover"),
         ("upstream: b, model: m,", "upstream: a, model: other,", "one-upstream"),
+        (
+            "tenants:\n  - {name: acme,",
+            (
+                "    fallbacks: {general: [b]}\n  - {name: b, deployments: [{upstream: b, model: m}], fallbacks: {general: [fast]}}\n"
+                "tenants:\n  - {name: acme, models: [fast],"
+            ),
+            "fallback-not-allowed",
+        ),
         ("- name: fast\n", "- name: fast\n    attempts_max: 1\n", "one-attempt"),
         ("- name: fast\n", "- name: fast\n    timeout_s: 30\n", "no-time-to-fail-over"),
         (
