@@ -50,6 +50,10 @@ class CatalogView:
         """Deployments under a drain lease."""
         return {lease.deployment for lease in self._publisher.current.leases if lease.kind is LeaseKind.DRAIN}
 
+    def foreign(self) -> set[str]:
+        """Upstreams that only litellm can speak to."""
+        return {upstream.id for upstream in self._publisher.current.upstreams if upstream.dialect == "litellm"}
+
 
 class Witnesses:
     """Brings what detection sees to the incidents, which block on the journal and are asked in a thread."""
@@ -81,7 +85,12 @@ class Witnesses:
         await self.emit(breaker_signals(self._statuses(), upstreams, now_us=self._clock.now_us()))
 
     def to_probe(self) -> Mapping[str, str]:
-        """Deployments that somebody should look at: those of open incidents and those that are drained, with their upstreams."""
+        """Deployments that somebody should look at: those of open incidents and those that are drained, with their upstreams.
+
+        Not those that only litellm can speak to: it is imported by proxies alone, whose breakers are the witnesses there.
+        """
         upstreams = self._view.topology().upstreams
         drained = {one: upstreams[one] for one in self._view.drained() if one in upstreams}
-        return {**drained, **self._incidents.sick_deployments()}
+        wanted = {**drained, **self._incidents.sick_deployments()}
+        foreign = self._view.foreign()
+        return {deployment: upstream for deployment, upstream in wanted.items() if upstream not in foreign}

@@ -17,7 +17,7 @@ from proxy.wires import Wire
 _JSON = (b"content-type", b"application/json")
 _SAID_CHARS_MAX = 500
 _SECRET_CHARS_MIN = 4
-_PREFIX = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout): )+")
+_PREFIX = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout): )*(?:\w+Exception - )?")
 _URL = re.compile(r"(?:https?|wss?)://\S+")
 _CAUSES_MAX = 20
 _NETWORK = frozenset(

@@ -55,10 +55,10 @@ class Scene:
     changes: list[int] = field(default_factory=list)
 
     @classmethod
-    async def open(cls, folder: Path, journal: Journal, clock: ManualClock) -> Scene:
+    async def open(cls, folder: Path, journal: Journal, clock: ManualClock, text: str = TEXT) -> Scene:
         """The scene, with nothing wrong in it."""
         path = folder / "hephaestus.yaml"
-        path.write_text(TEXT)
+        path.write_text(text)
         metrics = Metrics(CollectorRegistry())
         reloader = await Reloader.open(
             load(path), journal=journal, prices=NoPrices(), clock=clock, metrics=metrics.catalog

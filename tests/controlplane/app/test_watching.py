@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from controlplane.app.watching import Witnesses
+from controlplane.clock import ManualClock
 from controlplane.contract.snapshot import LeaseKind
 from controlplane.detection.signals import Anomaly, Cleared
 from controlplane.incidents.incident import Incident
-from tests.controlplane.app.scene import Scene
+from controlplane.journal.journal import Journal
+from tests.controlplane.app.scene import TEXT, Scene
 
 
 def witnesses(scene: Scene) -> Witnesses:
@@ -93,6 +97,16 @@ async def test_sick_and_drained_deployments_are_probed(scene: Scene) -> None:
     scene.leases.grant(LeaseKind.DRAIN, "nobody/knows", 60.0, run_id="run_2")
     await scene.reloader.caught_up()
     assert {"alpha/m": "alpha", "beta/big": "beta"} == seen.to_probe()
+
+
+async def test_what_only_litellm_speaks_to_is_not_probed(tmp_path: Path, journal: Journal, clock: ManualClock) -> None:
+    """The control plane does not import it; the proxies' breakers are the witnesses."""
+    text = TEXT.replace('{name: beta, base_url: "http://127.0.0.1:9/v1"}', "{name: beta, dialect: litellm}")
+    scene = await Scene.open(tmp_path, journal, clock, text)
+    for deployment in ("alpha/m", "beta/m"):
+        scene.leases.grant(LeaseKind.DRAIN, deployment, 60.0, run_id="run_1")
+    await scene.reloader.caught_up()
+    assert {"alpha/m": "alpha"} == witnesses(scene).to_probe()
 
 
 async def test_the_view_follows_the_snapshot(scene: Scene) -> None:

@@ -281,6 +281,7 @@ async def test_errors_are_the_sdks_own_and_tell_no_secret(
     assert "sk-upstream-secret" not in said
     assert "10.0.0.1" not in said
     assert "litellm" not in said
+    assert "Exception" not in said
     (record,) = tail.world.records()
     assert (error, status) == (record.attempts[0].error, record.attempts[0].status)
     assert 1 == len(tail.upstream.received)
