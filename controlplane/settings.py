@@ -412,6 +412,8 @@ PROXY_SENTENCES = {
     "background_look_every_s": "How soon a response in the background is looked at to learn its usage; later looks come less often.",
     "state_waiting_max": "Calls that may wait for the file of owners; more are told to come again.",
     "quota_instances_max": "Agents, keys, sessions... that one worker tells apart for one counter of a tenant; more share one instance.",
+    "quota_fair_agents_max": "Agents of one tenant that a worker tells apart where it shares fairly; more share one part.",
+    "hosts": "Machines among which limits are divided when there is no Redis, or when it does not answer.",
     "quota_idle_s": "An instance that was idle for longer may make room for another, and what it spent is forgotten.",
     "quota_status_max": "Instances of quotas that one worker tells the control plane about, the fullest first.",
     "quota_lease_s": "How long a worker may use a slice of a shared limit without a word from Redis.",

@@ -99,7 +99,8 @@ class ProxyApp:
         self._flights = flights
         self._lifespan = lifespan
         self._doorman = doorman
-        self._ops = Ops(metrics, self._not_ready)
+        self.degraded: Callable[[], str] = lambda: ""  # what this worker does without now, for `/readyz`
+        self._ops = Ops(metrics, self._not_ready, self._lacks)
         self._call_ids = CallIds()
         self.runtime: Runtime | None = None  # swapped by one assignment; a call keeps the one it began with
         self.on_started: Callable[[], None] = lambda: None  # called when calls can be served
@@ -194,6 +195,9 @@ class ProxyApp:
         self.draining = True
         await self._lifespan.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _lacks(self) -> str:
+        return self.degraded()
 
     def _not_ready(self) -> str:
         if self.runtime is None:

@@ -436,6 +436,7 @@ def _status(line: Line, now_us: int) -> BudgetStatus:
         reserved_tokens=line.account.held.tokens,
         settled_requests=0 if now is None else now.requests,
         reserved_requests=line.account.held.requests,
+        degraded=line.lease is not None and line.lease.degraded,
     )
 
 

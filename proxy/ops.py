@@ -25,12 +25,15 @@ _encode = msgspec.json.Encoder().encode
 class Ops:
     """Answers operators and probes; costs no record and needs no key.
 
-    not_ready: why this worker should get no traffic now; an empty string if it should.
+    not_ready: why this worker should get no traffic now; an empty string if it should. degraded: what it does without meanwhile.
     """
 
-    def __init__(self, metrics: ProxyMetrics, not_ready: Callable[[], str]) -> None:
+    def __init__(
+        self, metrics: ProxyMetrics, not_ready: Callable[[], str], degraded: Callable[[], str] = lambda: ""
+    ) -> None:
         self._metrics = metrics
         self._not_ready = not_ready
+        self._degraded = degraded
 
     def answer(self, path: str, method: str, exchange: Exchange) -> None:
         """One request that is no call."""
@@ -41,13 +44,17 @@ class Ops:
             exchange.answer(200, _JSON_LINE, b'{"status":"alive"}')
         elif path == "/readyz":
             reason = self._not_ready()
-            body = _encode({"status": "not ready", "reason": reason} if reason else {"status": "ready"})
+            body = _encode({"status": "not ready", "reason": reason} if reason else self._ready())
             exchange.answer(503 if reason else 200, _JSON_LINE, body)
         elif path == "/metrics":
             exchange.answer(200, _TEXT_LINE, self._metrics.render())
         else:
             message = f"there is no {path[:128]}; the proxy serves /v1/chat/completions, /v1/embeddings and /v1/models"
             self.refuse(refusals.NOT_FOUND, message, exchange)
+
+    def _ready(self) -> dict[str, str]:
+        degraded = self._degraded()
+        return {"status": "ready", "degraded": degraded} if degraded else {"status": "ready"}
 
     def refuse(self, refusal: Refusal, message: str, exchange: Exchange) -> None:
         """A refusal of something that never became a call."""

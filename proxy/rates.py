@@ -150,6 +150,12 @@ class Rates:
         self._rates: dict[str, SharedRate] = {}
         self._asked: dict[bytes, SharedRate] = {}
         self._wake = asyncio.Event()
+        self.restocks_total = 0
+
+    @property
+    def degraded(self) -> int:
+        """Tenants whose rate this worker keeps on its own now."""
+        return sum(rate.degraded for rate in self._rates.values())
 
     def stock(self, tenant: str, limit: int) -> Stock:
         """The source of a tenant's requests; a changed limit goes on with the same bucket."""
@@ -170,6 +176,7 @@ class Rates:
         """Takes one request for a call that waits; bounded in time, never raises."""
         if not isinstance(stock, SharedRate):
             return
+        self.restocks_total += 1
         stock.waiting += 1
         try:
             async with stock.lock:
@@ -219,3 +226,17 @@ class Rates:
             raise SharedUnavailable("Redis answered something else")
         taken, left = (item if isinstance(item, int) else 0 for item in answer)
         return taken, left
+
+
+def watch_rates(watch: Callable[[str, str, Callable[[], float]], None], rates: Rates | None) -> None:
+    """Shows the figures of shared rates; without Redis they are there all the same, and stay zero."""
+    watch(
+        "rate_degraded",
+        "Tenants whose request rate this worker holds to its own part because Redis does not answer.",
+        lambda: 0.0 if rates is None else float(rates.degraded),
+    )
+    watch(
+        "rate_restocks_total",
+        "Calls that waited for a larger part of a shared request rate.",
+        lambda: 0.0 if rates is None else float(rates.restocks_total),
+    )

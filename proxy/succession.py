@@ -174,6 +174,12 @@ def retired_names(settings: ProxySettings) -> list[str]:
     return [str(number) for number in numbers if number >= settings.workers]
 
 
+def retired_ids(settings: ProxySettings) -> tuple[str, ...]:
+    """The ids under which they reported, as far as they had one."""
+    files = [places_of(settings) / name / "proxy-id" for name in retired_names(settings)]
+    return tuple(file.read_text().strip() for file in files if file.exists())
+
+
 def open_spool(settings: ProxySettings, name: str, ledger: Ledger) -> Spool:
     """The spool of a worker, by the worker's name."""
     return Spool(

@@ -18,7 +18,7 @@ from proxy.background import Background
 from proxy.balance import Balancer
 from proxy.call import Call, Stage
 from proxy.ledger import Ledger, watch_ledger
-from proxy.lending import Lending, watch_lending
+from proxy.lending import open_lending, watch_lending
 from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
@@ -91,7 +91,10 @@ class Worker:
             share=self._share, instances_max=settings.quota_instances_max, idle_s=settings.quota_idle_s
         )
         self.spool = open_spool(settings, name, self.ledger)
-        self.lending = self._lending()
+        gone = () if self._share.worker else retired_ids(settings)
+        self.lending = open_lending(
+            self.shared, self.ledger, settings, worker=self.spool.proxy_id, share=self._share, gone=gone
+        )
         self._join(place / name, secrets)
         self.hints = (
             None
@@ -115,20 +118,6 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._watch()
         self.snapshots.load()
-
-    def _lending(self) -> Lending | None:
-        """What shares limits with other workers, where there is a Redis."""
-        if self.shared is None:
-            return None
-        gone = () if self._share.worker else retired_ids(self.settings)
-        lending = Lending(self.shared, self.settings, worker=self.spool.proxy_id, share=self._share, gone=gone)
-        self.ledger.lend(lending.lend)
-        return lending
-
-    def _degraded(self) -> str:
-        if self.lending is None or not self.lending.degraded:
-            return ""
-        return "Redis does not answer; shared limits are held to this worker's part"
 
     def _join(self, place: Path, secrets: ProxySecrets) -> None:
         """Stages and transports in the order in which a call meets them."""
@@ -174,7 +163,8 @@ class Worker:
         )
         passthrough = self._join_pipelines(identify, balancer)
         self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
-        self.app.degraded = self._degraded
+        if self.lending is not None:
+            self.app.degraded = self.lending.lacks
         self.background = Background(self.pipeline, lambda: self.app.runtime)
 
     def _join_pipelines(self, identify: Identify, balancer: Balancer) -> Pipeline:

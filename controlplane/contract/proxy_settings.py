@@ -18,6 +18,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     host: str = "127.0.0.1"
     port: int = 4000
     workers: int = 1
+    hosts: Annotated[int, Meta(ge=1, le=10_000)] = 1  # machines that share limits, for when they cannot ask each other
     data_dir: str = "./data"
     control_plane_url: str = "http://127.0.0.1:4001"
 
@@ -46,6 +47,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     # quotas
     quota_instances_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000  # agents, sessions... of one counter
+    quota_fair_agents_max: Annotated[int, Meta(ge=1, le=10_000)] = 100  # told apart where a tenant shares fairly
     quota_idle_s: Annotated[float, Meta(gt=0)] = 86_400.0  # an instance idle for longer may make room for another
     quota_lease_s: Annotated[float, Meta(ge=0.5, le=300)] = 10.0  # of a slice of a limit that workers share through Redis
     quota_status_max: Annotated[int, Meta(ge=0, le=10_000)] = 500  # instances told to the control plane, fullest first

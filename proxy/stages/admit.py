@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from controlplane.contract.snapshot import TenantPolicy
 from proxy import refusals
@@ -20,27 +20,25 @@ _SLOT_RETRY_S = 1.0
 _CONCURRENCY = "concurrency"
 _WAITED_SLOT, _WAITED_RATE = 1, 2  # for more of them
 
-Refill = Callable[[tuple[tuple[Line, int], ...]], Awaitable[None]]
 
+class Lenders(Protocol):
+    """Who keeps slots and requests that workers share, where there is a Redis."""
 
-class Lenders:
-    """Who keeps slots and requests that workers share, where there is a Redis.
+    def lend(self, line: Line) -> None:
+        """Takes over a line's cap."""
+        ...
 
-    lend: takes over a line's cap. refill: asks for larger slices. stock: a source of requests for a tenant's rate. restock: asks it for more.
-    """
+    async def refill(self, short: tuple[tuple[Line, int], ...]) -> None:
+        """Asks for larger slices."""
+        ...
 
-    def __init__(
-        self,
-        *,
-        lend: Callable[[Line], None],
-        refill: Refill,
-        stock: Callable[[str, int], Stock],
-        restock: Callable[[Stock], Awaitable[None]],
-    ) -> None:
-        self.lend = lend
-        self.refill = refill
-        self.stock = stock
-        self.restock = restock
+    def stock(self, tenant: str, limit: int) -> Stock:
+        """A source of requests for a tenant's rate."""
+        ...
+
+    async def restock(self, stock: Stock) -> None:
+        """Asks it for one more."""
+        ...
 
 
 class _Admission:

@@ -115,6 +115,8 @@ class Reserve:
         accounts, lines = self._ledger.meets(plan.policy, who, now_us=now_us)
         held = self._ledger.hold(accounts, lines, tokens=tokens, nanousd=nanousd, now_us=now_us, passed=passed)
         _show_limits(call, lines, now_us)
+        if self._refill is not None and any(line.lease is not None and line.lease.degraded for line in lines):
+            call.quota_warning = "degraded"
         return held
 
     def _keep(self, call: Call, held: Reservation) -> None:

@@ -14,11 +14,12 @@ from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.snapshot import TenantPolicy
 from proxy.leases import Leases
 from proxy.metrics import ProxyMetrics
-from proxy.quotas.account import Share
+from proxy.quotas.account import Line, Share
+from proxy.quotas.bucket import Stock
 from proxy.rates import HOLD_S, Rates
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import SharedState
-from proxy.stages.admit import Admit, Lenders
+from proxy.stages.admit import Admit
 from tests.proxy.redis_server import RedisServer
 from tests.proxy.stages.test_admit import call_of
 from tests.proxy.state_fakes import FakeClock
@@ -53,10 +54,23 @@ class Door:
             now_us=clock.us,
             redis_now_ms=lambda: clock.now_us // 1000,
         )
-        lenders = Lenders(
-            lend=self.leases.lend, refill=self.leases.refill, stock=self.rates.stock, restock=self.rates.restock
-        )
-        self.stage = Admit(ProxyMetrics("0"), share=share, lenders=lenders, monotonic=clock.s, now_us=clock.us)
+        self.stage = Admit(ProxyMetrics("0"), share=share, lenders=self, monotonic=clock.s, now_us=clock.us)
+
+    def lend(self, line: Line) -> None:
+        """As `Lending` does it."""
+        self.leases.lend(line)
+
+    async def refill(self, short: tuple[tuple[Line, int], ...]) -> None:
+        """As `Lending` does it."""
+        await self.leases.refill(short)
+
+    def stock(self, tenant: str, limit: int) -> Stock:
+        """As `Lending` does it."""
+        return self.rates.stock(tenant, limit)
+
+    async def restock(self, stock: Stock) -> None:
+        """As `Lending` does it."""
+        await self.rates.restock(stock)
 
     async def passes(self, tenant: TenantPolicy) -> bool:
         """One call, as the pipeline treats it; it ends at once."""
