@@ -1,0 +1,105 @@
+"""Responses over several real worker processes: any of them finds what another made, also after all of them were killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from controlplane.contract.snapshot import encode_snapshot
+from tests.proxy.fakes import PEPPER, ScriptedUpstream
+from tests.proxy.responses_account import ANN, BOB, Account, snapshot
+
+pytestmark = pytest.mark.e2e
+WORKERS = 2
+
+
+async def start(folder: Path, port: int) -> Process:
+    """A supervisor whose workers all listen."""
+    path = folder / "settings.json"
+    settings = {
+        "data_dir": str(folder),
+        "port": port,
+        "workers": WORKERS,
+        "control_plane_url": "http://127.0.0.1:9",
+        "drain_s": 2,
+    }
+    path.write_text(json.dumps(settings))
+    secrets = {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t", "UP_KEY": "sk-upstream"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "proxy", "--settings", str(path), stderr=PIPE, env=os.environ | secrets
+    )
+    assert process.stderr is not None
+    listening = 0
+    async with asyncio.timeout(60.0):
+        while listening < WORKERS:
+            line = (await process.stderr.readline()).decode()
+            assert line, "the proxy ended"
+            listening += "proxy listens" in line
+    return process
+
+
+async def kill(process: Process) -> None:
+    """Ends the supervisor and its workers with no warning."""
+    family = psutil.Process(process.pid)
+    for one in (family, *family.children(recursive=True)):
+        one.send_signal(signal.SIGKILL)
+    await process.communicate()
+
+
+async def statuses(url: str, key: str, ids: list[str]) -> set[int]:
+    """How calls on all of these end, each over a connection of its own, so that every worker gets some."""
+
+    async def one(id_: str) -> int:
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {key}"}, timeout=30.0) as client:
+            return (await client.get(f"{url}/v1/responses/{id_}")).status_code
+
+    return set(await asyncio.gather(*(one(id_) for id_ in ids for _ in range(3))))
+
+
+async def test_what_was_made_before_a_kill_is_found_by_every_worker(tmp_path: Path) -> None:
+    """Each id that a client has seen, even in a stream that the kill cut off, is its tenant's and nobody else's afterwards."""
+    account = Account()
+    upstream = await ScriptedUpstream(account.script).start()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot([upstream.port])))
+    url = f"http://127.0.0.1:{port}"
+    process = await start(tmp_path, port)
+    ids: list[str] = []
+
+    async def make(*, stream: bool) -> None:
+        """Notes the id as soon as it is seen."""
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {ANN}"}, timeout=30.0) as client:
+            body = {"model": "gpt", "input": "hi", "stream": stream}
+            async with client.stream("POST", f"{url}/v1/responses", json=body) as got:
+                if not stream:
+                    ids.append(json.loads(await got.aread())["id"])
+                    return
+                async for line in got.aiter_lines():
+                    if line.startswith("data:"):
+                        ids.append(json.loads(line[5:])["response"]["id"])
+                        return
+
+    await asyncio.gather(*(make(stream=bool(n % 2)) for n in range(16)))
+    assert {200} == await statuses(url, ANN, ids)
+    await kill(process)
+    process = await start(tmp_path, port)
+    assert 16 == len(set(ids))
+    assert {200} == await statuses(url, ANN, ids)
+    assert {404} == await statuses(url, BOB, ids)
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30.0):
+        await process.communicate()
+    await upstream.stop()
