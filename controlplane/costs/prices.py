@@ -15,6 +15,10 @@ import msgspec
 from controlplane.contract.pricing import LongPrice, Price, ServicePrice, price_by_kind
 
 _DATED = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
+# How litellm is told the way to a model whose row bears the provider's own name for it.
+_ROUTED = re.compile(
+    r"^(?:bedrock/(?:(?:converse|converse_like|invoke)/)?(?=[a-z0-9-]+\.)|vertex_ai/(?=gemini-)|cohere_chat/(?=command))"
+)
 _FINE_TUNED = re.compile(r"^(ft:[^:]+):.*$")
 _NAME_CHARS_MAX = 256
 _MAKERS = frozenset(
@@ -145,6 +149,9 @@ class PriceBook:
         if len(model) > _NAME_CHARS_MAX:
             return None
         name = model.strip().lower()
+        routed = _ROUTED.sub("", name)
+        if routed != name and name not in self._models and routed in self._models:
+            return routed
         for candidate in dict.fromkeys((name, _FINE_TUNED.sub(r"\1", name), _DATED.sub("", name))):
             if (found := self._with_or_without_provider(candidate)) is not None:
                 return found

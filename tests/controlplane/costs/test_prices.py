@@ -82,6 +82,11 @@ def test_every_price_can_cost_an_attempt(packaged: PriceBook) -> None:
         ("mistralai/large", "mistral/large"),
         ("large-2031-01-02", "mistral/large"),
         ("ft:gpt:acme::abc", "ft:gpt"),
+        ("bedrock/converse/eu.amazon.nova", "eu.amazon.nova"),
+        ("bedrock/eu.amazon.nova", "eu.amazon.nova"),
+        ("vertex_ai/gemini-x", "gemini-x"),
+        ("bedrock/gpt", None),
+        ("vertex_ai/gpt", None),
         ("azure/gpt", None),
         ("openrouter/openai/gpt", None),
         ("twice", None),
@@ -97,6 +102,7 @@ def test_names_are_found_as_upstreams_write_them(model: str, name: str | None) -
     rows = {
         "gpt": row(1), "gpt-2024-01-01": row(2), "mistral/large": row(3), "ft:gpt": row(4), "mistral/twice": row(5), "groq/twice": row(6),
         "gemini/same": row(7), "groq/same": row(7),
+        "eu.amazon.nova": row(8), "gemini-x": row(9),
     }  # fmt: skip
     assert name == PriceBook(PriceFile("v1", "2026-01-01", "s", "1", "u", len(rows), rows)).row_name(model)
 
