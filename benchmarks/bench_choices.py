@@ -116,14 +116,10 @@ def main(*, rounds: int = 3, seconds: float = 1.5) -> None:
             f"{row['errors']:.0f}",
         )  # fmt: skip
     console.print(table)
-    saved = results.save(
+    results.save(
+        console,
         "choices",
-        command="python -m benchmarks.bench_choices",
+        command="python -m benchmarks choices",
         figures={"rounds": rounds, "seconds": seconds, "rows": figures},
         shows_not="TLS, HTTP/2, streams, cancellation and real networks; granian runs embedded in one event loop.",
     )
-    console.print(f"written: {saved.relative_to(gateways.ROOT)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,53 +1,71 @@
 """What each feature costs, and where the time of a call goes.
 
-Two looks at one worker: features switched off one at a time, by CPU time per call, interleaved; and cProfile's figures by module and by
-function. A profile makes Python's own calls look dearer than they are, so its shares are shares and not microseconds.
+Two looks at one worker: features switched off one at a time, by CPU time per call, interleaved; and a profile by samples
+of CPU time, summed up by part of the proxy, so that also what cannot be switched off has its figure.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pstats
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import gateways, results
-from benchmarks.processes import Measured, free_port, start, wait_for_port
+from benchmarks.gateways import Gateway
+from benchmarks.processes import free_port, start, wait_for_port
 from benchmarks.worker import FEATURES, KEY
 
 _TOP = 40
+_PROFILED_S = 8.0  # the kernel samples a hundred times a second or a little more often
+_FULL_BYTES = (
+    4_000_000  # of cache memory: full after the warming up, so that answers go to disk as they do in a long run
+)
 VARIANTS = ("", *FEATURES, ",".join(FEATURES))
 
+# What a module's time is spent for; the first prefix that fits counts.
+PARTS = (
+    ("sockets and HTTP of clients", ("proxy/server", "proxy/exchange", "proxy/outbox")),
+    ("sockets and HTTP of upstreams", ("proxy/transports/connection", "proxy/transports/pool", "proxy/transports/http", "proxy/transports/upstream_stream")),
+    ("authentication and labels", ("proxy/stages/identify", "proxy/stages/labels", "proxy/stages/addresses", "controlplane/contract/keys")),
+    ("rate limits", ("proxy/stages/admit",)),
+    ("budgets and quotas", ("proxy/stages/reserve", "proxy/stages/over", "proxy/ledger", "proxy/quotas")),
+    ("reading requests and answers", ("proxy/view", "proxy/wires", "proxy/dialects", "proxy/stages/decode", "proxy/stages/guard")),
+    ("routing and balancing", ("proxy/stages/route", "proxy/balance", "proxy/load", "proxy/runtime")),
+    ("cache, its disk, embeddings", ("proxy/transports/cache", "proxy/transports/owners", "proxy/transports/embed", "proxy/transports/batch", "proxy/savings")),
+    ("coalescing", ("proxy/transports/coalesce",)),
+    ("breakers", ("proxy/transports/breaker",)),
+    ("retries, fallbacks, hedges, concurrency", ("proxy/transports",)),
+    ("metering", ("proxy/meter", "controlplane/contract/pricing", "controlplane/contract/records")),
+    ("record to the spool", ("proxy/spool", "controlplane/contract/wire")),
+    ("metrics", ("proxy/metrics",)),
+    ("response headers", ("proxy/headers",)),
+    ("the call's own life", ("proxy/pipeline", "proxy/app", "proxy/call", "controlplane/contract/ids")),
+)  # fmt: skip
 
-def worker(work: Path, upstream_port: int, *, without: str = "", profile: Path | None = None) -> tuple[int, Measured]:
+
+def worker(
+    work: Path, upstream_port: int, *, without: str = "", profile: Path | None = None, memory: int = _FULL_BYTES
+) -> Gateway:
     """A worker without a control plane; profile: where its figures go when it stops."""
     port = free_port()
     name = f"worker-{without.replace(',', '-') or 'all'}{'-profiled' if profile else ''}"
     command = [
         sys.executable, "-m", "benchmarks.worker", "--port", str(port), "--upstream-port", str(upstream_port), "--data",
-        str(work / name), "--without", without,
+        str(work / name), "--without", without, "--memory", str(memory),
     ]  # fmt: skip
     command += ["--profile", str(profile)] if profile else []
     process = start(name, command, log=work / f"{name}.log")
     if not wait_for_port(port, process, seconds=30):
         raise RuntimeError(f"the worker did not start; see {work}/{name}.log")
-    return port, process
-
-
-def load(port: int, *arguments: str) -> dict[str, float]:
-    """One run of the load generator."""
-    command = [sys.executable, "-m", "benchmarks.load", "--port", str(port), "--key", KEY, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=gateways.ROOT)
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
+    return Gateway(name, port, KEY, process)
 
 
 def features(work: Path, upstream_port: int, *, rounds: int, seconds: float) -> dict[str, float]:
@@ -56,50 +74,56 @@ def features(work: Path, upstream_port: int, *, rounds: int, seconds: float) -> 
     samples: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     try:
         for number in range(rounds + 1):
-            for variant, (port, process) in running.items():
-                before = process.cpu_s()
-                calls = load(port, "--unique", "--seconds", str(seconds))["calls"]
+            for variant, gateway in running.items():
+                before = gateway.measured.cpu_s()
+                calls = gateways.load(gateway, "--unique", "--seconds", str(seconds))["calls"]
                 if number:  # the first round warms up
-                    samples[variant].append((process.cpu_s() - before) / max(1.0, calls) * 1e6)
+                    samples[variant].append((gateway.measured.cpu_s() - before) / max(1.0, calls) * 1e6)
     finally:
-        for _, process in running.values():
-            process.stop()
+        for gateway in running.values():
+            gateway.stop()
     return {f"without {variant}" if variant else "all": statistics.median(runs) for variant, runs in samples.items()}
 
 
 def profiled(work: Path, upstream_port: int, *arguments: str) -> dict[str, object]:
-    """cProfile's figures of one kind of call."""
-    place = work / "profile.out"
+    """Where the CPU time of one kind of call goes, by samples."""
+    place = work / "profile.json"
     place.unlink(missing_ok=True)
-    port, process = worker(work, upstream_port, profile=place)
-    load(port, "--seconds", "30", "--calls", "3000", *arguments)
-    os.kill(process.process.pid, signal.SIGUSR1)
-    process.process.wait(20)
-    by_module: dict[str, float] = {}
-    rows: list[tuple[float, int, str]] = []
-    # pstats keeps its figures in an attribute that its type stubs leave out
-    for (file, _, function), (_, calls, own_s, _, _) in pstats.Stats(str(place)).stats.items():  # type: ignore[attr-defined]
-        module = _module(file)
-        by_module[module] = by_module.get(module, 0.0) + own_s
-        rows.append((own_s, calls, f"{module}:{function}"))
-    total = sum(by_module.values())
-    rows.sort(reverse=True)
+    gateway = worker(work, upstream_port, profile=place)
+    gateways.load(gateway, "--seconds", "1", *arguments)
+    os.kill(gateway.measured.process.pid, signal.SIGUSR2)
+    before = gateway.measured.cpu_s()
+    figures = gateways.load(gateway, "--seconds", str(_PROFILED_S), *arguments)
+    cpu_us = (gateway.measured.cpu_s() - before) / max(1.0, figures["calls"]) * 1e6
+    os.kill(gateway.measured.process.pid, signal.SIGUSR1)
+    gateway.measured.process.wait(20)
+    by_part: Counter[str] = Counter()
+    by_function: Counter[str] = Counter()
+    for stack, count in json.loads(place.read_text()):
+        function = _function(stack)
+        by_function[function] += count
+        by_part[_part(function)] += count
+    total = sum(by_part.values())
+    shutil.rmtree(work / gateway.name, ignore_errors=True)
     return {
-        "share_by_module": {
-            name: round(own_s / total, 4) for name, own_s in sorted(by_module.items(), key=lambda item: -item[1])[:25]
-        },
-        "functions": [
-            {"function": name, "share": round(own_s / total, 4), "calls_per_call": round(calls / 3000, 1)}
-            for own_s, calls, name in rows[:_TOP]
-        ],
+        "cpu_us_per_call": round(cpu_us, 1),
+        "events_per_call": round(figures["events"] / max(1.0, figures["calls"]), 1),
+        "us_by_part": {name: round(count / total * cpu_us, 1) for name, count in by_part.most_common()},
+        "us_by_function": {name: round(count / total * cpu_us, 2) for name, count in by_function.most_common(_TOP)},
     }
 
 
-def _module(file: str) -> str:
-    for root in (str(gateways.ROOT) + "/", f"{sys.prefix}/lib/"):
-        if file.startswith(root):
-            return file.removeprefix(root)
-    return "C" if file.startswith("~") else Path(file).name
+def _function(stack: list[str]) -> str:
+    """The innermost function that is ours, under its module; what it calls elsewhere is its own time."""
+    root = str(gateways.ROOT) + "/"
+    for frame in reversed(stack):
+        if frame.startswith((f"{root}proxy/", f"{root}controlplane/")):
+            return frame.removeprefix(root)
+    return "event loop"
+
+
+def _part(function: str) -> str:
+    return next((name for name, prefixes in PARTS if function.startswith(prefixes)), "event loop and everything else")
 
 
 def main(*, rounds: int = 3, seconds: float = 1.5) -> None:
@@ -124,14 +148,10 @@ def main(*, rounds: int = 3, seconds: float = 1.5) -> None:
     for name, cost_us in costs.items():
         table.add_row(name, f"{cost_us:.0f}")
     console.print(table)
-    saved = results.save(
+    results.save(
+        console,
         "profile",
-        command="python -m benchmarks.bench_profile",
+        command="python -m benchmarks profile",
         figures={"cpu_us_by_features": costs, "profiles": profiles},
-        shows_not="What metrics, the spool, the breaker and coalescing cost by themselves: they cannot be switched off; see the profiles.",
+        shows_not="The control plane beside the proxy. Time in the event loop's own C code counts for the function that runs next.",
     )
-    console.print(f"written: {saved.relative_to(gateways.ROOT)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,70 +1,115 @@
-"""A thousand streams at once through one worker: is any lost, and what memory does each take?"""
+"""Ten thousand streams at once on two workers: is any lost, and what memory does each take? And what an event costs that comes alone.
+
+Events come at a pace, each a write, a read and a write of its own: the dearest way, and the usual one. nginx stands beside it as the floor.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks import gateways, results
-from benchmarks.processes import free_port, start, wait_for_port
+from benchmarks.gateways import Gateway, Unavailable
+from benchmarks.results import Goal
 
-STREAMS = 1_000
+STREAMS = 10_000
+STREAM_KIB_MAX = 60
+PACE_S = 0.5
+LONE_STREAMS = 1_000
+LONE_PACE_S = 0.1
 
 
-def main(streams: int = STREAMS) -> None:
-    """Opens all streams, reads them to their end and writes benchmarks/results/streams.json."""
-    console = Console()
-    work = gateways.WORK / "streams"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    port, admin = free_port(), free_port()
-    slow = [
-        sys.executable, "-m", "controlplane.demo.provider", "--port", str(port), "--admin-port", str(admin), "--latency-scale", "8",
-    ]  # fmt: skip
-    provider = start("provider", slow, log=work / "provider.log")
-    if not wait_for_port(port, provider, seconds=30):
-        raise RuntimeError(f"the simulated provider did not start; see {work}/provider.log")
-    gateway = gateways.hephaestus(work, port)
+def many(work: Path, streams: int) -> dict[str, float]:
+    """All streams at once through two workers."""
+    upstream = gateways.upstream(work, pace_s=PACE_S)
+    gateway = gateways.hephaestus(work, upstream.port, workers=2)
     try:
-        idle = gateway.measured.rss_bytes()
-        cpu = gateway.measured.cpu_s()
+        idle, cpu_s = gateway.measured.rss_bytes(), gateway.measured.cpu_s()
         load = subprocess.Popen(
             [
-                sys.executable, "-m", "benchmarks.load", "--port", str(gateway.port), "--key", gateway.key, "--connections", str(streams),
-                "--calls", str(streams), "--seconds", "120", "--stream", "--unique",
+                sys.executable, "-m", "benchmarks.load", "--port", str(gateway.port), "--key", gateway.key, "--connections",
+                str(streams), "--calls", str(streams), "--seconds", "240", "--stream", "--unique",
             ],
             stdout=subprocess.PIPE, cwd=gateways.ROOT,
         )  # fmt: skip
         peak = idle
         while load.poll() is None:
             peak = max(peak, gateway.measured.rss_bytes())
-            subprocess.run(["sleep", "0.2"], check=True)
-        figures = json.loads(load.stdout.read() if load.stdout else b"{}")
-        figures["streams"] = streams
-        figures["lost"] = streams - int(figures["calls"])
-        figures["cpu_us_per_stream"] = (gateway.measured.cpu_s() - cpu) / streams * 1e6
-        figures["cpu_us_per_event"] = figures["cpu_us_per_stream"] * streams / max(1, figures["events"])
-        figures["rss_kib_per_stream"] = (peak - idle) / streams / 1024
+            subprocess.run(["sleep", "0.5"], check=True)
+        figures: dict[str, float] = json.loads(load.stdout.read() if load.stdout else b"{}")
+        figures["cpu_us_per_event"] = (gateway.measured.cpu_s() - cpu_s) / max(1, figures["events"]) * 1e6
     finally:
         gateway.stop()
-        provider.stop()
-    lost = figures["lost"]
-    console.print(
-        f"{'[green]met[/]   ' if lost == 0 else '[red]missed[/]'} {streams} concurrent streams on one worker, none lost: {lost} lost, "
-        f"{figures['rss_kib_per_stream']:.0f} KiB each, {figures['cpu_us_per_event']:.0f} us CPU for each of "
-        f"{figures['events'] / streams:.0f} events"
-    )
+        upstream.stop()
+    figures["streams"] = streams
+    figures["lost"] = streams - figures["calls"]
+    figures["rss_kib_per_stream"] = (peak - idle) / streams / 1024
+    return figures
+
+
+def lone_events(work: Path, console: Console, *, rounds: int) -> dict[str, float]:
+    """CPU time of an event that comes alone, in microseconds, by gateway."""
+    upstream = gateways.upstream(work, pace_s=LONE_PACE_S)
+    running: dict[str, Gateway] = {}
+    samples: dict[str, list[float]] = {}
+    try:
+        for name in ("nginx", "hephaestus"):
+            try:
+                running[name] = gateways.PEERS[name](work, upstream.port)
+            except Unavailable as reason:
+                console.print(f"[yellow]left out:[/] {reason}")
+        for _ in range(rounds):
+            for name, gateway in running.items():
+                before = gateway.measured.cpu_s()
+                count = str(LONE_STREAMS)
+                figures = gateways.load(
+                    gateway, "--connections", count, "--calls", count, "--seconds", "60", "--stream", "--unique"
+                )
+                spent_s = gateway.measured.cpu_s() - before
+                samples.setdefault(name, []).append(spent_s / max(1, figures["events"]) * 1e6)
+    finally:
+        for gateway in running.values():
+            gateway.stop()
+        upstream.stop()
+    return {name: statistics.median(runs) for name, runs in samples.items()}
+
+
+def main(streams: int = STREAMS, *, rounds: int = 2) -> None:
+    """Takes both looks and writes benchmarks/results/streams.json."""
+    console = Console()
+    work = gateways.WORK / "streams"
+    shutil.rmtree(work, ignore_errors=True)
+    for part in ("many", "lone"):
+        (work / part).mkdir(parents=True)
+    figures = many(work / "many", streams)
+    lone = lone_events(work / "lone", console, rounds=rounds)
+    lost, each_kib, ours = figures["lost"], figures["rss_kib_per_stream"], lone["hephaestus"]
+    floor = f"; nginx {lone['nginx']:.0f} us" if "nginx" in lone else ""
     results.save(
+        console,
         "streams",
-        command="make bench",
-        figures=figures,
-        shows_not="Slow clients and networks. Events come one by one, each in a read and a write of its own: the dearest way.",
+        command="python -m benchmarks streams",
+        figures={"many": figures, "cpu_us_per_lone_event": lone},
+        goals=[
+            Goal(f"{streams} concurrent streams on two workers, lost", "none", f"{lost:.0f}", met=lost == 0),
+            Goal(
+                "memory of each stream",
+                f"under {STREAM_KIB_MAX} KiB",
+                f"{each_kib:.0f} KiB",
+                met=each_kib < STREAM_KIB_MAX,
+            ),
+            Goal(
+                "stream: CPU time of an event that comes alone",
+                "at most 10 us",
+                f"{ours:.0f} us{floor}",
+                met=ours <= 10,
+            ),
+        ],
+        shows_not="Slow clients and networks. At once are as many streams as `active_max` says, each with the events of the others between its own.",
     )
-
-
-if __name__ == "__main__":
-    main()

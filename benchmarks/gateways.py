@@ -1,6 +1,6 @@
-"""The gateways that are compared: direct calls, nginx, Hephaestus with all features on, and the LiteLLM proxy.
+"""The gateways that are compared: direct calls, nginx, Hephaestus with all features on, Portkey's gateway and the LiteLLM proxy.
 
-Each peer is optional: where it cannot be had (no nginx binary, no way to install LiteLLM) the benchmark says so in one line and goes on.
+Each peer is optional: where it cannot be had (no nginx binary, no npm, no package index) the benchmark says so in one line and goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".bench"
 LITELLM_KEY = "sk-bench-0d4c8ad51f6e4b6b9f1d2c3a4e5f6071"  # it will not start without one
 LITELLM = "litellm[proxy]==1.106.2"
+PORTKEY = "@portkey-ai/gateway@1.15.2"
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Gateway:
     key: str
     measured: Measured
     also: tuple[Measured, ...] = ()  # stopped with it, not measured
+    headers: tuple[str, ...] = ()  # that every call to it must carry
 
     def stop(self) -> None:
         """Stops everything that belongs to it."""
@@ -43,10 +45,10 @@ class Unavailable(Exception):
     """A peer that cannot be had here; says why."""
 
 
-def upstream(work: Path) -> Gateway:
-    """The upstream of every gateway, and `direct` itself."""
+def upstream(work: Path, *, pace_s: float = 0.0) -> Gateway:
+    """The upstream of every gateway, and `direct` itself. pace_s: between the events of a stream."""
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.upstream", "--port", str(port)]
+    command = [sys.executable, "-m", "benchmarks.upstream", "--port", str(port), "--pace", str(pace_s)]
     measured = start("upstream", command, log=work / "upstream.log")
     if not wait_for_port(port, measured, seconds=30):
         raise RuntimeError(f"the upstream did not start; see {work}/upstream.log")
@@ -114,6 +116,31 @@ general_settings: {{disable_spend_logs: true, master_key: "{LITELLM_KEY}"}}
     return Gateway("litellm", port, LITELLM_KEY, measured)
 
 
+def portkey(work: Path, upstream_port: int) -> Gateway:
+    """Portkey's open gateway on Node, one process, as its package starts it; it keeps no keys, budgets or records."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        raise Unavailable("Portkey: no node and npm on this machine")
+    home = WORK / "portkey"
+    script = home / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+    if not script.exists():
+        print(f"  installing {PORTKEY} (once) ...", flush=True)
+        home.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home), PORTKEY],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        if not script.exists():
+            raise Unavailable(f"Portkey: cannot be installed here ({done.stderr.strip().splitlines()[-1:]})")
+    port = free_port()
+    measured = start("portkey", [node, str(script), f"--port={port}", "--headless"], log=work / "portkey.log")
+    if not wait_for_port(port, measured, seconds=30):
+        measured.stop()
+        raise Unavailable(f"Portkey did not start; see {work}/portkey.log")
+    headers = ("x-portkey-provider: openai", f"x-portkey-custom-host: http://127.0.0.1:{upstream_port}/v1")
+    return Gateway("portkey", port, "sk-bench", measured, headers=headers)
+
+
 def hephaestus(work: Path, upstream_port: int, *, workers: int = 1) -> Gateway:
     """Our proxy with all features on: keys, limits, budgets, cache, coalescing, breaker, metrics, spool; the control plane beside it."""
     proxy_port, port = free_port(), free_port()
@@ -125,7 +152,7 @@ server:
   workers: {workers}
   data_dir: {work}/data
 upstreams:
-  - {{name: sim, dialect: openai, base_url: "http://127.0.0.1:{upstream_port}/v1", credential: "env:BENCH_UPSTREAM_KEY"}}
+  - {{name: sim, dialect: openai, base_url: "http://127.0.0.1:{upstream_port}/v1", credential: "env:BENCH_UPSTREAM_KEY", connections_max: 20000}}
 models:
   - name: gpt-4o-mini
     deployments:
@@ -136,29 +163,43 @@ tenants:
     budgets: [{{usd: 100000, window: month}}, {{usd: 100000, window: day}}]
     models: [gpt-4o-mini]
 """)
-    hephaestus_binary = str(Path(sys.executable).parent / "hephaestus")
-    environment = {"BENCH_UPSTREAM_KEY": "sk-bench"}
+    return installation(work, config, port=port, proxy_port=proxy_port, environment={"BENCH_UPSTREAM_KEY": "sk-bench"})
+
+
+def installation(work: Path, config: Path, *, port: int, proxy_port: int, environment: dict[str, str]) -> Gateway:
+    """Control plane and proxy of a configuration file with a tenant `bench`, ready to serve; the proxy is what is measured."""
+    binary = str(Path(sys.executable).parent / "hephaestus")
     keys = subprocess.run(
-        [hephaestus_binary, "keys", "create", "--config", str(config), "--tenant", "bench", "--json"],
+        [binary, "keys", "create", "--config", str(config), "--tenant", "bench", "--json"],
         capture_output=True, text=True, check=True, env={**os.environ, **environment},
     )  # fmt: skip
     key = json.loads(keys.stdout)["key"]
     control = start(
         "controlplane",
-        [hephaestus_binary, "controlplane", "--config", str(config)],
+        [binary, "controlplane", "--config", str(config)],
         log=work / "controlplane.log",
         env=environment,
     )
     if not wait_for_port(port, control, seconds=60):
+        control.stop()
         raise RuntimeError(f"the control plane did not start; see {work}/controlplane.log")
-    proxy = start(
-        "hephaestus", [hephaestus_binary, "proxy", "--config", str(config)], log=work / "proxy.log", env=environment
-    )
-    if not wait_for_port(proxy_port, proxy, seconds=30):
-        raise RuntimeError(f"the proxy did not start; see {work}/proxy.log")
+    proxy = start("hephaestus", [binary, "proxy", "--config", str(config)], log=work / "proxy.log", env=environment)
     gateway = Gateway("hephaestus", proxy_port, key, proxy, (control,))
+    if not wait_for_port(proxy_port, proxy, seconds=30):
+        gateway.stop()
+        raise RuntimeError(f"the proxy did not start; see {work}/proxy.log")
     until_ready(gateway)
     return gateway
+
+
+def load(gateway: Gateway, *arguments: str) -> dict[str, float]:
+    """One run of the load generator against a gateway."""
+    command = [sys.executable, "-m", "benchmarks.load", "--port", str(gateway.port), "--key", gateway.key, *arguments]
+    for line in gateway.headers:
+        command += ["--header", line]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 def until_ready(gateway: Gateway) -> None:
@@ -169,7 +210,8 @@ def until_ready(gateway: Gateway) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{gateway.port}/v1/chat/completions",
         data=body,
-        headers={"authorization": f"Bearer {gateway.key}", "content-type": "application/json"},
+        headers={"authorization": f"Bearer {gateway.key}", "content-type": "application/json"}
+        | dict(line.split(": ", 1) for line in gateway.headers),
     )
     for remaining in range(100, -1, -1):
         try:
@@ -182,4 +224,9 @@ def until_ready(gateway: Gateway) -> None:
             subprocess.run(["sleep", "0.2"], check=True)
 
 
-PEERS: dict[str, Callable[[Path, int], Gateway]] = {"nginx": nginx, "hephaestus": hephaestus, "litellm": litellm}
+PEERS: dict[str, Callable[[Path, int], Gateway]] = {
+    "nginx": nginx,
+    "hephaestus": hephaestus,
+    "portkey": portkey,
+    "litellm": litellm,
+}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
+import resource
 import secrets
 import sys
 import time
@@ -18,6 +20,7 @@ from typing import cast
 import httptools
 import uvloop
 
+CRLF = "\r\n"
 PROMPT = "Summarize the incident report of the last deployment in three sentences for an engineer on call, plainly."
 
 
@@ -36,11 +39,14 @@ class Plan:
     model: str
     rate: float = 0.0  # calls per second over all connections; 0: closed loop
     calls: int = 0  # stop after this many; 0: by time
+    header: list[str] = field(default_factory=list)  # more headers, `name: value`
     latencies: list[float] = field(default_factory=list)
     first_bytes: list[float] = field(default_factory=list)
     errors: int = 0
     sent: int = 0
     events: int = 0  # of streams
+    active: int = 0  # answers that have begun and not ended
+    active_max: int = 0
     stop_at: float = 0.0
     run: str = field(default_factory=lambda: secrets.token_hex(4))  # so that no run repeats the prompts of another
 
@@ -65,7 +71,8 @@ class Plan:
         body = json.dumps(document).encode()
         head = (
             f"POST {self.path} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\nauthorization: Bearer {self.key}\r\n"
-            f"content-type: application/json\r\naccept: */*\r\nuser-agent: bench\r\nx-heph-agent: bench\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"content-type: application/json\r\naccept: */*\r\nuser-agent: bench\r\nx-heph-agent: bench\r\n"
+            f"{''.join(f'{line}{CRLF}' for line in self.header)}content-length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
 
@@ -97,8 +104,9 @@ class Connection(asyncio.Protocol):
                 self.done.set_result(None)
             return
         if plan.rate:
-            pause = plan.connections / plan.rate - (now - self.started if self.started else 0.0)
-            if pause > 0 and self.started:
+            every_s = plan.connections / plan.rate
+            pause = every_s - (now - self.started) if self.started else random.uniform(0, every_s)
+            if pause > 0:
                 asyncio.get_running_loop().call_later(pause, self._send)
                 return
         self._send()
@@ -118,6 +126,8 @@ class Connection(asyncio.Protocol):
         """Notes the first byte and keeps the tail, to see whether a stream is whole."""
         if not self.first:
             self.first = time.perf_counter()
+            self.plan.active += 1
+            self.plan.active_max = max(self.plan.active_max, self.plan.active)
         self.plan.events += body.count(b"\n\n") if self.plan.stream else 0
         self.tail = body[-64:] if len(body) >= 64 else (self.tail + body)[-64:]
 
@@ -125,6 +135,7 @@ class Connection(asyncio.Protocol):
         """Counts the answer and sends the next call."""
         now = time.perf_counter()
         plan = self.plan
+        plan.active -= bool(self.first)
         whole = b"[DONE]" in self.tail if plan.stream else True
         if self.parser.get_status_code() == 200 and whole:
             plan.latencies.append(now - self.started)
@@ -163,6 +174,7 @@ async def run(plan: Plan) -> dict[str, float]:
         "calls": len(latencies),
         "errors": plan.errors,
         "events": plan.events,
+        "active_max": plan.active_max,
         "seconds": elapsed,
         "calls_per_s": len(latencies) / elapsed,
         "p50_ms": _quantile(latencies, 0.5) * 1e3,
@@ -186,6 +198,8 @@ def main() -> None:
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--unique", action="store_true")
     parser.add_argument("--model", default="gpt-4o-mini")
+    parser.add_argument("--header", action="append", default=[], help="one more header, `name: value`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     plan = Plan(**vars(parser.parse_args()))
     print(json.dumps(uvloop.run(run(plan))))
     sys.stdout.flush()

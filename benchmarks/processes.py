@@ -40,12 +40,24 @@ class Measured:
 
     def cpu_s(self) -> float:
         """User and system seconds of the whole tree so far."""
-        total = 0
+        return sum(self.cpu_s_by_process().values())
+
+    def cpu_s_by_process(self) -> dict[int, float]:
+        """The same for each process of the tree."""
+        found: dict[int, float] = {}
         for pid in _children(self.process.pid):
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-                total += int(fields[11]) + int(fields[12])
-        return total / _TICKS
+                found[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+        return found
+
+    def files_open(self) -> int:
+        """Open files and sockets of the whole tree."""
+        total = 0
+        for pid in _children(self.process.pid):
+            with contextlib.suppress(OSError):
+                total += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+        return total
 
     def rss_bytes(self) -> int:
         """Resident memory of the whole tree."""

@@ -8,10 +8,24 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("uvicorn", "uvloop", "httptools", "msgspec", "hephaestus-controlplane")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What was wanted, and what was reached."""
+
+    name: str
+    limit: str
+    reached: str
+    met: bool
 
 
 def machine() -> dict[str, object]:
@@ -53,8 +67,10 @@ def commit() -> str:
     return head + ("+changes" if dirty else "")
 
 
-def save(name: str, *, command: str, figures: object, shows_not: str) -> Path:
-    """Writes one result file, replacing the former of that name."""
+def save(
+    console: Console, name: str, *, command: str, figures: object, shows_not: str, goals: Sequence[Goal] = ()
+) -> None:
+    """Writes one result file, replacing the former of that name, and says what was met."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
     document = {
@@ -63,8 +79,12 @@ def save(name: str, *, command: str, figures: object, shows_not: str) -> Path:
         "commit": commit(),
         "measured_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
+        "goals": [asdict(goal) for goal in goals],
         "figures": figures,
         "what_it_does_not_show": shows_not,
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
-    return path
+    for goal in goals:
+        met = "[green]met[/]   " if goal.met else "[red]missed[/]"
+        console.print(f"{met} {goal.name} (goal: {goal.limit}): {goal.reached}")
+    console.print(f"written: {path.relative_to(FOLDER.parents[1])}")

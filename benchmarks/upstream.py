@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 from typing import cast
 
 import httptools
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pace", type=float, default=0.0, help="seconds between the events of a stream; 0: none")
     given = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     uvloop.run(_serve(given.port, given.pace))
 
 

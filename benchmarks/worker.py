@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import cProfile
 import gc
 import signal
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
+from benchmarks.sampling import Sampler
 from controlplane.contract.keys import hash_key
 from controlplane.contract.pricing import Price
 from controlplane.contract.proxy_settings import ProxySettings
@@ -70,6 +70,7 @@ def snapshot(upstream_port: int, without: frozenset[str]) -> Snapshot:
                 dialect="openai",
                 base_url=f"http://127.0.0.1:{upstream_port}/v1",
                 credential="env:UPSTREAM_KEY",
+                connections_max=20_000,
             ),
         ),
         routes=(Route(alias=MODEL, deployments=(deployment,)),),
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument(
         "--memory", type=int, default=128 << 20, help="bytes of the cache's memory; few: it fills, and spills to disk"
     )
-    parser.add_argument("--profile", type=Path, help="where cProfile's figures go")
+    parser.add_argument("--profile", type=Path, help="where a profile by samples goes")
     given = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     without = frozenset(given.without.split(","))
@@ -110,13 +111,14 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)  # as `python -m proxy` does
-    profile = cProfile.Profile() if given.profile else None
-    if profile:
-        profile.enable()
+    sampler = Sampler() if given.profile else None
+    if sampler:
+        sampler.start()
+        signal.signal(signal.SIGUSR2, lambda *_: sampler.clear())  # when all is warm
     uvloop.run(_serve(worker, settings))
-    if profile:
-        profile.disable()
-        profile.dump_stats(given.profile)
+    if sampler:
+        sampler.stop()
+        sampler.save(given.profile)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import click
 import msgspec
 from prometheus_client import CollectorRegistry, Metric
 
+from benchmarks import summary
 from controlplane.__main__ import main as command_line
 from controlplane.app.measures import all_metrics
 from controlplane.catalog import file
@@ -90,8 +91,8 @@ def refusals_page() -> str:
         f"# Refusals and outcomes\n\n{NOTE}\nWhat the proxy answers when it does not pass an upstream's answer on. The body has the shape of the client's protocol; "
         "`code` is stable.\n`x-heph-error-source` says whose fault it is, `x-should-retry` whether an SDK should try again.\n\n"
         + _table(("code", "status", "outcome", "source", "retry", "what it means"), rows)
-        + "\n## Shapes\n\nOpenAI's clients get `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`; inside a stream that has begun, the same behind `data: `.\n"
-        "Anthropic's clients get `{\"type\": \"error\", \"error\": {\"type\", \"message\"}, \"request_id\"}` with Anthropic's own names of types (inside a stream: `event: error`), "
+        + '\n## Shapes\n\nOpenAI\'s clients get `{"error": {"message", "type", "param", "code"}}`; inside a stream that has begun, the same behind `data: `.\n'
+        'Anthropic\'s clients get `{"type": "error", "error": {"type", "message"}, "request_id"}` with Anthropic\'s own names of types (inside a stream: `event: error`), '
         "`request-id`, and our code in `x-heph-error-code`.\nWho is whose client is decided by the path, and where both ask for the same path (`/v1/models`, `/passthrough/`, "
         "one that is not there) by the header `anthropic-version`.\nAn upstream's own error that is passed on keeps its status and its body to the byte.\n"
         + "\n## Outcomes\n\nHow a call ended, as `calls.outcome` says it.\n\n"
@@ -310,6 +311,7 @@ PAGES = {
     "metrics.md": metrics_page,
     "data-model.md": data_model_page,
     "cli.md": cli_page,
+    "benchmarks.md": summary.page,
 }
 
 
