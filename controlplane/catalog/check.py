@@ -57,6 +57,7 @@ def check(bound: Bound[ConfigFile], prices: Prices, *, environ: Mapping[str, str
         *_fallbacks(bound),
         *_unpriced(bound, prices),
         *_upstreams(bound),
+        *_grants(bound),
         *_tenants(bound),
         *_server(bound),
     ]
@@ -152,6 +153,7 @@ def _upstreams(bound: Bound[ConfigFile]) -> Iterator[Finding]:
     """Upstreams nobody uses, keys that travel in the clear, and addresses that lack their `/v1`."""
     config = bound.value
     used = {entry.upstream for model in config.models for entry in model.deployments}
+    used |= {grant.upstream for tenant in config.tenants for grant in tenant.passthrough}
     for u, upstream in enumerate(config.upstreams):
         place = ("upstreams", u)
         if upstream.name not in used:
@@ -188,6 +190,28 @@ def _upstreams(bound: Bound[ConfigFile]) -> Iterator[Finding]:
                 *place,
                 "base_url",
             )
+        if upstream.dialect is Dialect.ANTHROPIC and parts.path.rstrip("/").endswith("/v1"):
+            message = f"`base_url` of `{upstream.name}` ends with `/v1`, and `/v1/messages` is put behind it"
+            yield _finding(
+                bound,
+                Severity.ERROR,
+                "v1-twice",
+                message,
+                "leave `/v1` out, as Anthropic's SDK does",
+                *place,
+                "base_url",
+            )
+
+
+def _grants(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Passthroughs to everything that a credential opens."""
+    for t, tenant in enumerate(bound.value.tenants):
+        for g, grant in enumerate(tenant.passthrough):
+            if not grant.paths:
+                message = f"`{tenant.name}` may ask `{grant.upstream}` for everything that its credential opens"
+                yield _finding(
+                    bound, Severity.ADVICE, "open-passthrough", message, "name `paths`", "tenants", t, "passthrough", g
+                )
 
 
 def _tenants(bound: Bound[ConfigFile]) -> Iterator[Finding]:

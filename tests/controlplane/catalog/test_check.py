@@ -68,6 +68,8 @@ def test_a_good_file_has_no_findings() -> None:
         ("https://a.", "http://a.", "clear-text"),
         (", credential: env:A_KEY", "", "no-credential"),
         ("a.example/v1", "a.example", "no-v1"),
+        ("base_url: https://a.", "dialect: anthropic, base_url: https://a.", "v1-twice"),
+        ("{name: acme,", "{name: acme, passthrough: [{upstream: a}],", "open-passthrough"),
         (", budgets: [{usd: 50, window: month}]", "", "no-budget"),
         ("usd: 50", "usd: 0", "odd-budget"),
         ("[{usd: 50, window: month}]", "[{usd: 50, window: month}, {usd: 20, window: total}]", "odd-budget"),
@@ -81,6 +83,13 @@ def test_each_lack_is_found(old: str, new: str, rule: str) -> None:
     """One thing taken away from a good file is found by its rule."""
     assert old in GOOD
     assert rule in rules(GOOD.replace(old, new, 1))
+
+
+def test_a_passthrough_with_paths_has_no_findings() -> None:
+    """An upstream that only a grant uses is used."""
+    more = "  - {name: c, base_url: https://c.example/v1, credential: env:A_KEY}\n  - {name: b,"
+    text = GOOD.replace("  - {name: b,", more, 1)
+    assert [] == rules(text.replace("{name: acme,", "{name: acme, passthrough: [{upstream: c, paths: [/files]}],", 1))
 
 
 def test_an_empty_file_serves_nobody() -> None:
