@@ -270,7 +270,7 @@ ENDPOINTS = {
     "conversations_items_get": "Its tenant's only.",
     "conversations_items_delete": "Its tenant's only.",
     "moderations": "Without `model` it is `omni-moderation-latest`. Reports no usage: an estimate by its size.",
-    "audio_speech": "Sound, or events with `stream_format: sse`. Unpriced where the answer names no tokens.",
+    "audio_speech": "Sound, sent on as it comes, or events with `stream_format: sse`. Unpriced where the answer names no tokens.",
     "audio_transcriptions": "A form; text, JSON, subtitles or events. Unpriced where the answer names no tokens, as of models that are billed by the second.",
     "audio_translations": "As transcriptions.",
     "images_generations": "JSON or events. Without `model` it is `dall-e-2`. Unpriced where the answer names no tokens.",

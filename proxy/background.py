@@ -38,6 +38,9 @@ class Silence:
         work.close()
         raise RuntimeError("a background call runs in the task that made it")
 
+    def abort(self) -> None:
+        """There is no connection."""
+
     def exchange_ended(self, exchange: Exchange) -> None:
         """There is no next one."""
 

@@ -70,7 +70,7 @@ class Reply:
 
     __slots__ = (
         "age_s", "body", "complete", "deployment", "ending", "error_code", "finish_reason", "headers", "model", "outcome",
-        "refusal", "source", "status", "stored_ttl_s", "stream", "tokens", "usage_known",
+        "raw", "refusal", "source", "status", "stored_ttl_s", "stream", "tokens", "usage_known",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +97,7 @@ class Reply:
         self.usage_known = False
         self.finish_reason = ""
         self.complete = False
+        self.raw = False  # of a stream: it is no events, so nothing of ours may stand in it
         self.ending = b""  # of a stream, once it has ended: the protocol's last event; b"": `data: [DONE]`
         self.refusal: object | None = None  # (line of the table, message), owned by refusals.py: shaped when it is sent
         self.age_s = -1.0  # >= 0: a stored reply of this age

@@ -42,6 +42,10 @@ class Channel(Protocol):
         """The answer is whole."""
         ...
 
+    def abort(self) -> None:
+        """Closes the connection with no farewell."""
+        ...
+
 
 class Exchange:
     """A request that has come, with its body, and the only way in which it is answered."""
@@ -143,6 +147,13 @@ class Exchange:
         self._head = b""
         self._channel.write(last)
         self._finish()
+
+    def abort(self) -> None:
+        """Closes the connection, so that the client sees that its answer is not whole; for answers that cannot say so themselves."""
+        if not self.gone:
+            self.gone = True
+            self.on_gone = None
+            self._channel.abort()
 
     @property
     def blocked(self) -> bool:

@@ -130,6 +130,9 @@ class Pipeline:
         self._settle(call)
         if call.reply is not None and call.reply.stream is not None and not call.answered:
             call.answered = True
+            if call.reply.raw:
+                exchange.abort()
+                return
             refused = refusal.refusal
             assert isinstance(refused, Refused), "only refusals end a call"  # noqa: S101
             exchange.end(error_event(refused.refusal, refused.message, _protocol_of(call), call.call_id))
@@ -174,7 +177,12 @@ class Pipeline:
         if last:
             call.response_bytes += len(last)
         call.answered = True
-        exchange.end(closing_comment(call) + (last or reply.ending or DONE))
+        if not reply.raw:
+            exchange.end(closing_comment(call) + (last or reply.ending or DONE))
+        elif last:
+            exchange.abort()
+        else:
+            exchange.end(b"")
 
     async def _copy(self, call: Call, stream: ChunkStream, exchange: Exchange, *, keep: bool) -> bytes:
         """Copies the stream to the client; b"" when it ended well, else the error event to end with."""

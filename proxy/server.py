@@ -264,6 +264,10 @@ class WorkerProtocol(asyncio.Protocol):
         task.add_done_callback(self._task_done)
         return task
 
+    def abort(self) -> None:
+        """Closes the connection in the middle of an answer."""
+        self._transport.abort()
+
     def exchange_ended(self, exchange: Exchange) -> None:
         """An answer is whole: the next request, or rest."""
         self._server.total_requests += 1

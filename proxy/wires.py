@@ -35,6 +35,7 @@ class Wire:
     prefix: bytes = b""
     default: tuple[bytes, bytes] | None = None
     reports_cost: bool = False
+    raw: bool = False  # an answer that is no JSON goes on as it comes
     base: bytes = b""  # method and base path, for a call with a target of its own
 
 
@@ -75,6 +76,7 @@ def _wire(upstream: Upstream, credential: str, operation: Operation) -> Wire | N
         prefix=b"" if translation is not None else asked.forwarded_prefix,
         default=default_header(upstream.dialect),
         reports_cost=upstream.reports_cost,
+        raw=asked.raw,
         base=f"{asked.method.decode()} {url.path.rstrip('/')}".encode("latin-1"),
     )
 

@@ -107,6 +107,31 @@ class MediaScanner:
             )
 
 
+class SoundScanner:
+    """A stream that is no events at all: bytes go on as they come, and their end is its end."""
+
+    __slots__ = ("content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens")
+
+    def __init__(self) -> None:
+        self.content_seen = False
+        self.done = False
+        self.error_event = b""
+        self.ending = b""
+        self.events = 0
+        self.finish_reason = ""
+        self.tokens: Tokens | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes."""
+        self.content_seen = True
+        return data
+
+    def finish(self) -> bytes:
+        """The end of the bytes; that they are all there, their framing says."""
+        self.done = True
+        return b""
+
+
 def _is_special(block: bytes) -> bool:
     """Whether events may carry more than content, or blank lines that are not theirs."""
     return any(mark in block for mark in _SPECIAL) or b"\n\n\n" in block or block.startswith(b"\n")

@@ -54,6 +54,7 @@ class Operation:
     client_content_type: bool = False  # the upstream gets the client's own `content-type`
     kept: bool = False  # upstreams keep what it makes or asks for: `transports.kept` holds it against its owner
     named: bool = False  # its path names what is kept, which alone decides where it goes: no body is decoded
+    raw: bool = False  # its answer may be sound, which goes on as it comes, without a word of ours behind it
     by_tokens: bool = True  # else an answer that reports no tokens is billed by something else: unpriced, never guessed
 
     @property
@@ -173,6 +174,7 @@ _ROWS: tuple[Operation, ...] = (
         _both("/audio/speech"),
         AudioSpeech(),
         "/audio/speech",
+        raw=True,
         by_tokens=False,
     ),
     _form("audio_transcriptions", "/audio/transcriptions", AudioTranscriptions()),

@@ -16,6 +16,8 @@ from controlplane.contract.snapshot import Upstream
 from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects.dialect import Malformed, RequestView, Scanner
+from proxy.dialects.openai_media_stream import SoundScanner
+from proxy.dialects.openai import is_ambiguous
 from proxy.dialects.operations import dialect_of
 from proxy.dialects.reported_cost import reported_nanousd
 from proxy.dialects.service_class import service_class_of
@@ -34,6 +36,7 @@ _RETURNED = frozenset(
     (b"content-type", b"x-request-id", b"request-id", b"retry-after", b"retry-after-ms", b"x-should-retry")
 )
 _RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-", b"anthropic-")
+_JSON = b"application/json"
 _RETRY_AFTER_S_MAX = 86_400.0
 
 
@@ -120,6 +123,9 @@ class HttpTransport:
             if connection.status == 200 and view is not None and content_type.startswith(b"text/event-stream"):
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers)
+            elif wire.raw and connection.status == 200 and view is not None and not content_type.startswith(_JSON):
+                streaming = True
+                reply = await self._open_stream(attempt, wire, view, pool, connection, headers, raw=True)
             else:
                 if not connection.complete:
                     connection.expire_at(min(call.deadline, time.monotonic() + upstream.idle_timeout_s))
@@ -132,10 +138,19 @@ class HttpTransport:
                 pool.release(connection)
 
     async def _open_stream(
-        self, attempt: Attempt, wire: Wire, view: RequestView, pool: Pool, connection: Connection, headers: Headers
+        self,
+        attempt: Attempt,
+        wire: Wire,
+        view: RequestView,
+        pool: Pool,
+        connection: Connection,
+        headers: Headers,
+        *,
+        raw: bool = False,
     ) -> Reply:
         reader = wire.dialect if wire.translation is None else wire.translation
-        scanner: Scanner = reader.scanner(view=view, event_bytes_max=self._settings.stream_event_bytes_max)
+        event_bytes_max = self._settings.stream_event_bytes_max
+        scanner: Scanner = SoundScanner() if raw else reader.scanner(view=view, event_bytes_max=event_bytes_max)
         if wire.reports_cost:
             scanner = CostReader(scanner, attempt)
             attempt.reported_ratio_max = self._settings.reported_cost_ratio_max
@@ -149,6 +164,7 @@ class HttpTransport:
             beginning_bytes_max=self._settings.stream_event_bytes_max,
         )
         reply = Reply(200, headers, stream=stream)
+        reply.raw = raw
         reply.deployment = attempt.candidate.deployment.id
         reply.model = attempt.candidate.deployment.model
         attempt.reply = reply
@@ -225,7 +241,12 @@ def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, by
             except Malformed as error:
                 reply = refuse(MALFORMED, str(error), param=error.param)
                 raise AttemptFailed(AttemptError.REJECTED, str(error), reply=reply) from error
-        elif view.model != model or (view.stream and not view.include_usage) or view.ambiguous or ceiling is not None:
+        elif (
+            view.model != model
+            or (view.stream and not view.include_usage)
+            or ceiling is not None
+            or (is_ambiguous(body, ceiling=True, n=True) if view.ambiguous is None else view.ambiguous)
+        ):
             body = wire.dialect.rewritten(body, view=view, model=model, output_ceiling=ceiling)
     extra = b""
     headers = call.headers

@@ -22,6 +22,7 @@ class Wire:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.ended = 0
+        self.aborted = 0
 
     def write(self, data: bytes) -> None:
         """Keeps it."""
@@ -33,6 +34,10 @@ class Wire:
     def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Runs it."""
         return asyncio.create_task(work)
+
+    def abort(self) -> None:
+        """Counts it."""
+        self.aborted += 1
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Counts it."""
@@ -118,3 +123,15 @@ def test_a_status_without_a_name_is_sent_all_the_same() -> None:
     wire = Wire()
     exchange(wire).answer(529, b"", b"")
     assert wire.writes[0].startswith(b"HTTP/1.1 529 \r\n")
+
+
+def test_an_answer_that_cannot_end_well_is_cut_off() -> None:
+    """The connection is closed once, nothing more is sent, and the end is not reported as one."""
+    wire = Wire()
+    cut = exchange(wire)
+    cut.begin(200, LINES)
+    cut.send(b"some")
+    for _ in range(2):
+        cut.abort()
+    cut.end(b"more")
+    assert (1, 1, 0) == (len(wire.writes), wire.aborted, wire.ended)

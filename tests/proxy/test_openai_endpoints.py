@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import httpx
 import pytest
 
 from controlplane.contract.pricing import Price, Tokens
 from controlplane.contract.records import CacheState, CostState, Outcome
 from controlplane.contract.snapshot import TenantPolicy
-from tests.proxy.fakes import PRICE, STREAM_END, STREAM_HEAD, World, answer, chunk, fails, replies
+from tests.proxy.fakes import (
+    PRICE,
+    STREAM_END,
+    STREAM_HEAD,
+    Received,
+    Wire,
+    World,
+    answer,
+    chunk,
+    fails,
+    replies,
+    sends_then_aborts,
+)
 
 USAGE = {
     "input_tokens": 9,
@@ -155,9 +169,44 @@ async def test_speech_comes_as_it_is_and_is_unpriced(world: World) -> None:
     world.apply()
     got = await world.client.post("/v1/audio/speech", json={"model": "gpt", "input": "hi", "voice": "alloy"})
     assert (sound, "audio/mpeg") == (got.content, got.headers["content-type"])
-    assert "unpriced" == got.headers["x-heph-cost-state"]
     (record,) = world.records()
     assert (CostState.UNPRICED, Tokens()) == (record.cost_state, record.tokens)
+
+
+async def test_speech_is_heard_before_it_is_whole(world: World) -> None:
+    """Sound goes on as it comes, and nothing of ours stands in it."""
+    go_on = asyncio.Event()
+
+    async def script(wire: Wire, _: Received) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n"
+        await wire.send(head + chunk(b"first\n\ndata: x\n\n"))
+        await go_on.wait()
+        await wire.send(chunk(b"second") + STREAM_END)
+
+    await world.upstream(script)
+    world.apply()
+    body = {"model": "gpt", "input": "hi", "voice": "alloy"}
+    async with world.client.stream("POST", "/v1/audio/speech", json=body) as got:
+        heard = got.aiter_raw()
+        assert b"first\n\ndata: x\n\n" == await anext(heard)
+        go_on.set()
+        assert b"second" == b"".join([part async for part in heard])
+    assert (Outcome.OK, CostState.UNPRICED, True) == (
+        (record := world.records()[0]).outcome,
+        record.cost_state,
+        record.first_token_us > 0,
+    )
+
+
+async def test_speech_that_breaks_off_is_not_taken_for_whole(world: World) -> None:
+    """There is no place for an error in sound: the connection is closed in the middle, and the record says why."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ncontent-length: 99\r\n\r\n"
+    await world.upstream(sends_then_aborts(head + b"sound"))
+    world.apply()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await world.client.post("/v1/audio/speech", json={"model": "gpt", "input": "hi", "voice": "alloy"})
+    await world.until_idle()
+    assert Outcome.BROKEN_STREAM is world.records()[0].outcome
 
 
 async def test_a_transcription_counts_what_its_model_reports(world: World) -> None:
