@@ -392,6 +392,7 @@ PROXY_SENTENCES = {
     "affinity_entries_max": "Conversations whose deployment a worker remembers.",
     "shadow_calls_max": "Copies of calls to shadows and sick deployments that run at once in a worker; more are left out.",
     "image_tokens_max": "Tokens reserved for each image of a request.",
+    "sound_tokens_max": "Tokens reserved for each file with sound of a request.",
     "abandoned_tokens_per_s": "Assumed speed of an upstream whose call was cancelled, for the estimate.",
     "reply_bytes_max": "Largest reply that is read from an upstream.",
     "stream_event_bytes_max": "Largest single event of a stream.",

@@ -173,6 +173,7 @@ class Worker:
         reserve = Reserve(
             self.ledger,
             image_tokens_max=settings.image_tokens_max,
+            sound_tokens_max=settings.sound_tokens_max,
             metrics=metrics,
             stored=self.cache.lookup,
             order=balancer.order,

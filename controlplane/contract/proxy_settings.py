@@ -40,6 +40,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     affinity_entries_max: int = 10_000  # conversations whose deployment a worker remembers
     shadow_calls_max: int = 20  # copies of calls that run at once; more are left out
     image_tokens_max: int = 2_000  # reserved for each image of a request
+    sound_tokens_max: int = 16_000  # reserved for each file with sound: as much as a transcribing model takes in
     reported_cost_ratio_max: Annotated[float, Meta(ge=1)] = (
         2.0  # an upstream's own figure for a cost may be so many times ours, or ours its
     )

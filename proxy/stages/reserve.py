@@ -38,7 +38,7 @@ from proxy.quotas.plan import Plan, Who
 from proxy.runtime import Candidate, RouteEntry
 from proxy.stages.over import refuse_over, refuse_unpriced
 
-SOUND_TOKENS_MAX = 16_000  # reserved for each file with sound: more than a transcribing model takes in
+SOUND_TOKENS_MAX = 16_000  # what no setting says otherwise
 _CHANGES_MAX = 5  # of the model, for one call
 _CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a token is a byte at least
 _WAITED = 4  # for larger leases
@@ -59,19 +59,21 @@ class Reserve:
         ledger: Ledger,
         *,
         image_tokens_max: int,
+        sound_tokens_max: int = SOUND_TOKENS_MAX,
         metrics: ProxyMetrics | None = None,
         stored: Stored = lambda call: None,  # noqa: ARG005 - a cache with nothing in it
         order: Order = lambda call, entry: entry.plain or (),  # noqa: ARG005 - a route that leaves nothing to decide
         refill: Refill | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        """image_tokens_max: reserved for each image. now_us: the wall clock, Unix microseconds.
+        """image_tokens_max, sound_tokens_max: reserved for each image and each file with sound. now_us: the wall clock, Unix microseconds.
 
         stored: an answer from the cache's memory. order: the candidates of another route. refill: asks Redis for larger leases; None: there
         is no Redis.
         """
         self._ledger = ledger
         self._image_tokens_max = image_tokens_max
+        self._sound_tokens_max = sound_tokens_max
         self._metrics = metrics
         self._stored = stored
         self._order = order
@@ -111,7 +113,9 @@ class Reserve:
     ) -> Reservation | Refused:
         """Tries to hold the worst case of the call as it is routed now."""
         who = _who(call, view) if plan.rules else None
-        tokens, nanousd = worst_case(call, view, image_tokens_max=self._image_tokens_max)
+        tokens, nanousd = worst_case(
+            call, view, image_tokens_max=self._image_tokens_max, sound_tokens_max=self._sound_tokens_max
+        )
         accounts, lines = self._ledger.meets(plan.policy, who, now_us=now_us)
         held = self._ledger.hold(accounts, lines, tokens=tokens, nanousd=nanousd, now_us=now_us, passed=passed)
         _show_limits(call, lines, now_us)

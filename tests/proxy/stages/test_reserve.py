@@ -17,6 +17,7 @@ from proxy.call import Call, Reply
 from proxy.ledger import Ledger
 from proxy.quotas.account import Share
 from proxy.stages.reserve import Reserve, worst_case
+from proxy.view import read_view
 from tests.proxy.state_fakes import BODY, DEPLOYMENT, NOON_US, UPSTREAM, FakeClock, make_call, make_record
 
 UNPRICED = Deployment("sim/free", "sim", "free", max_output_tokens=100)
@@ -271,3 +272,17 @@ def test_two_hundred_calls_at_once_never_overspend_a_budget_for_fifty() -> None:
         ledger.book(make_record(nanousd=worst))
     assert stage.enter(make_call(tenant=policy)) is not None
     assert 50 * worst == ledger.nanousd
+
+
+def test_files_are_reserved_for_by_what_a_model_takes_in() -> None:
+    """A file counts as so many tokens, however many bytes it has; the rest of the body as a token a byte."""
+    form = b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\nsmall\r\n'
+    form += (
+        b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + bytes(50_000) + b"\r\n--b--\r\n"
+    )
+    call = make_call()
+    call.operation, call.body = "audio_transcriptions", form
+    call.view = read_view(call.operation, form)
+    tokens, _ = worst_case(call, call.view, image_tokens_max=2000, sound_tokens_max=700)
+    ceiling = max(candidate.deployment.max_output_tokens for candidate in call.candidates)
+    assert len(form) - 50_000 + 700 + ceiling == tokens
