@@ -282,6 +282,14 @@ class Cache:
             store.remember(key, entry)
         return reply
 
+    async def has_fresher(self, call: Call) -> bool:
+        """Whether another worker has put a fresh answer to this call into Redis; then memory has it too."""
+        entry = await self.store.from_redis(call.cache_key)
+        if entry is None or not self._may_serve(call, entry):
+            return False
+        self.store.remember(call.cache_key, entry)
+        return True
+
     async def _stale_instead(self, call: Call) -> Reply | None:
         """A stale answer instead of an error, where the policy allows it and there is one."""
         _, on_error_s = staleness(call)

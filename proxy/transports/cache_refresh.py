@@ -24,12 +24,12 @@ class Refreshes:
         *,
         running_max: int,
         pause_s: float,
-        elsewhere: Callable[[bytes], Awaitable[bool]] | None = None,
+        elsewhere: Callable[[Call], Awaitable[bool]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """ask: makes the background call for a call that got a stale answer, and says whether it brought a fresh one.
 
-        pause_s: how long a key is left alone whose background call failed. elsewhere: whether another worker asks for this key already.
+        pause_s: how long a key is left alone whose background call failed. elsewhere: whether another worker has asked for it already, or is about to.
         """
         self._ask = ask
         self._running_max = running_max
@@ -75,7 +75,7 @@ class Refreshes:
 
     async def _refresh(self, key: bytes, call: Call) -> None:
         try:
-            if self._elsewhere is not None and await self._elsewhere(key):
+            if self._elsewhere is not None and await self._elsewhere(call):
                 self._pause(key)
                 return
             self.started_total += 1

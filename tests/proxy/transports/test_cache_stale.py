@@ -215,7 +215,7 @@ async def test_another_worker_s_background_call_is_enough() -> None:
         asked.append(call)
         return True
 
-    async def elsewhere(_: bytes) -> bool:
+    async def elsewhere(_: Call) -> bool:
         return True
 
     refreshes = Refreshes(ask, running_max=1, pause_s=1.0, elsewhere=elsewhere)

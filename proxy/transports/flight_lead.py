@@ -1,0 +1,165 @@
+"""A flight as its leader's worker has it: the answer so far, and how far each other worker that follows it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controlplane.contract.records import Outcome
+from proxy.call import Reply, StreamBroken
+from proxy.transports.flight_words import End, Gone, Head, News
+
+CHUNKS_MAX = 256  # of one message
+MESSAGE_BYTES = 256 * 1024  # about
+
+
+@dataclass(slots=True)
+class Place:
+    """How far one follower has come. pumping: somebody is sending to it."""
+
+    position: int
+    head_sent: bool = False
+    end_sent: bool = False
+    pumping: bool = False
+
+
+class Led:
+    """What is kept for those who follow from elsewhere, up to a limit in bytes; above it nobody attaches any more."""
+
+    def __init__(
+        self, tag: bytes, token: bytes, key: bytes, *, leader: bytes, pump: Callable[[Led, bytes], None], bytes_max: int
+    ) -> None:
+        """leader: this worker's inbox. pump: called when there is news for a follower that nobody is sending to."""
+        self.tag = tag
+        self.token = token
+        self.key = key
+        self.followers: dict[bytes, Place] = {}  # by inbox
+        self.may_attach = True
+        self.ended = False
+        self._leader = leader
+        self._pump = pump
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._head: Head | None = None
+        self._end: End | None = None
+        self._chunks: list[bytes] = []
+        self._dropped = 0
+        self._given_up = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is an answer, or will be none."""
+        return self._head is not None or self._given_up
+
+    def attach(self, inbox: bytes, position: int) -> bool:
+        """One more follower, or one that has missed something; False if it cannot have the flight."""
+        if not self.may_attach or self._given_up or not self._dropped <= position <= self._dropped + len(self._chunks):
+            return False
+        place = self.followers.setdefault(inbox, Place(position))
+        place.position, place.head_sent, place.end_sent = position, False, False
+        self._tell(inbox)
+        return True
+
+    def begin(self, reply: Reply) -> None:
+        """The answer has begun, or is whole. Our own refusals are nobody else's: their followers ask for themselves."""
+        if reply.refusal is not None or len(reply.body) > self._bytes_max:
+            self.give_up()
+            return
+        self._head = Head(
+            status=reply.status,
+            headers=tuple(reply.headers),
+            stream=reply.stream is not None,
+            body=reply.body,
+            source=reply.source,
+            outcome=reply.outcome.value,
+            error_code=reply.error_code,
+            deployment=reply.deployment,
+            model=reply.model,
+        )
+        if reply.stream is None:
+            self._end = _end_of(reply)
+        self._tell_all()
+
+    def add(self, chunk: bytes) -> None:
+        """One more chunk of a stream."""
+        self._chunks.append(chunk)
+        self._bytes += len(chunk)
+        if self._bytes > self._bytes_max:
+            self.may_attach = False
+        if not self.may_attach:
+            self._trim()
+        if self.followers:
+            self._tell_all()
+
+    def finish(self, reply: Reply, failure: StreamBroken | None = None) -> None:
+        """The stream has ended."""
+        if failure is None:
+            self._end = _end_of(reply)
+        else:
+            self._end = End(outcome=failure.outcome.value, message=str(failure), event=failure.event)
+            self.may_attach = False
+        self._tell_all()
+
+    def give_up(self) -> None:
+        """There will be no answer that could be shared."""
+        self._given_up = True
+        self.may_attach = False
+        self._tell_all()
+
+    def news_for(self, inbox: bytes) -> News | Gone | None:
+        """What a follower does not have yet; None: nothing now."""
+        place = self.followers.get(inbox)
+        if place is None:
+            return None
+        if self._given_up or place.position < self._dropped:
+            del self.followers[inbox]
+            return Gone(self.tag, self.token, alone=not self._given_up)
+        chunks = self._next_chunks(place.position - self._dropped)
+        head = None if place.head_sent else self._head
+        position = place.position
+        last = position + len(chunks) == self._dropped + len(self._chunks)
+        end = self._end if last and not place.end_sent else None
+        if head is None and not chunks and end is None:
+            return None
+        place.head_sent = place.head_sent or head is not None
+        place.end_sent = end is not None
+        place.position += len(chunks)
+        if not self.may_attach:
+            self._trim()
+        return News(self.tag, self.token, position, head, chunks, end, self._leader)
+
+    def _next_chunks(self, begin: int) -> tuple[bytes, ...]:
+        size = 0
+        end = begin
+        while end < len(self._chunks) and end - begin < CHUNKS_MAX and size < MESSAGE_BYTES:
+            size += len(self._chunks[end])
+            end += 1
+        return tuple(self._chunks[begin:end])
+
+    def _trim(self) -> None:
+        """Drops what every follower has, and beyond the limit what the slowest has not."""
+        keep_from = min(
+            (place.position for place in self.followers.values()), default=self._dropped + len(self._chunks)
+        )
+        while self._chunks and (self._dropped < keep_from or self._bytes > self._bytes_max):
+            self._bytes -= len(self._chunks.pop(0))
+            self._dropped += 1
+
+    def _tell_all(self) -> None:
+        for inbox in tuple(self.followers):
+            self._tell(inbox)
+
+    def _tell(self, inbox: bytes) -> None:
+        if not self.followers[inbox].pumping:
+            self._pump(self, inbox)
+
+
+def _end_of(reply: Reply) -> End:
+    return End(
+        outcome="" if reply.complete or reply.outcome is not Outcome.OK else Outcome.BROKEN_STREAM.value,
+        finish_reason=reply.finish_reason,
+        ending=reply.ending,
+        complete=reply.complete,
+        usage_known=reply.usage_known,
+        tokens=reply.tokens,
+    )

@@ -1,0 +1,117 @@
+"""What workers say to each other about a shared flight, sealed: whoever can publish in Redis but does not know the secret is not heard."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TypeAlias
+
+import msgspec
+
+from controlplane.contract.pricing import NO_TOKENS, Tokens
+
+SEAL_BYTES = 16
+TAG_BYTES = 16
+_PERSON = b"heph-flight-1"  # words of another meaning of this module are not heard
+
+
+class Attach(msgspec.Struct, frozen=True, tag="attach"):
+    """A follower's worker wants a flight from a chunk on. inbox: where its answers go; position: chunks that it has."""
+
+    flight: bytes
+    token: bytes
+    inbox: bytes
+    position: int = 0
+
+
+class Detach(msgspec.Struct, frozen=True, tag="detach"):
+    """A follower's worker wants no more of it."""
+
+    flight: bytes
+    token: bytes
+    inbox: bytes
+
+
+class Head(msgspec.Struct, frozen=True, tag="head", omit_defaults=True):
+    """How the answer begins; the whole of it if it is no stream."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    stream: bool
+    body: bytes = b""
+    source: str = "upstream"
+    outcome: str = "ok"
+    error_code: str = ""
+    deployment: str = ""
+    model: str = ""
+
+
+class End(msgspec.Struct, frozen=True, tag="end", omit_defaults=True):
+    """How the answer ended. outcome: empty if it is whole, else why it broke, with the upstream's own error event."""
+
+    outcome: str = ""
+    message: str = ""
+    event: bytes = b""
+    finish_reason: str = ""
+    ending: bytes = b""
+    complete: bool = False
+    usage_known: bool = False
+    tokens: Tokens = NO_TOKENS
+
+
+class News(msgspec.Struct, frozen=True, tag="news", omit_defaults=True):
+    """More of a flight: chunks from a position on, the head before them, the end behind them."""
+
+    flight: bytes
+    token: bytes
+    position: int = 0
+    head: Head | None = None
+    chunks: tuple[bytes, ...] = ()
+    end: End | None = None
+    leader: bytes = b""  # its inbox
+
+
+class Gone(msgspec.Struct, frozen=True, tag="gone"):
+    """There is no such flight (any more). alone: it cannot be shared; ask for yourself."""
+
+    flight: bytes
+    token: bytes
+    alone: bool = False
+
+
+Word: TypeAlias = Attach | Detach | News | Gone
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Attach | Detach | News | Gone).decode
+
+
+class Seals:
+    """Seals and opens words. secret: that only the proxies of this installation have."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = hashlib.blake2b(secret, digest_size=32, person=_PERSON).digest()
+
+    def tag_of(self, key: bytes) -> bytes:
+        """A cache key's name among workers: hexadecimal, and without the secret nobody can tell what was asked."""
+        return hashlib.blake2b(key, key=self._secret, digest_size=TAG_BYTES, person=_PERSON).hexdigest().encode()
+
+    def sealed(self, channel: bytes, word: Word) -> bytes:
+        """A word for a channel; it is worth nothing in another."""
+        payload = _encode(word)
+        return self._seal(channel, payload) + payload
+
+    def opened(self, channel: bytes, data: bytes) -> Word | None:
+        """The word, or None if it is not one of ours for this channel."""
+        payload = memoryview(data)[SEAL_BYTES:]
+        if not hmac.compare_digest(self._seal(channel, payload), data[:SEAL_BYTES]):
+            return None
+        try:
+            word: Word = _decode(payload)
+        except msgspec.DecodeError:
+            return None
+        return word
+
+    def _seal(self, channel: bytes, payload: bytes | memoryview) -> bytes:
+        seal = hashlib.blake2b(channel, key=self._secret, digest_size=SEAL_BYTES, person=_PERSON)
+        seal.update(payload)
+        return seal.digest()

@@ -1,0 +1,251 @@
+"""Tests of flights shared by workers over a real Redis: one upstream call, whoever leads, leaves or dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.records import CacheState, Outcome
+from proxy.call import Call, StreamBroken
+from proxy.settings import ProxySecrets, Secret
+from proxy.shared import SharedState
+from proxy.transports.coalesce import Coalesce
+from proxy.transports.coalesce_shared import SharedFlights
+from tests.proxy.fakes import until
+from tests.proxy.redis_server import RedisServer
+from tests.proxy.state_fakes import FakeInner, make_call, settle_down
+from tests.proxy.transports.test_coalesce import ANSWER_NANOUSD, Client
+
+SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("token"))
+DEADLINE_S = 30.0
+
+
+class Host:
+    """A worker's part: local flights above shared ones above an upstream."""
+
+    def __init__(self, url: str | None, *, lease_s: float = 0.4, secret: bytes = b"pepper") -> None:
+        self.shared = None
+        if url is not None:
+            self.shared = SharedState(ProxySettings(redis=url, redis_timeout_s=5.0, redis_pause_s=0.05), SECRETS)
+        self.inner = FakeInner(gated=True)
+        self.flights = SharedFlights(
+            self.inner, self.shared, secret=secret, lease_s=lease_s, buffer_bytes_max=10**6, flights_max=100
+        )
+        self.coalesce = Coalesce(
+            self.flights, calls_max=100, buffer_bytes_max=10**6, buffers_bytes_max=10**7,
+            elsewhere=self.flights.followers,
+        )  # fmt: skip
+        self.flights.on_left = self.coalesce.left_elsewhere
+
+    async def open(self) -> Host:
+        """Connected."""
+        if self.shared is not None:
+            self.shared.open()
+            async with asyncio.timeout(DEADLINE_S):
+                await self.shared.ready()
+        return self
+
+    async def close(self) -> None:
+        """Gone."""
+        await self.coalesce.aclose()
+        if self.shared is not None:
+            await self.shared.aclose()
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A server of its own."""
+    server = await RedisServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def hosts(server: RedisServer) -> AsyncIterator[tuple[Host, Host]]:
+    """Two workers."""
+    pair = (await Host(server.url).open(), await Host(server.url).open())
+    yield pair
+    for host in pair:
+        await host.close()
+
+
+async def _lead(host: Host) -> Client:
+    """A call that has gone upstream."""
+    client = Client(host.coalesce)
+    client.read_freely()
+    await until(lambda: host.inner.calls)
+    return client
+
+
+async def _follow(leader: Host, host: Host, key: bytes = b"key") -> Client:
+    """A call that the leader's worker knows of."""
+    client = Client(host.coalesce)
+    client.read_freely()
+    await until(lambda: leader.flights.followers(key))
+    return client
+
+
+async def test_two_workers_ask_once(hosts: tuple[Host, Host]) -> None:
+    """The second worker's calls get the first one's answer, pay nothing and say what they saved."""
+    one, two = hosts
+    leader = await _lead(one)
+    followers = [await _follow(one, two), Client(two.coalesce)]
+    await settle_down()
+    one.inner.gate.set()
+    await until(lambda: all(client.ended for client in (leader, *followers)))
+    assert [[b'{"answer":1}']] * 3 == [client.got for client in (leader, *followers)]
+    assert ([], 1) == (two.inner.calls, len(one.inner.calls))
+    assert [CacheState.MISS, CacheState.COALESCED, CacheState.COALESCED] == [
+        client.call.cache for client in (leader, *followers)
+    ]
+    assert [0, ANSWER_NANOUSD, ANSWER_NANOUSD] == [client.call.saved_nanousd for client in (leader, *followers)]
+    assert (1, 1, 0) == (one.flights.led_total, two.flights.followed_total, two.flights.led_total)
+
+
+async def test_a_follower_gets_the_stream_so_far_and_what_comes(hosts: tuple[Host, Host]) -> None:
+    """Joining in the middle misses nothing; the end says what is known of the whole."""
+    one, two = hosts
+    one.inner.streaming = True
+    one.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: one.inner.streams)
+    (stream,) = one.inner.streams
+    stream.feed(b"one", b"two")
+    await until(lambda: len(leader.got) == 2)
+    late = await _follow(one, two)
+    await until(lambda: late.got == [b"one", b"two"])
+    stream.feed(b"three")
+    stream.end()
+    await until(lambda: leader.ended and late.ended)
+    assert [b"one", b"two", b"three"] == leader.got == late.got
+    assert late.reply is not None
+    assert (True, "stop", ANSWER_NANOUSD) == (late.reply.complete, late.reply.finish_reason, late.call.saved_nanousd)
+    assert [] == two.inner.calls
+
+
+async def test_an_answer_that_has_just_ended_is_still_shared(hosts: tuple[Host, Host]) -> None:
+    """A worker that looked into the cache a moment before need not ask again."""
+    one, two = hosts
+    one.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: leader.ended)
+    late = Client(two.coalesce)
+    await until(lambda: late.ended)
+    assert ([b'{"answer":1}'], []) == (late.got, two.inner.calls)
+
+
+async def test_the_call_goes_on_for_another_worker_when_the_leader_s_client_leaves(hosts: tuple[Host, Host]) -> None:
+    """It is cancelled only when nobody anywhere wants it."""
+    one, two = hosts
+    one.inner.streaming = True
+    one.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: one.inner.streams)
+    (stream,) = one.inner.streams
+    stream.feed(b"one")
+    follower = await _follow(one, two)
+    await until(lambda: follower.got)
+    assert not leader.leave()
+    stream.feed(b"two")
+    await until(lambda: follower.got == [b"one", b"two"])
+    assert follower.leave()
+    await until(lambda: leader.ended)
+    assert ("cancelled", True, True) == (leader.ended, leader.call.aborted, stream.closed > 0)
+
+
+async def test_a_dead_leader_s_flight_is_taken_over(hosts: tuple[Host, Host], server: RedisServer) -> None:
+    """Nobody answers under the lease: when it runs out the follower claims it and asks upstream itself."""
+    _, two = hosts
+    assert two.shared is not None
+    tag = two.flights._seals.tag_of(b"key")
+    server.client().set(two.shared.prefix + b"flight:{" + tag + b"}", b"dead/token", px=300)
+    two.inner.gate.set()
+    client = Client(two.coalesce)
+    await until(lambda: client.ended)
+    assert ("complete", [b'{"answer":1}'], CacheState.MISS) == (client.ended, client.got, client.call.cache)
+    assert (1, 1) == (two.flights.taken_over_total, len(two.inner.calls))
+
+
+async def test_a_leader_that_dies_in_the_middle_breaks_the_stream(hosts: tuple[Host, Host]) -> None:
+    """What a client has had cannot be continued by anybody else, so it is told, and the next call asks anew."""
+    one, two = hosts
+    one.inner.streaming = True
+    one.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: one.inner.streams)
+    one.inner.streams[0].feed(b"one")
+    follower = await _follow(one, two)
+    await until(lambda: follower.got)
+    assert one.shared is not None
+    await one.shared.aclose()  # it neither renews its lease nor says a word
+    await until(lambda: follower.ended)
+    assert ("broken", [b"one"]) == (follower.ended, follower.got)
+    assert isinstance(follower.broken, StreamBroken)
+    assert Outcome.BROKEN_STREAM is follower.broken.outcome
+    two.inner.gate.set()
+    again = Client(two.coalesce)
+    await until(lambda: again.ended)
+    assert ("complete", CacheState.MISS) == (again.ended, again.call.cache)
+    leader.task.cancel()
+
+
+async def test_a_leader_that_fails_leaves_its_followers_to_themselves(hosts: tuple[Host, Host]) -> None:
+    """A bug or a shutdown there is no answer here: the follower asks upstream itself, at once."""
+    one, two = hosts
+    leader = await _lead(one)
+    two.inner.gate.set()
+    follower = await _follow(one, two)
+    leader.task.cancel()
+    await until(lambda: follower.ended)
+    assert ("complete", [b'{"answer":1}'], 1) == (follower.ended, follower.got, len(two.inner.calls))
+
+
+@pytest.mark.parametrize("configured", [False, True])
+async def test_without_redis_each_worker_shares_its_own(server: RedisServer, configured: bool) -> None:
+    """No Redis, or one that is gone: local flights as ever, and nobody waits."""
+    host = await Host(server.url if configured else None).open()
+    server.kill()
+    clients = [Client(host.coalesce) for _ in range(3)]
+    await until(lambda: host.inner.calls)
+    host.inner.gate.set()
+    await until(lambda: all(client.ended for client in clients))
+    assert (1, 0) == (len(host.inner.calls), host.flights.led_total)
+    await host.close()
+
+
+async def test_another_installation_shares_nothing(server: RedisServer) -> None:
+    """Under another secret flights have other names, and what is said there is not heard."""
+    one, two = await Host(server.url).open(), await Host(server.url, secret=b"other").open()
+    for host in (one, two):
+        host.inner.gate.set()
+        client = Client(host.coalesce)
+        await client.task
+    assert (1, 1) == (len(one.inner.calls), len(two.inner.calls))
+    assert two.shared is not None
+    await two.shared.publish(one.flights._channel(one.flights._name), b"hello")
+    await until(lambda: one.flights.unheard_total)
+    for host in (one, two):
+        await host.close()
+
+
+async def test_one_worker_asks_a_stale_answer_anew(hosts: tuple[Host, Host]) -> None:
+    """The first to want it does, the others leave it to that one for a while."""
+    one, two = hosts
+    assert not await one.flights.is_refreshed_elsewhere(b"key")
+    assert await two.flights.is_refreshed_elsewhere(b"key")
+    assert not await two.flights.is_refreshed_elsewhere(b"another")
+
+
+async def test_a_call_that_does_not_share_costs_no_round_trip(hosts: tuple[Host, Host]) -> None:
+    """Without a key, or past the cache, nothing is claimed."""
+    one, _ = hosts
+    one.inner.gate.set()
+    for key, state in ((b"", CacheState.MISS), (b"key", CacheState.BYPASS)):
+        call: Call = make_call()
+        call.cache_key, call.cache = key, state
+        await one.coalesce.send(call)
+    assert (2, 0) == (len(one.inner.calls), one.flights.led_total)

@@ -1,0 +1,213 @@
+"""Tests of a flight between two workers, without Redis between them: whatever is lost, repeated or late, the bytes are the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane.contract.pricing import Tokens
+from controlplane.contract.records import Outcome
+from proxy.call import Reply, StreamBroken
+from proxy.refusals import EXHAUSTED, refuse
+from proxy.transports.flight_follow import UNKNOWN_MAX, Followed
+from proxy.transports.flight_lead import Led
+from proxy.transports.flight_words import Attach, Detach, End, Gone, Head, News, Seals
+from tests.proxy.state_fakes import FakeStream, complete_reply, stream_reply
+
+TAG, TOKEN, INBOX = b"tag", b"token", b"inbox"
+
+
+async def _alive() -> bool:
+    return True
+
+
+class Line:
+    """A leader and a follower with a channel between them that the test can disturb."""
+
+    def __init__(self, *, bytes_max: int = 10**6) -> None:
+        self.led = Led(TAG, TOKEN, b"key", leader=b"me", pump=lambda _led, _inbox: None, bytes_max=bytes_max)
+        self.asked: list[int] = [0]
+        self.followed = Followed(TAG, TOKEN, ask=self.asked.append, bytes_max=bytes_max)
+        self.words: list[News | Gone] = []
+
+    def attach(self) -> bool:
+        """The oldest wish of the follower reaches the leader."""
+        return self.led.attach(INBOX, self.asked.pop(0)) if self.asked else True
+
+    def pump(self) -> None:
+        """The leader says what is new."""
+        while (word := self.led.news_for(INBOX)) is not None:
+            self.words.append(word)
+
+    def deliver(self, at: int = 0) -> None:
+        """One of the words arrives."""
+        word = self.words.pop(at)
+        if isinstance(word, News):
+            self.followed.take(word)
+        else:
+            self.followed.lose(alone=word.alone)
+
+    async def exchange(self) -> bool:
+        """The channel is undisturbed for a moment: all that was asked and said arrives."""
+        while self.words or self.asked:
+            self.attach()
+            self.pump()
+            if self.words:
+                self.deliver()
+        return True
+
+    async def read_all(self) -> list[bytes]:
+        """What the follower can read to the end; whatever is missing it asks for again."""
+        got = []
+        await self.exchange()
+        while chunk := await self.followed.next(silence_s=0.0001, alive=self.exchange):
+            got.append(chunk)
+        return got
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.binary(min_size=1, max_size=5), max_size=12),
+    st.lists(
+        st.tuples(st.sampled_from(["add", "attach", "pump", "deliver", "lose", "repeat"]), st.integers(0, 5)),
+        max_size=40,
+    ),
+)
+def test_any_loss_order_and_repetition_gives_the_same_bytes(chunks: list[bytes], steps: list[tuple[str, int]]) -> None:
+    """Whatever the channel does while the answer comes, the follower has all of it in the end, each chunk once and in order."""
+
+    async def run() -> None:
+        line = Line()
+        reply = stream_reply(FakeStream())
+        line.led.begin(reply)
+        left = list(chunks)
+        for step, number in steps:
+            if step == "add" and left:
+                line.led.add(left.pop(0))
+            elif step == "attach":
+                line.attach()
+            elif step == "pump":
+                line.pump()
+            elif line.words and step in ("deliver", "lose", "repeat"):
+                at = number % len(line.words)
+                if step == "repeat":
+                    line.words.append(line.words[at])
+                elif step == "lose":
+                    line.words.pop(at)
+                else:
+                    line.deliver(at)
+        for chunk in left:
+            line.led.add(chunk)
+        reply.complete, reply.finish_reason, reply.tokens = True, "stop", Tokens(input=3)
+        line.led.finish(reply)
+        assert chunks == await line.read_all()
+        mine = line.followed.reply()
+        assert mine is None or mine.status == 200
+        end = Reply(200, [])
+        line.followed.know_the_end(end)
+        assert (True, "stop", Tokens(input=3)) == (end.complete, end.finish_reason, end.tokens)
+
+    asyncio.run(run())
+
+
+def test_a_whole_answer_goes_over_in_one_word() -> None:
+    """Status, headers, body and what is known of it, as the leader has them."""
+    line = Line()
+    reply = complete_reply()
+    line.led.begin(reply)
+    assert line.attach()
+    line.pump()
+    line.deliver()
+    mine = line.followed.reply()
+    assert mine is not None
+    assert (200, reply.headers, reply.body, "sim/m", "m") == (
+        mine.status,
+        mine.headers,
+        mine.body,
+        mine.deployment,
+        mine.model,
+    )
+    assert (True, "stop", reply.tokens) == (mine.complete, mine.finish_reason, mine.tokens)
+    assert not line.followed.is_stream
+
+
+async def test_a_broken_stream_is_broken_for_the_follower_too() -> None:
+    """With the outcome, the words and the error event of the leader's upstream."""
+    line = Line()
+    line.led.begin(stream_reply(FakeStream()))
+    line.led.add(b"one")
+    line.attach()
+    line.led.finish(stream_reply(FakeStream()), StreamBroken(Outcome.TIMED_OUT, "too slow", event=b"data: no\n\n"))
+    line.pump()
+    line.deliver()
+    assert b"one" == await line.followed.next(silence_s=1.0, alive=_alive)
+    with pytest.raises(StreamBroken, match="too slow") as broken:
+        await line.followed.next(silence_s=1.0, alive=_alive)
+    assert (Outcome.TIMED_OUT, b"data: no\n\n") == (broken.value.outcome, broken.value.event)
+
+
+def test_what_is_not_to_be_shared_is_not() -> None:
+    """Our own refusals, and answers beyond the limit: the follower asks for itself."""
+    for reply in (refuse(EXHAUSTED, "no"), complete_reply(b"x" * 20)):
+        line = Line(bytes_max=10)
+        assert line.attach()
+        line.led.begin(reply)
+        line.pump()
+        line.deliver()
+        assert line.followed.reply() is None
+        assert not line.led.may_attach
+
+
+def test_a_stream_beyond_the_limit_is_closed_to_joiners_and_bounded() -> None:
+    """Who keeps up goes on; who comes later, or is further behind than the limit, is told to ask for itself."""
+    line = Line(bytes_max=10)
+    line.led.begin(stream_reply(FakeStream()))
+    assert line.attach()
+    for _ in range(10):
+        line.led.add(b"xxxx")
+        line.pump()
+        line.deliver()
+        line.followed._chunks.clear()
+        line.followed._bytes = 0
+    assert not line.led.attach(b"late", 0)
+    for _ in range(10):
+        line.led.add(b"xxxx")
+    line.pump()
+    assert [Gone(TAG, TOKEN, alone=True)] == line.words
+
+
+async def test_a_leader_of_whom_nobody_knows_is_given_up() -> None:
+    """After a silence the lease is looked at: gone means lost, unknown some times in a row too; alive means to ask again."""
+    for answers, lost in (([False], True), ([None] * UNKNOWN_MAX, True), ([None, True, None, True, None, False], True)):
+        line = Line()
+        said = list(answers)
+
+        async def alive(said: list[bool | None] = said) -> bool | None:
+            return said.pop(0)
+
+        in_time = await line.followed.wait_for_beginning(left_s=None, silence_s=0.0001, alive=alive)
+        assert (True, lost, []) == (in_time, line.followed.reply() is None, said)
+    late = Line()
+    assert not await late.followed.wait_for_beginning(left_s=0.001, silence_s=60, alive=_alive)
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20), st.integers(0, 200), st.integers(0, 7))
+def test_only_our_own_words_are_heard(secret: bytes, channel: bytes, at: int, bit: int) -> None:
+    """A word comes back as it was said; with one bit changed, for another channel or under another secret it is nothing."""
+    seals = Seals(secret)
+    for word in (
+        Attach(b"f", b"t", b"i", 3),
+        Detach(b"f", b"t", b"i"),
+        News(b"f", b"t", 2, Head(200, ((b"a", b"b"),), stream=True), (b"x",), End(finish_reason="stop")),
+        Gone(b"f", b"t", alone=True),
+    ):
+        sealed = seals.sealed(channel, word)
+        assert word == seals.opened(channel, sealed)
+        assert seals.opened(channel + b"x", sealed) is None
+        assert Seals(secret + b"x").opened(channel, sealed) is None
+        damaged = bytearray(sealed)
+        damaged[at % len(sealed)] ^= 1 << bit
+        assert seals.opened(channel, bytes(damaged)) is None
