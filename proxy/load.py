@@ -18,7 +18,12 @@ _SKETCH_MIN_S = 0.001
 _SKETCH_BASE = 1.1  # a quantile is right within a tenth
 _SKETCH_BUCKETS = 128  # up to 180 s
 _SKETCH_KEPT = 2_000.0  # observations; beyond it all counts are halved, so that the past fades
-_TOLERANCE = 1.5  # how much slower than usual is no sign of a queue
+_LIMIT_FIRST = 20
+_TOLERANCE = 2.0  # how much slower than usual is no sign of a queue; answers differ in length
+_SHORT = 0.05  # of the present latency, for each new answer
+_FOLLOW = 0.02  # of the usual one, where no queue of ours is in the way
+_LOOK_EVERY_S = 60.0
+_LEARNED_FROM = 30  # answers
 _SMOOTHING = 0.2
 _BACKED_OFF = 0.8
 _BACK_OFF_EVERY_S = 1.0  # one crowd of failures lowers the limit once
@@ -68,45 +73,72 @@ class Sketch:
 class AdaptiveLimit:
     """How many calls at once are good for a deployment, found by its latency and errors, between the bounds of its policy.
 
-    Each good answer moves the limit by the gradient (usual latency over present latency) plus room to grow (the square root of the
-    limit); overload multiplies it down at once. It does not grow while it is not used.
-    Source: the gradient algorithm of Netflix's concurrency-limits, with multiplicative decrease.
+    Each good answer moves the limit by the gradient (twice the usual latency over the present one, at most 1) plus room to grow
+    (half the square root of the limit); overload multiplies it down at once. It does not grow while it is not used. What is usual is
+    learned under a quarter of the load, once a minute, since under full load a queue of our own making would pass for usual. Where a
+    deployment can do C calls at once, and more make it slower in proportion, the limit settles between C and 3 C.
+    Source: after the gradient algorithm of Netflix's concurrency-limits.
     """
 
-    __slots__ = ("_lowered_at", "_short_s", "_usual_s", "policy", "value")
+    __slots__ = ("_back_to", "_learning", "_look_at", "_lowered_at", "_short_s", "_usual_s", "policy", "value")
 
     def __init__(self, policy: Concurrency) -> None:
         self.policy = policy
-        self.value = float(policy.max if not policy.adaptive else max(policy.min, min(policy.max, 20)))
+        self.value = float(policy.max if not policy.adaptive else max(policy.min, min(policy.max, _LIMIT_FIRST)))
         self._short_s = 0.0
         self._usual_s = 0.0
         self._lowered_at = -math.inf
+        self._look_at = -math.inf
+        self._learning = 0  # answers until the usual latency is known anew
+        self._back_to = self.value
 
     def apply(self, policy: Concurrency) -> None:
         """Takes a newer policy and keeps what was learned."""
         self.policy = policy
-        self.value = float(policy.max) if not policy.adaptive else min(max(self.value, policy.min), policy.max)
+        if not policy.adaptive:
+            self.value, self._back_to, self._learning = float(policy.max), float(policy.max), 0
+        self.value, self._back_to = self._bounded(self.value), self._bounded(self._back_to)
 
     def observe(self, latency_s: float, *, inflight: int, overloaded: bool, now: float) -> None:
         """Learns from one answer; inflight: calls at once when it came, itself included."""
-        policy = self.policy
-        if not policy.adaptive:
+        if not self.policy.adaptive:
             return
         if overloaded:
             if now - self._lowered_at >= _BACK_OFF_EVERY_S:
                 self._lowered_at = now
-                self.value = max(float(policy.min), self.value * _BACKED_OFF)
+                self.value = self._bounded(self.value * _BACKED_OFF)
+                self._back_to = min(self._back_to, self.value)
             return
-        self._short_s = latency_s if not self._short_s else self._short_s * 0.8 + latency_s * 0.2
-        self._usual_s = latency_s if not self._usual_s else self._usual_s * 0.98 + latency_s * 0.02
-        if inflight * 2 < self.value:
+        self._short_s = latency_s if not self._short_s else self._short_s + (latency_s - self._short_s) * _SHORT
+        if self._learning:
+            self._learn()
             return
-        if self._usual_s > 2 * self._short_s:  # what was usual was a time of trouble
-            self._usual_s *= 0.95
+        full = inflight * 2 >= self.value
+        if not full or self._short_s < self._usual_s:
+            self._usual_s += (self._short_s - self._usual_s) * (_FOLLOW if self._usual_s else 1.0)
+        if not full:
+            return
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            self._learning = 2 * inflight + _LEARNED_FROM
+            self._back_to = self.value
+            self.value = self._bounded(self.value / 4)
+            return
         gradient = max(0.5, min(1.0, _TOLERANCE * self._usual_s / max(self._short_s, 1e-9)))
-        wanted = self.value * gradient + math.sqrt(self.value)
-        value = self.value * (1 - _SMOOTHING) + wanted * _SMOOTHING
-        self.value = min(max(value, float(policy.min)), float(policy.max))
+        wanted = self.value * gradient + math.sqrt(self.value) / 2
+        self.value = self._bounded(self.value + (wanted - self.value) * _SMOOTHING)
+
+    def _learn(self) -> None:
+        """One more answer under little load; the first ones still belong to the load before."""
+        self._learning -= 1
+        if self._learning == _LEARNED_FROM:
+            self._short_s = 0.0
+        elif not self._learning:
+            self._usual_s = self._short_s
+            self.value = self._bounded(self._back_to)
+
+    def _bounded(self, value: float) -> float:
+        return min(max(value, float(self.policy.min)), float(self.policy.max))
 
 
 class DeploymentLoad:

@@ -16,8 +16,8 @@ from controlplane.contract.snapshot import Upstream
 from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects.dialect import Malformed, RequestView, Scanner
-from proxy.dialects.openai_media_stream import SoundScanner
 from proxy.dialects.openai import is_ambiguous
+from proxy.dialects.openai_media_stream import SoundScanner
 from proxy.dialects.operations import dialect_of
 from proxy.dialects.reported_cost import reported_nanousd
 from proxy.dialects.service_class import service_class_of
@@ -90,14 +90,15 @@ class HttpTransport:
     async def _connect(self, attempt: Attempt, pool: Pool, *, fresh: bool) -> Connection:
         upstream = attempt.candidate.upstream
         left_s = attempt.call.deadline - time.monotonic()
+        allowed_s = min(upstream.connect_timeout_s, attempt.first_byte_timeout_s)
         try:
-            return await pool.acquire(timeout_s=min(upstream.connect_timeout_s, left_s), fresh=fresh)
+            return await pool.acquire(timeout_s=min(allowed_s, left_s), fresh=fresh)
         except PoolExhausted as error:
             self._metrics.bound_hit("upstream_connections_max")
             message = f"every connection to upstream {upstream.id} is busy"
             raise AttemptFailed(AttemptError.CONNECT, message, detail=str(error)) from error
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            expired = isinstance(error, TimeoutError) and left_s < upstream.connect_timeout_s
+            expired = isinstance(error, TimeoutError) and left_s < allowed_s
             kind = AttemptError.DEADLINE if expired else AttemptError.CONNECT
             reason = "timed out" if isinstance(error, TimeoutError) else str(error)
             detail = f"cannot connect to upstream {upstream.id}: {reason}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,26 +48,45 @@ def test_the_past_fades() -> None:
     assert sketch.total < 2_000
 
 
-def grown(limit: AdaptiveLimit, latency_s: float, answers: int, *, busy: bool = True) -> float:
-    """The limit after so many good answers, with all places taken or none."""
-    for _ in range(answers):
-        limit.observe(latency_s, inflight=int(limit.value) if busy else 1, overloaded=False, now=0.0)
-    return limit.value
+def settled(
+    limit: AdaptiveLimit, capacity: int, *, rounds: int = 20_000, noise: float = 0.0, busy: float = 1.0
+) -> list[float]:
+    """The limits after the start, at a deployment that does so many calls at once in 0.1 s and gets slower with each more.
+
+    noise: sigma of the logarithm of what an answer's length makes of its latency; busy: how much of the limit is used.
+    """
+    draw, seen, now = random.Random(3), [], 0.0
+    for n in range(rounds):
+        inflight = max(1, int(limit.value * busy))
+        latency_s = 0.1 * max(1.0, inflight / capacity) * draw.lognormvariate(0.0, noise)
+        limit.observe(latency_s, inflight=inflight, overloaded=False, now=now)
+        now += latency_s / inflight
+        if n > 1_000:
+            seen.append(limit.value)
+    return sorted(seen)
 
 
-def test_the_limit_grows_while_it_is_used_and_latency_stays() -> None:
-    """Up to its bound; not while most places are free."""
-    limit = AdaptiveLimit(Concurrency(max=100, min=4))
-    assert limit.value == grown(limit, 0.1, 100, busy=False)
-    assert 100.0 == grown(limit, 0.1, 300)
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("capacity", [8, 50, 200])
+def test_the_limit_finds_what_a_deployment_can_do(capacity: int, noise: float) -> None:
+    """Neither starved nor flooded, also where answers differ in length: nearly always between C and three times C, never over four."""
+    seen = settled(AdaptiveLimit(Concurrency(max=1_000, min=4)), capacity, noise=noise)
+    assert capacity <= seen[len(seen) // 5]
+    assert seen[-len(seen) // 20] <= 3 * capacity
+    assert seen[-1] <= 4 * capacity + 5
 
 
-def test_the_limit_falls_when_latency_rises() -> None:
-    """A queue at the upstream shows as latency, and fewer calls at once is the answer; never below the least."""
-    limit = AdaptiveLimit(Concurrency(max=100, min=4))
-    grown(limit, 0.1, 300)
-    assert grown(limit, 1.0, 40) < 50
-    assert limit.value >= 4
+def test_the_limit_does_not_grow_while_it_is_not_used() -> None:
+    """Few calls say nothing about many."""
+    limit = AdaptiveLimit(Concurrency(max=1_000))
+    assert 20.0 == settled(limit, 500, rounds=2_000, busy=0.3)[-1]
+
+
+def test_the_limit_follows_a_deployment_that_gets_smaller() -> None:
+    """A quarter of the capacity is soon less than half of the limit."""
+    limit = AdaptiveLimit(Concurrency(max=1_000))
+    before = settled(limit, 100)[-1]
+    assert settled(limit, 25)[-1] < before / 2
 
 
 def test_overload_lowers_the_limit_once_for_a_crowd() -> None:

@@ -220,6 +220,19 @@ async def test_a_client_in_a_hurry_still_gets_its_failover(world: World) -> None
     assert [AttemptError.FIRST_BYTE_TIMEOUT, AttemptError.NONE] == [item.error for item in world.records()[0].attempts]
 
 
+async def test_a_client_in_a_hurry_does_not_wait_for_a_connection(world: World) -> None:
+    """Connecting shrinks with the rest: an upstream that never finishes its handshake leaves time for the next one."""
+    silent = await asyncio.start_server(lambda _reader, _writer: asyncio.sleep(3_600), "127.0.0.1", 0)
+    good = await world.upstream(GOOD)
+    port = silent.sockets[0].getsockname()[1]
+    urls = (f"https://127.0.0.1:{port}/v1", f"http://127.0.0.1:{good.port}/v1")
+    world.apply(urls=urls, route={"timeout_s": 60.0}, upstream={"first_byte_timeout_s": 20.0})
+    response = await world.chat(headers={"x-heph-timeout-ms": "1500"})
+    assert (200, "u1/m") == (response.status_code, response.headers["x-heph-deployment"])
+    assert AttemptError.CONNECT == world.records()[0].attempts[0].error
+    silent.close()
+
+
 async def test_retries_of_many_calls_stay_within_the_budget(world: World) -> None:
     """However many calls fail at once, upstreams are asked again at most by the ratio of the settings."""
     await world.upstream(fails(503))
