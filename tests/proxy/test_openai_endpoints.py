@@ -129,6 +129,19 @@ async def test_only_a_response_that_nobody_keeps_is_stored(
     assert cache is world.records()[1].cache
 
 
+async def test_a_stored_stream_is_replayed_to_its_own_last_event(world: World) -> None:
+    """A stream that nobody keeps comes from the cache as the same events, with the same end."""
+    upstream = await world.upstream(replies(STREAM_HEAD + chunk(BEGINNING + DELTAS + END) + STREAM_END))
+    world.apply(tenant=TenantPolicy(id="acme"))
+    body = {"model": "gpt", "input": "hi", "stream": True, "store": False}
+    first, second = [await world.client.post("/v1/responses", json=body) for _ in range(2)]
+    assert ("miss", "hit", 1) == (first.headers["x-heph-cache"], second.headers["x-heph-cache"], len(upstream.received))
+    for got in (first, second):
+        events = [part + b"\n\n" for part in got.content.split(b"\n\n")[:-1] if not part.startswith(b":")]
+        assert BEGINNING + DELTAS + END == b"".join(events)
+    assert 0 == world.records()[1].cost_nanousd
+
+
 async def test_a_completion_and_its_stream(world: World) -> None:
     """The old endpoint works like chat, usage of the stream included."""
     usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
