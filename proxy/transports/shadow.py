@@ -1,8 +1,8 @@
 """Copies of answered calls: to a route's shadow, and to a sick deployment that no call would otherwise probe.
 
 A copy is sent after its call was answered, so it delays nobody; its reply is read to the end and thrown away. It leaves a record of its own,
-with the tag `heph-shadow` (`copy` or `probe`) and the original's id in `heph-shadow-of`, but without a tenant: its cost is real and in
-every total, and in nobody's budget.
+with the tag `heph-shadow` (`copy` or `probe`), the original's id in `heph-shadow-of` and the agent `hephaestus`, but without a tenant: its
+cost is real and in every total, and in nobody's budget.
 
 A failover target gets no calls while the first deployment is healthy, so without these probes a breaker that has once opened there would stay
 open until it is needed, and be seen as trouble for as long.
@@ -29,6 +29,7 @@ from proxy.transports.concurrency import Saturated
 
 # Asked twice, these change nothing anywhere but the bill.
 _REPEATABLE = frozenset(("chat", "completions", "messages", "embeddings", "moderations"))
+_AGENT = "hephaestus"  # as the control plane's own probes
 _TAG, _OF = "heph-shadow", "heph-shadow-of"
 
 
@@ -161,5 +162,6 @@ def _copy_of(call: Call, candidate: Candidate, kind: str) -> Call:
     copy.route, copy.candidates = call.route, (candidate,)
     timeout_s = 120.0 if call.route is None else call.route.route.timeout_s
     copy.deadline = time.monotonic() + timeout_s
+    copy.agent = _AGENT
     copy.tags = {_TAG: kind, _OF: call.call_id}
     return copy
