@@ -68,7 +68,7 @@ class AnthropicMessages:
             max_output_tokens=fields.max_tokens,
             image_parts=body.count(_IMAGE),
             user=metadata.get("user_id", ""),
-            ambiguous=openai.is_ambiguous(body, ceiling=True),
+            ambiguous=None,
         )
 
     def rewritten(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:  # noqa: ARG002 - the seam's
@@ -106,7 +106,7 @@ class AnthropicCountTokens(AnthropicMessages):
             include_usage=True,
             max_output_tokens=0,
             free=True,
-            ambiguous=openai.is_ambiguous(body),
+            ambiguous=None,
         )
 
     def read_reply(self, body: bytes) -> tuple[Tokens | None, str]:

@@ -34,7 +34,8 @@ class RequestView(msgspec.Struct, frozen=True):
     image_parts: int = 0  # at least as many images as the request carries
     user: str = ""
     metadata: dict[str, str] = _NO_TAGS
-    ambiguous: bool = False  # the body must be written anew, so that the upstream reads what the stages read
+    # The body must be written anew, so that the upstream reads what the stages read; None: to be looked at if it would go on as it came.
+    ambiguous: bool | None = False
     free: bool = False  # the upstream bills nothing for it
     sound_parts: int = 0  # files with sound that the request carries
     file_bytes: int = 0  # of the body, bytes that are files and no text

@@ -10,7 +10,8 @@ from proxy.dialects.dialect import Malformed
 TOKENS_MAX = 1_000_000_000  # a count above this is a provider's mistake, not a usage
 CHOICES_MAX = 128
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"[]", b"{}"))
-_NOTHING = msgspec.Raw(b"")
+NOTHING = msgspec.Raw(b"")
+NO_LABELS: dict[str, str] = {}
 
 
 class StreamOptions(msgspec.Struct):
@@ -29,8 +30,8 @@ class ChatFields(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None
-    user: msgspec.Raw = _NOTHING
-    metadata: msgspec.Raw = _NOTHING
+    user: msgspec.Raw = NOTHING
+    metadata: msgspec.Raw = NOTHING
 
 
 class EmbeddingFields(msgspec.Struct):
@@ -38,8 +39,8 @@ class EmbeddingFields(msgspec.Struct):
 
     model: str
     input: msgspec.Raw
-    user: msgspec.Raw = _NOTHING
-    metadata: msgspec.Raw = _NOTHING
+    user: msgspec.Raw = NOTHING
+    metadata: msgspec.Raw = NOTHING
 
 
 class PromptDetails(msgspec.Struct):
@@ -72,7 +73,7 @@ class _Choice(msgspec.Struct):
 
 
 class _ReplyFields(msgspec.Struct):
-    usage: msgspec.Raw = _NOTHING
+    usage: msgspec.Raw = NOTHING
     choices: tuple[_Choice, ...] = ()
 
 
@@ -139,10 +140,15 @@ def is_ambiguous(body: bytes, *, ceiling: bool = False, n: bool = False) -> bool
     """
     return (
         body.count(b'"model"') != 1
-        or b"\\u00" in body
-        or (ceiling and (body.count(b'"max_tokens"') > 1 or body.count(b'"max_completion_tokens"') > 1))
+        or (b"\\" in body and b"\\u00" in body)  # looking for a single byte costs next to nothing
+        or (ceiling and body.count(b'_tokens"') > 1 and _has_two_ceilings(body))
         or (n and body.count(b'"n"') > 1)
     )
+
+
+def _has_two_ceilings(body: bytes) -> bool:
+    """Whether one of the names for it may be there twice."""
+    return body.count(b'"max_tokens"') > 1 or body.count(b'"max_completion_tokens"') > 1
 
 
 def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:

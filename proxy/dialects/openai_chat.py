@@ -29,7 +29,9 @@ class OpenAiChat:
         n = 1 if fields.n is None else fields.n
         if not 1 <= n <= openai.CHOICES_MAX:
             raise Malformed(f"`n` must be between 1 and {openai.CHOICES_MAX}", "n")
-        user, metadata = openai.labels_of(fields.user, fields.metadata)
+        user, metadata = "", openai.NO_LABELS
+        if fields.user is not openai.NOTHING or fields.metadata is not openai.NOTHING:
+            user, metadata = openai.labels_of(fields.user, fields.metadata)
         return RequestView(
             model=fields.model,
             stream=bool(fields.stream),
@@ -39,7 +41,7 @@ class OpenAiChat:
             image_parts=(body.count(_IMAGE_PART) + 1) // 2,
             user=user,
             metadata=metadata,
-            ambiguous=openai.is_ambiguous(body, ceiling=ceiling is not None, n=fields.n is not None),
+            ambiguous=None,
         )
 
     def rewritten(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:
@@ -62,15 +64,10 @@ class OpenAiChat:
 
 def _ceiling(fields: openai.ChatFields) -> int | None:
     """The larger of the two names for it, because upstreams differ in which one they read."""
-    ceilings = [
-        (value, param)
-        for value, param in (
-            (fields.max_completion_tokens, "max_completion_tokens"),
-            (fields.max_tokens, "max_tokens"),
-        )
-        if value is not None
-    ]
-    for value, param in ceilings:
-        if not 1 <= value <= openai.TOKENS_MAX:
+    newer, older = fields.max_completion_tokens, fields.max_tokens
+    if newer is None and older is None:
+        return None
+    for value, param in ((newer, "max_completion_tokens"), (older, "max_tokens")):
+        if value is not None and not 1 <= value <= openai.TOKENS_MAX:
             raise Malformed(f"`{param}` must be between 1 and {openai.TOKENS_MAX}", param)
-    return max(ceilings)[0] if ceilings else None
+    return max(newer or 0, older or 0)

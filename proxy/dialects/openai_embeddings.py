@@ -23,9 +23,7 @@ class OpenAiEmbeddings:
         if memoryview(fields.input)[:1].tobytes() not in (b"[", b'"'):
             raise Malformed("`input` must be a string or an array", "input")
         user, metadata = openai.labels_of(fields.user, fields.metadata)
-        return RequestView(
-            model=fields.model, max_output_tokens=0, user=user, metadata=metadata, ambiguous=openai.is_ambiguous(body)
-        )
+        return RequestView(model=fields.model, max_output_tokens=0, user=user, metadata=metadata, ambiguous=None)
 
     def rewritten(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:  # noqa: ARG002 - the seam's
         """The request with the upstream's name of the model; embeddings know no stream and no ceiling."""
