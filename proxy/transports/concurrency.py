@@ -129,6 +129,8 @@ class ConcurrencyTransport:
         finally:
             if waiting in queue:
                 queue.remove(waiting)
+            if not queue and self._queues.get(name) is queue:
+                del self._queues[name]
             call.waited_ns += time.monotonic_ns() - began_ns
         if not got:
             raise self._shed(call, rank, load, len(queue))
