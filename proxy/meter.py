@@ -49,7 +49,7 @@ def estimated_tokens(
     The output never exceeds what the request and the deployment allow, which is what was reserved.
     """
     view = call.view
-    if view is None or view.background:  # what comes later is billed later
+    if view is None:
         return NO_TOKENS
     ceiling = deployment.max_output_tokens if view.max_output_tokens is None else view.max_output_tokens
     output = events or int(elapsed_s * tokens_per_s)
@@ -72,9 +72,7 @@ def sum_up(call: Call) -> None:
     call.tokens = _sum(attempts)
     call.cost_nanousd = sum(attempt.cost_nanousd for attempt in attempts)
     states = {
-        attempt.cost_state
-        for attempt in attempts
-        if attempt.tokens.total or attempt.cost_state is CostState.UNPRICED
+        attempt.cost_state for attempt in attempts if attempt.tokens.total or attempt.cost_state is CostState.UNPRICED
     }
     call.cost_state = next((s for s in (CostState.UNPRICED, CostState.ESTIMATED) if s in states), CostState.FINAL)
     call.price_version = attempts[-1].price_version

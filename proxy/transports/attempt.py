@@ -184,6 +184,9 @@ class Attempt:
             return self.tokens, True
         if error in _UNBILLED and not self.events:
             return NO_TOKENS, True
+        view = self.call.view
+        if view is not None and view.background and self.reply is not None:
+            return NO_TOKENS, False  # it goes on there, and is booked when it is finished
         estimate = meter.estimated_tokens(
             self.call,
             self.candidate.deployment,

@@ -18,7 +18,7 @@ import msgspec
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import CacheState
 from proxy import meter, refusals
-from proxy.call import Call, ChunkStream, Reply, Transport
+from proxy.call import Call, ChunkStream, Reply, StreamBroken, Transport
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import data_of, events_in
 from proxy.dialects.openai_usage import read_io_usage
@@ -67,7 +67,12 @@ class Kept:
             return reply
         owner = self._owner_of(call, reply, owner)
         if reply.stream is not None:
-            reply.stream = _KeptStream(self, call, reply, reply.stream, owner)
+            reply.stream = stream = _KeptStream(self, call, reply, reply.stream, owner)
+            try:
+                await stream.begin()
+            except BaseException:
+                stream.close()
+                raise
         elif call.operation.endswith("_delete"):
             await self._owners.forget(_tenant_of(call), [call.path.rpartition("/")[2]])
         else:
@@ -228,7 +233,7 @@ class _Places:
 
 
 class _KeptStream:
-    """The stream of a response: its id is written down before its first event goes out, the ids of its items before its last."""
+    """The stream of a response: its id is written down before anything goes out, the ids of its items before its last event."""
 
     def __init__(self, kept: Kept, call: Call, reply: Reply, stream: ChunkStream, owner: Owner) -> None:
         self._kept = kept
@@ -237,18 +242,26 @@ class _KeptStream:
         self._stream = stream
         self._owner = owner
         self._held: bytes | None = None  # read, and not yet given out
-        self._begun = False
+        self._broken: StreamBroken | None = None
+
+    async def begin(self) -> None:
+        """Writes down what the first events say, before the client is answered at all."""
+        try:
+            self._held = await self._stream.read()
+        except StreamBroken as broken:
+            self._broken = broken
+        else:
+            await self._note(self._held)
 
     async def read(self) -> bytes:
         """The next events. Raises StreamBroken."""
+        if self._broken is not None:
+            raise self._broken
         if self._held is None:
             self._held = await self._stream.read()
         chunk = self._held
         if not chunk:
             await self._note(self._reply.ending)
-        elif not self._begun:
-            await self._note(chunk)
-        self._begun = True
         self._held = None
         return chunk
 

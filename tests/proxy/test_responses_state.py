@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import CostState, Outcome
 from proxy.settlement import Settlement
-from tests.proxy.fakes import Clock, World
+from tests.proxy.fakes import STREAM_HEAD, Clock, Received, Wire, World, chunk, sends_then_hangs, until
 from tests.proxy.responses_account import ANN, BOB, Account, two_tenants
 
 TOKENS = Tokens(input=5, cache_read=4, output=1, reasoning=5)
@@ -254,6 +255,50 @@ async def test_a_background_response_that_nobody_reads_is_booked_all_the_same(wo
     assert [0, 0, 0, 0, 19_000] == [record.cost_nanousd for record in records]
     await ask(world, ANN, "GET", f"/v1/responses/{id_}")
     assert 0 == world.records()[-1].cost_nanousd
+
+
+async def test_a_background_stream_whose_client_leaves_is_booked_later(world: World) -> None:
+    """It goes on at the upstream: leaving costs nothing yet, and what it used is booked when it is finished."""
+    account = Account()
+    made: list[str] = []
+
+    async def begins(wire: Wire, request: Received) -> None:
+        if request.line.startswith("GET"):
+            await account.script(wire, request)
+            return
+        document = account.response(json.loads(request.body))
+        made.append(str(document["id"]))
+        begun = document | {"status": "in_progress", "output": [], "usage": None}
+        event = json.dumps({"type": "response.created", "sequence_number": 0, "response": begun})
+        await wire.send(STREAM_HEAD + chunk(f"event: response.created\ndata: {event}\n\n".encode()))
+        await wire.hang()
+
+    await world.upstream(begins)
+    await two_tenants(world)
+    body = {"model": "gpt", "input": "hi", "background": True, "stream": True}
+    async with world.client.stream(
+        "POST", "/v1/responses", json=body, headers={"authorization": f"Bearer {ANN}"}
+    ) as got:
+        await anext(got.aiter_lines())
+    await world.until_idle()
+    assert [Tokens()] == [record.tokens for record in world.records()]
+    assert set(made) == set(await world.worker.owners.find("ann", made))
+    await world.worker.settlement.look_at_all()
+    assert [Tokens(), TOKENS] == [record.tokens for record in world.records()]
+
+
+async def test_leaving_before_a_background_response_has_an_id_is_not_free(world: World) -> None:
+    """Nobody will ever be able to ask what it used, so it is estimated."""
+    upstream = await world.upstream(sends_then_hangs(b""))
+    await two_tenants(world)
+    asking = asyncio.create_task(make(world, background=True))
+    await until(lambda: upstream.received)
+    asking.cancel()
+    await until(upstream.client_left.is_set)
+    await world.until_idle()
+    (record,) = world.records()
+    assert (Outcome.CLIENT_CLOSED, CostState.ESTIMATED) == (record.outcome, record.cost_state)
+    assert record.tokens.input
 
 
 async def test_a_background_response_is_booked_before_it_is_deleted(world: World) -> None:
