@@ -54,6 +54,7 @@ class _Fields(msgspec.Struct):
     conversation: msgspec.Raw = msgspec.Raw(b"null")
     data: msgspec.Raw = msgspec.Raw(b"[]")
     usage: msgspec.Raw = msgspec.Raw(b"")
+    store: bool | None = None
     response: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -106,6 +107,7 @@ def made_by(body: bytes | msgspec.Raw, *, kept: bool) -> Made:
         fields = _decode_fields(body)
         if bytes(fields.response) not in (b"", b"null"):
             fields = _decode_fields(fields.response)
+        kept = kept and fields.store is not False  # whoever does not keep it says so: a translation's upstream cannot
         ids = [fields.id] if fields.id and kept else []
         conversation = _decode(fields.conversation)
         if conversation is not None:

@@ -102,6 +102,17 @@ async def test_a_client_of_anthropics_at_gemini(world: World, base: str) -> None
     assert (whole.usage.output_tokens, whole.stop_reason) == (streamed.usage.output_tokens, streamed.stop_reason)
 
 
+async def test_responses_at_ollama(world: World, base: str) -> None:
+    """Responses to chat by us, chat to Ollama by litellm: whole and streamed agree."""
+    serve(world, base, OLLAMA)
+    async with openai.AsyncOpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0) as client:
+        whole = await client.responses.create(model="gpt", input=SEA, max_output_tokens=4000)
+        async with client.responses.stream(model="gpt", input=SEA, max_output_tokens=4000) as stream:
+            streamed = await stream.get_final_response()
+    assert whole.output_text == streamed.output_text != ""
+    assert whole.usage == streamed.usage
+
+
 async def test_embeddings(world: World, base: str) -> None:
     """One vector for each input, in their order."""
     serve(world, base, "gemini/gemini-embedding-001")

@@ -85,6 +85,54 @@ class TestChatServedByAnthropic:
         assert set(SCHEMA["required"]) == json.loads(found.choices[0].message.content or "").keys()
 
 
+class TestResponsesServedByAnthropic:
+    """OpenAI's SDK, as agents use it now: responses, through two translations."""
+
+    @pytest.fixture
+    def client(self, world: World, provider: Provider) -> openai.AsyncOpenAI:
+        """It, in front of an upstream that speaks Messages alone."""
+        base = f"http://127.0.0.1:{provider.ports['primary']}"
+        world.apply(urls=(base,), model="claude-haiku-4-5", upstream={"dialect": "anthropic"})
+        return openai.AsyncOpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
+
+    async def test_whole_and_streamed(self, client: openai.AsyncOpenAI, world: World) -> None:
+        """The same text, the same usage, the same tokens on record."""
+        async with client:
+            whole = await client.responses.create(model="gpt", input="Tell me about the sea.", max_output_tokens=4000)
+            async with client.responses.stream(
+                model="gpt", input="Tell me about the sea.", max_output_tokens=4000
+            ) as stream:
+                streamed = await stream.get_final_response()
+        assert whole.output_text == streamed.output_text != ""
+        assert whole.usage == streamed.usage
+        assert whole.usage is not None
+        assert [whole.usage.total_tokens] * 2 == [record.tokens.total for record in world.records()]
+        assert {"responses"} == {record.operation for record in world.records()}
+
+    async def test_a_tool_and_its_result(self, client: openai.AsyncOpenAI) -> None:
+        """The whole turn goes back, as agents without stored state do it."""
+        tool: Any = {"type": "function", "name": "book", "parameters": SCHEMA, "strict": True}
+        turns: Any = [{"role": "user", "content": "Tell me about the sea."}]
+        async with client:
+            first = await client.responses.create(model="gpt", input=turns, tools=[tool], tool_choice="required")
+            (call,) = (item for item in first.output if item.type == "function_call")
+            turns += [item.model_dump(exclude_none=True) for item in first.output]
+            turns += [{"type": "function_call_output", "call_id": call.call_id, "output": "done"}]
+            second = await client.responses.create(model="gpt", input=turns, tools=[tool])
+        assert set(SCHEMA["required"]) <= json.loads(call.arguments).keys()
+        assert second.output
+
+    async def test_nothing_is_kept_there(self, client: openai.AsyncOpenAI) -> None:
+        """A response cannot be continued by its identity: the client is told so, by the field."""
+        async with client:
+            first = await client.responses.create(model="gpt", input="hi")
+            assert first.model_extra is not None
+            with pytest.raises(openai.APIStatusError) as caught:
+                await client.responses.create(model="gpt", input="and?", previous_response_id=first.id)
+        assert caught.value.status_code in (400, 404)
+        assert "previous" in caught.value.message.lower()
+
+
 class TestMessagesServedByOpenAi:
     """Anthropic's SDK."""
 
