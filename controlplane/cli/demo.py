@@ -198,6 +198,11 @@ from openai import OpenAI
 client = OpenAI(base_url='{base}', api_key='{key}')
 print(client.chat.completions.create(model='gpt-4o-mini', messages=[{{'role': 'user', 'content': 'Hello'}}]).choices[0].message.content)"
 
+{sys.executable} -c "
+from anthropic import Anthropic
+client = Anthropic(base_url='{base.removesuffix("/v1")}', api_key='{key}')
+print(client.messages.create(model='claude-haiku-4-5', max_tokens=200, messages=[{{'role': 'user', 'content': 'Hello'}}]).content[0].text)"
+
 Ctrl-C stops everything.
 """)
 

@@ -1,61 +1,21 @@
-"""How the agents of the fleet call: the official OpenAI client, with every answer and every error counted."""
+"""How the agents of the fleet call: the official clients in three protocols, with every answer and every error counted."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from typing import Any, Self
+from typing import Any
 
-import httpx
+import anthropic
 import msgspec
 import openai
 
-NANOUSD_PER_USD = 1_000_000_000
-_COST = "x-heph-cost-usd"
-_HITS = ("hit", "stale", "semantic")
-_ERROR_CODES_MAX = 100  # different codes that are told apart; the rest are counted as "other"
-Message = dict[str, Any]  # a message as the official client takes it
-Tool = dict[str, Any]  # a tool as the official client takes it
+from controlplane.demo.counters import COST, AgentCounters, Count, FleetCounters, Incomplete
 
-
-class AgentCounters(msgspec.Struct):
-    """Counts of one agent."""
-
-    calls: int = 0
-    ok: int = 0
-    failed: int = 0
-    cache_hits: int = 0
-    cost_nanousd: int = 0
-
-
-class FleetCounters(msgspec.Struct):
-    """Live counts of a fleet. calls = ok + failed + abandoned + in_flight."""
-
-    calls: int = 0
-    ok: int = 0
-    abandoned: int = 0  # streams that an agent left on purpose
-    in_flight: int = 0
-    failed_by_code: dict[str, int] = msgspec.field(default_factory=dict)  # the error's code, else its status or kind
-    cache: dict[str, int] = msgspec.field(default_factory=dict)  # answers by their x-heph-cache header
-    cost_nanousd: int = 0  # as the answers' x-heph-cost-usd says
-    agents: dict[str, AgentCounters] = msgspec.field(default_factory=dict)
-
-    @property
-    def failed(self) -> int:
-        """Calls that ended with an error."""
-        return sum(self.failed_by_code.values())
-
-    @property
-    def cache_hits(self) -> int:
-        """Answers that came out of the cache."""
-        return sum(self.cache.get(state, 0) for state in _HITS)
-
-    @property
-    def coalesced(self) -> int:
-        """Answers that came from a call of somebody else in flight."""
-        return self.cache.get("coalesced", 0)
+Message = dict[str, Any]  # a message as an official client takes it
+Tool = dict[str, Any]  # a tool as an official client takes it
+Block = dict[str, Any]  # a content block as Anthropic's client takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +24,7 @@ class Answer:
 
     text: str
     calls: tuple[tuple[str, str, str], ...] = ()  # tool calls: id, name, arguments
+    id: str = ""  # of a response that is remembered
 
     def as_message(self) -> Message:
         """The answer as a part of the conversation."""
@@ -76,18 +37,41 @@ class Answer:
         return message
 
 
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The official clients of one virtual key."""
+
+    openai: openai.AsyncOpenAI
+    anthropic: anthropic.AsyncAnthropic
+
+    @classmethod
+    def to(cls, base_url: str, api_key: str, *, timeout_s: float) -> Clients:
+        """Clients that try once. base_url: as OpenAI's client takes it, ending with `/v1`, which Anthropic's adds itself."""
+        return cls(
+            openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout_s),
+            anthropic.AsyncAnthropic(
+                base_url=base_url.removesuffix("/v1"), api_key=api_key, max_retries=0, timeout=timeout_s
+            ),
+        )
+
+    async def close(self) -> None:
+        """Closes their connections."""
+        await self.openai.close()
+        await self.anthropic.close()
+
+
 class Caller:
     """One agent's way to the proxy. A failed call is counted and gives None; nothing but a cancellation is raised."""
 
-    def __init__(
-        self, client: openai.AsyncOpenAI, agent: str, counters: FleetCounters, slots: asyncio.Semaphore
-    ) -> None:
+    def __init__(self, clients: Clients, agent: str, counters: FleetCounters, slots: asyncio.Semaphore) -> None:
         """slots: the calls that the whole fleet may have in flight."""
         self.agent = agent
-        self._client = client
+        self._clients = clients
         self._counters = counters
         self._own = counters.agents.setdefault(agent, AgentCounters())
         self._slots = slots
+
+    # --- OpenAI's chat completions and embeddings ------------------------------------------------------------------------
 
     async def chat(
         self,
@@ -100,9 +84,8 @@ class Caller:
     ) -> Answer | None:
         """One chat completion."""
         options: dict[str, Any] = {"tools": list(tools), "tool_choice": tool_choice} if tools else {}
-        create: Any = (
-            self._client.chat.completions.with_raw_response.create
-        )  # typed for literals, not for what a variable holds
+        # Typed for literals, not for what a variable holds; so are its neighbours below.
+        create: Any = self._clients.openai.chat.completions.with_raw_response.create
         async with self._counted() as call:
             raw = await create(model=model, messages=list(messages), extra_headers=self._headers(session), **options)
             answer = raw.parse().choices[0].message
@@ -115,115 +98,134 @@ class Caller:
         self, model: str, messages: Sequence[Message], *, session: str, leave_after: int | None = None
     ) -> Answer | None:
         """One streamed chat completion, read to its end or, with leave_after, abandoned after so many events."""
-        create: Any = self._client.chat.completions.with_streaming_response.create  # as above
+        create: Any = self._clients.openai.chat.completions.with_streaming_response.create
         text: list[str] = []
         async with self._counted() as call:
             async with create(
                 model=model, messages=list(messages), stream=True, extra_headers=self._headers(session)
             ) as response:
                 seen = 0
-                async for line in response.iter_lines():
-                    if line.startswith(f": {_COST}="):
-                        call.cost(line.removeprefix(f": {_COST}=").partition(" ")[0])
-                    if not line.startswith("data: "):
-                        continue
-                    if line == "data: [DONE]":
+                async for data in _events(response.iter_lines(), call):
+                    if data == "[DONE]":
                         call.answered(response.headers)
                         return Answer("".join(text))
-                    text.append(_text_of(line.removeprefix("data: ")))
+                    text.append(_text_of(data))
                     seen += 1
                     if leave_after is not None and seen > leave_after:
                         call.abandoned()
                         return Answer("".join(text))
-            raise _Incomplete("stream_incomplete")
+            raise Incomplete("stream_incomplete")
         return None
 
     async def embed(self, model: str, texts: Sequence[str], *, session: str) -> bool:
         """One call for embeddings; says whether it succeeded."""
         async with self._counted() as call:
-            raw = await self._client.embeddings.with_raw_response.create(
+            raw = await self._clients.openai.embeddings.with_raw_response.create(
                 model=model, input=list(texts), extra_headers=self._headers(session)
             )
             call.answered(raw.headers)
             return len(raw.parse().data) == len(texts)
         return False
 
+    # --- OpenAI's responses ----------------------------------------------------------------------------------------------
+
+    async def respond(
+        self, model: str, question: str, *, session: str, instructions: str = "", previous: str | None = None
+    ) -> Answer | None:
+        """One response that is remembered, or that goes on from the one with the id `previous`."""
+        create: Any = self._clients.openai.responses.with_raw_response.create
+        options = {"previous_response_id": previous} if previous else {}
+        async with self._counted() as call:
+            raw = await create(
+                model=model,
+                input=question,
+                instructions=instructions or None,
+                extra_headers=self._headers(session),
+                **options,
+            )
+            made = raw.parse()
+            call.answered(raw.headers)
+            return Answer(made.output_text, id=made.id)
+        return None
+
+    # --- Anthropic's messages --------------------------------------------------------------------------------------------
+
+    async def message(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        session: str,
+        tools: Sequence[Tool] = (),
+        tool_choice: dict[str, str] | None = None,
+        tokens_max: int = 1_000,
+    ) -> Answer | None:
+        """One message."""
+        create: Any = self._clients.anthropic.messages.with_raw_response.create
+        options: dict[str, Any] = (
+            {"tools": list(tools), "tool_choice": tool_choice or {"type": "auto"}} if tools else {}
+        )
+        async with self._counted() as call:
+            raw = await create(
+                model=model,
+                messages=list(messages),
+                max_tokens=tokens_max,
+                extra_headers=self._headers(session),
+                **options,
+            )
+            made = await raw.parse()
+            call.answered(raw.headers)
+            text = "".join(block.text for block in made.content if block.type == "text")
+            calls = [block for block in made.content if block.type == "tool_use"]
+            return Answer(text, tuple((call.id, call.name, msgspec.json.encode(call.input).decode()) for call in calls))
+        return None
+
+    async def message_stream(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        session: str,
+        system: Sequence[Block] = (),
+        tokens_max: int = 1_000,
+    ) -> Answer | None:
+        """One streamed message, read to its end."""
+        create: Any = self._clients.anthropic.messages.with_streaming_response.create
+        text: list[str] = []
+        async with self._counted() as call:
+            async with create(
+                model=model,
+                messages=list(messages),
+                max_tokens=tokens_max,
+                system=list(system),
+                stream=True,
+                extra_headers=self._headers(session),
+            ) as response:
+                async for data in _events(response.iter_lines(), call):
+                    event = msgspec.json.decode(data, type=_MessageEvent)
+                    if event.type == "message_stop":
+                        call.answered(response.headers)
+                        return Answer("".join(text))
+                    if event.error is not None:
+                        raise Incomplete(event.error.type or "error_event")
+                    text.append(event.delta.text if event.delta is not None else "")
+            raise Incomplete("stream_incomplete")
+        return None
+
     def _headers(self, session: str) -> dict[str, str]:
         return {"x-heph-agent": self.agent, "x-heph-session": session}
 
-    def _counted(self) -> _Count:
-        return _Count(self._counters, self._own, self._slots)
+    def _counted(self) -> Count:
+        return Count(self._counters, self._own, self._slots)
 
 
-class _Count:
-    """The counting of one call: waits for a slot, and swallows the call's error once it is counted."""
-
-    def __init__(self, fleet: FleetCounters, own: AgentCounters, slots: asyncio.Semaphore) -> None:
-        self._fleet = fleet
-        self._own = own
-        self._slots = slots
-        self._open = False
-
-    async def __aenter__(self) -> Self:
-        await self._slots.acquire()
-        self._open = True
-        self._fleet.calls += 1
-        self._fleet.in_flight += 1
-        self._own.calls += 1
-        return self
-
-    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        self._slots.release()
-        known = isinstance(error, (openai.OpenAIError, httpx.HTTPError, ValueError, _Incomplete))
-        if known and isinstance(error, Exception):
-            self._failed(_code_of(error))
-        elif self._open:  # cancelled before its answer
-            self.abandoned()
-        return known
-
-    def answered(self, headers: Mapping[str, str]) -> None:
-        """A whole answer with its headers."""
-        self._end()
-        self._fleet.ok += 1
-        self._own.ok += 1
-        cache = headers.get("x-heph-cache")
-        if cache:
-            self._fleet.cache[cache] = self._fleet.cache.get(cache, 0) + 1
-            self._own.cache_hits += cache in _HITS
-        self.cost(headers.get(_COST, ""))
-
-    def abandoned(self) -> None:
-        """The agent left."""
-        self._end()
-        self._fleet.abandoned += 1
-
-    def cost(self, usd: str) -> None:
-        """Money as a header or the last comment of a stream tells it."""
-        try:
-            nanousd = int(Decimal(usd) * NANOUSD_PER_USD)
-        except (InvalidOperation, ValueError, OverflowError):
-            return
-        self._fleet.cost_nanousd += nanousd
-        self._own.cost_nanousd += nanousd
-
-    def _failed(self, code: str) -> None:
-        """An error; after an answer was counted it is not counted again."""
-        if not self._open:
-            return
-        self._end()
-        self._own.failed += 1
-        known = self._fleet.failed_by_code
-        if code not in known and len(known) >= _ERROR_CODES_MAX:
-            code = "other"
-        known[code] = known.get(code, 0) + 1
-
-    def _end(self) -> None:
-        self._open = False
-        self._fleet.in_flight -= 1
-
-
-class _Incomplete(Exception):
-    """A stream that ended too early, or with an error event; carries the code."""
+async def _events(lines: AsyncIterator[str], call: Count) -> AsyncIterator[str]:
+    """The data of a stream's events; the comment in which the proxy tells the cost is counted on the way."""
+    async for line in lines:
+        if line.startswith(f": {COST}="):
+            call.cost(line.removeprefix(f": {COST}=").partition(" ")[0])
+        elif line.startswith("data: "):
+            yield line.removeprefix("data: ")
 
 
 class _Delta(msgspec.Struct):
@@ -244,24 +246,19 @@ class _Event(msgspec.Struct):
     error: _Error | None = None
 
 
+class _TextDelta(msgspec.Struct):
+    text: str = ""
+
+
+class _MessageEvent(msgspec.Struct):
+    type: str
+    delta: _TextDelta | None = None
+    error: _Error | None = None
+
+
 def _text_of(data: str) -> str:
-    """The text in one event. Raises _Incomplete for an error event, ValueError for one that is not JSON."""
+    """The text in one event. Raises Incomplete for an error event, ValueError for one that is not JSON."""
     event = msgspec.json.decode(data, type=_Event)
     if event.error is not None:
-        raise _Incomplete(str(event.error.code or event.error.type or "error_event"))
+        raise Incomplete(str(event.error.code or event.error.type or "error_event"))
     return "".join(choice.delta.content or "" for choice in event.choices)
-
-
-def _code_of(error: Exception) -> str:
-    """A short, stable name for an error."""
-    match error:
-        case openai.APITimeoutError() | httpx.TimeoutException():
-            return "timeout"
-        case openai.APIStatusError():
-            return str(error.code or error.status_code)
-        case openai.APIConnectionError() | httpx.TransportError():
-            return "connection"
-        case _Incomplete():
-            return str(error)
-        case _:
-            return "malformed_answer"

@@ -6,11 +6,11 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-import openai
 import structlog
 
 from controlplane.clock import Clock, SystemClock
-from controlplane.demo.caller import Caller, FleetCounters
+from controlplane.demo.caller import Caller, Clients
+from controlplane.demo.counters import FleetCounters
 from controlplane.demo.habits import HABITS, Agent, FleetModels, Habit
 
 CONCURRENCY_MAX = 32  # calls that the fleet has in flight; further ones wait
@@ -20,7 +20,7 @@ TIMEOUT_S = 60.0  # of one call
 class Fleet:
     """Agents that call, each at its own rhythm. Errors are counted, never raised.
 
-    base_url: as the official client takes it, ending with `/v1`. api_keys: one virtual key for all agents, or several that are
+    base_url: as OpenAI's client takes it, ending with `/v1`. api_keys: one virtual key for all agents, or several that are
     dealt out in turn, so that agents belong to several tenants. scale: how busy the fleet is; 2 halves every pause. The same seed
     makes the same agents ask the same questions in the same order.
     """
@@ -75,10 +75,7 @@ class Fleet:
 
     async def _run_agents(self) -> None:
         slots = asyncio.Semaphore(self._concurrency_max)
-        clients = [
-            openai.AsyncOpenAI(base_url=self._base_url, api_key=key, max_retries=0, timeout=TIMEOUT_S)
-            for key in self._api_keys
-        ]
+        clients = [Clients.to(self._base_url, key, timeout_s=TIMEOUT_S) for key in self._api_keys]
         try:
             async with asyncio.TaskGroup() as group:
                 for number, habit in enumerate(self._habits):

@@ -11,6 +11,8 @@ from controlplane.demo.caller import Caller, Message, Tool
 
 CHAT_TURNS_MAX = 12  # of a long chat before the next one begins
 LOOPS_MAX = 20  # of the agent that loops, before somebody restarts it
+LESSONS_MAX = 6  # of the tutor before the next pupil
+RESEARCH_TURNS = 5  # of the researcher, on average
 BURST = 6  # identical questions at the same time
 _QUESTIONS = (
     "How do I reset my password?",
@@ -71,6 +73,18 @@ _SEARCH: Tool = {
         },
     },
 }
+_LABEL: Tool = {  # in Anthropic's words
+    "name": "label",
+    "description": "Puts a label on a letter.",
+    "input_schema": {
+        "type": "object",
+        "properties": {
+            "department": {"type": "string", "enum": ["billing", "support", "sales", "press"]},
+            "urgent": {"type": "boolean", "description": "Whether it cannot wait."},
+        },
+        "required": ["department", "urgent"],
+    },
+}
 _GUIDE = " ".join(
     f"Rule {number}: a change must say why it is made, must be as small as it can be, and must leave module {number} easier to test than before."
     for number in range(1, 61)
@@ -84,6 +98,9 @@ class FleetModels:
     small: str = "gpt-4o-mini"
     large: str = "gpt-4o"
     embedding: str = "text-embedding-3-small"
+    remembering: str = "gpt-4.1-mini"  # asked for responses that go on from each other
+    claude: str = "claude-haiku-4-5"
+    claude_large: str = "claude-sonnet-5"
 
 
 @dataclass(slots=True)
@@ -95,6 +112,7 @@ class Agent:
     draw: random.Random
     sessions: int = 0
     history: list[Message] = field(default_factory=list)
+    last_id: str = ""  # of the response that the conversation goes on from
 
     def session(self) -> str:
         """The name of the conversation it is in."""
@@ -104,6 +122,7 @@ class Agent:
         """Forgets everything and begins a new conversation."""
         self.sessions += 1
         self.history = []
+        self.last_id = ""
         return self.session()
 
 
@@ -210,6 +229,51 @@ async def review_code(agent: Agent) -> None:
     await agent.caller.chat(agent.models.large, messages, session=agent.next_session())
 
 
+async def research(agent: Agent) -> None:
+    """A researcher: responses that go on from each other, whose past the provider remembers."""
+    if agent.last_id and agent.draw.random() < 1 / RESEARCH_TURNS:
+        agent.next_session()
+    subject = agent.draw.choice(_SUBJECTS)
+    question = f"What is known about {subject}, and what follows from the last answer?"
+    instructions = "You are a careful researcher. Name what is not known."
+    answer = await agent.caller.respond(
+        agent.models.remembering,
+        question,
+        session=agent.session(),
+        instructions=instructions,
+        previous=agent.last_id or None,
+    )
+    agent.last_id = answer.id if answer is not None else ""
+
+
+async def teach(agent: Agent) -> None:
+    """A tutor on Claude: streamed lessons, and long rules in front of each that the provider is asked to cache."""
+    if len(agent.history) >= 2 * LESSONS_MAX:
+        agent.next_session()
+    rules = {"type": "text", "text": f"You teach by these rules. {_GUIDE}", "cache_control": {"type": "ephemeral"}}
+    question: Message = {
+        "role": "user",
+        "content": f"Explain {agent.draw.choice(_SUBJECTS)} to a beginner in 60 words.",
+    }
+    answer = await agent.caller.message_stream(
+        agent.models.claude_large, [*agent.history, question], session=agent.session(), system=[rules]
+    )
+    if answer is not None:
+        agent.history += [question, {"role": "assistant", "content": answer.text}]
+
+
+async def sort_mail(agent: Agent) -> None:
+    """A mail room on Claude: each letter gets its label by a tool that has to be called."""
+    letter = f"Letter {agent.draw.randint(1, 200)}: {agent.draw.choice(_QUESTIONS)}"
+    await agent.caller.message(
+        agent.models.claude,
+        [{"role": "user", "content": letter}],
+        session=agent.next_session(),
+        tools=[_LABEL],
+        tool_choice={"type": "tool", "name": "label"},
+    )
+
+
 HABITS: tuple[Habit, ...] = (
     Habit("support-faq", ask_often, 0.6),
     Habit("chat-companion", chat_long, 1.5),
@@ -219,4 +283,7 @@ HABITS: tuple[Habit, ...] = (
     Habit("stuck-planner", loop_forever, 2.5),
     Habit("newsroom", ask_in_bursts, 5.0),
     Habit("code-reviewer", review_code, 4.0),
+    Habit("researcher", research, 3.0),
+    Habit("tutor", teach, 4.0),
+    Habit("mail-room", sort_mail, 2.0),
 )

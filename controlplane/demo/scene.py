@@ -1,4 +1,4 @@
-"""The demo's world as files: a configuration with two upstreams of a simulated provider, and durations that a person can watch."""
+"""The demo's world as files: a configuration with three upstreams of a simulated provider, and durations that a person can watch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-PRIMARY, SECONDARY = "primary", "secondary"
+PRIMARY, SECONDARY, ANTHROPIC = "primary", "secondary", "anthropic"
 CREDENTIAL_FILE = "provider-key"
 CREDENTIAL = "sk-simulated"
 TENANTS = ("acme", "globex")
@@ -49,6 +49,7 @@ server:
 upstreams:
   - {{name: {PRIMARY}, base_url: "http://127.0.0.1:{ports.primary}/v1", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
   - {{name: {SECONDARY}, base_url: "http://127.0.0.1:{ports.secondary}/v1", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
+  - {{name: {ANTHROPIC}, dialect: anthropic, base_url: "http://127.0.0.1:{ports.secondary}", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
 models:
   - name: gpt-4o-mini
     deployments:
@@ -57,6 +58,18 @@ models:
   - name: gpt-4o
     deployments:
       - {{upstream: {PRIMARY}, model: gpt-4o, order: 0}}
+      - {{upstream: {ANTHROPIC}, model: claude-sonnet-5, order: 1}}  # in an outage Claude answers in OpenAI's words
+  - name: gpt-4.1-mini  # its responses go on from each other, so they stay where they are remembered
+    deployments:
+      - {{upstream: {SECONDARY}, model: gpt-4.1-mini, order: 0}}
+      - {{upstream: {PRIMARY}, model: gpt-4.1-mini, order: 1}}
+  - name: claude-haiku-4-5
+    deployments:
+      - {{upstream: {ANTHROPIC}, model: claude-haiku-4-5, order: 0}}
+      - {{upstream: {SECONDARY}, model: gpt-4o-mini, order: 1}}  # and the reverse
+  - name: claude-sonnet-5
+    deployments:
+      - {{upstream: {ANTHROPIC}, model: claude-sonnet-5, order: 0}}
       - {{upstream: {SECONDARY}, model: gpt-4o, order: 1}}
   - name: text-embedding-3-small
     deployments:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import openai
 import pytest
 
-from controlplane.demo.caller import Answer, Caller, FleetCounters
+from controlplane.demo.caller import Answer, Caller, Clients
+from controlplane.demo.counters import FleetCounters
 
 CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
 WHOLE = (
@@ -32,11 +32,10 @@ async def caller_of(body: bytes, *headers: str, status: str = "200 OK") -> Async
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     counters = FleetCounters()
-    async with (
-        server,
-        openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-a", max_retries=0) as client,
-    ):
-        yield Caller(client, "tester", counters, asyncio.Semaphore(1)), counters
+    clients = Clients.to(f"http://127.0.0.1:{port}/v1", "sk-a", timeout_s=10)
+    async with server:
+        yield Caller(clients, "tester", counters, asyncio.Semaphore(1)), counters
+        await clients.close()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +81,44 @@ async def test_broken_stream_is_a_failure(body: bytes, code: str) -> None:
     async with caller_of(body, "content-type: text/event-stream") as (caller, counters):
         assert await caller.stream("m", [], session="s") is None
     assert ({code: 1}, 0, 0) == (counters.failed_by_code, counters.ok, counters.in_flight)
+
+
+def events_of_a_message(*more: str) -> bytes:
+    """The events of a streamed message, with more of them before its end."""
+    delta = '{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"hi"}}'
+    start = '{"type":"message_start","message":{}}'
+    return "".join(f"event: e\ndata: {data}\n\n" for data in (start, delta, *more)).encode()
+
+
+async def test_streamed_message_is_read_to_its_end() -> None:
+    """A message's text and its cost are read; the comment with the cost comes before the end."""
+    stop = b': x-heph-cost-usd=0.000000007 x-heph-cost-state=final\n\ndata: {"type":"message_stop"}\n\n'
+    async with caller_of(events_of_a_message() + stop, "content-type: text/event-stream") as (caller, counters):
+        assert Answer("hi") == await caller.message_stream("m", [], session="s")
+    assert (1, 7) == (counters.ok, counters.cost_nanousd)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (events_of_a_message(), "stream_incomplete"),
+        (events_of_a_message('{"type":"error","error":{"type":"overloaded_error","message":"m"}}'), "overloaded_error"),
+        (events_of_a_message("{"), "malformed_answer"),
+    ],
+)
+async def test_broken_message_is_a_failure(body: bytes, code: str) -> None:
+    """A streamed message without its end, with an error event or without JSON is counted once, by its code."""
+    async with caller_of(body, "content-type: text/event-stream") as (caller, counters):
+        assert await caller.message_stream("m", [], session="s") is None
+    assert ({code: 1}, 0, 0) == (counters.failed_by_code, counters.ok, counters.in_flight)
+
+
+async def test_refused_message_is_counted_by_its_type() -> None:
+    """An error in Anthropic's shape is counted by its type."""
+    body = b'{"type":"error","error":{"type":"rate_limit_error","message":"m"},"request_id":"r"}'
+    async with caller_of(body, "content-type: application/json", status="429 Too Many Requests") as (caller, counters):
+        assert await caller.message("m", [], session="s") is None
+    assert {"rate_limit_error": 1} == counters.failed_by_code
 
 
 @pytest.mark.parametrize(

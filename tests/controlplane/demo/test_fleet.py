@@ -74,6 +74,10 @@ async def test_habits_differ(provider: Provider) -> None:
     assert small.streams > 0
     assert stats["text-embedding-3-small"].calls > 0
     assert stats["gpt-4o-2024-08-06"].cached_tokens > 0
+    assert stats["gpt-4.1-mini-2025-04-14"].prompt_tokens > 0
+    assert stats["claude-haiku-4-5-20251001"].calls > 0
+    claude = stats["claude-sonnet-5"]
+    assert claude.cached_tokens > claude.cache_write_tokens > 1024
     calls = sum(model.calls for model in stats.values())
     assert len(provider._inference.memory) < calls / 2  # half of the bodies or more were seen before
 
