@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
-from controlplane.contract.ids import ulid
+from controlplane.contract.ids import ALPHABET, ulid
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy import refusals
 from proxy.call import Call, Reply
@@ -29,8 +29,10 @@ Send = Callable[[Message], Awaitable[None]]
 PATHS: Mapping[str, Operation] = exact_paths()
 _STAGES_BEFORE_BODY = 1  # identify: so that the record of a body too large says whose it was
 _STAGES_OF_LOCAL = 2  # identify and admit
-_ENTROPY_BYTES = 10  # of one id
+_ENTROPY_CHARS = 16  # of one id, five bits each
 _ENTROPY_DRAWS = 256
+_NO_ENTROPY = bytes(10)
+_DIGITS = bytes(ALPHABET[byte % 32] for byte in range(256))  # what a random byte is as a digit of base 32
 
 
 class Flights(Protocol):
@@ -62,22 +64,28 @@ class Lifespan(Protocol):
 
 
 class CallIds:
-    """Ids of calls, as `controlplane.contract.ids.new_id` makes them; the randomness of many is drawn at once."""
+    """Ids of calls, as `controlplane.contract.ids.new_id` makes them; the time is written once a millisecond, the randomness of many drawn at once."""
 
-    __slots__ = ("_at", "_entropy")
+    __slots__ = ("_at", "_drawn", "_now_ms", "_prefix")
 
     def __init__(self) -> None:
-        self._entropy = b""
+        self._now_ms = -1
+        self._prefix = ""
+        self._drawn = ""
         self._at = 0
 
     def new(self) -> str:
         """A fresh id, unique across processes."""
+        now_ms = time.time_ns() // 1_000_000
+        if now_ms != self._now_ms:
+            self._now_ms = now_ms
+            self._prefix = "call_" + ulid(now_ms=now_ms, entropy=_NO_ENTROPY)[:-_ENTROPY_CHARS]
         at = self._at
-        if at >= len(self._entropy):
-            self._entropy = os.urandom(_ENTROPY_BYTES * _ENTROPY_DRAWS)
+        if at >= len(self._drawn):
+            self._drawn = os.urandom(_ENTROPY_CHARS * _ENTROPY_DRAWS).translate(_DIGITS).decode()
             at = 0
-        self._at = at + _ENTROPY_BYTES
-        return "call_" + ulid(now_ms=time.time_ns() // 1_000_000, entropy=self._entropy[at : at + _ENTROPY_BYTES])
+        self._at = end = at + _ENTROPY_CHARS
+        return self._prefix + self._drawn[at:end]
 
 
 class ProxyApp:

@@ -34,6 +34,11 @@ _RATE_LIMIT_PREFIXES_ANTHROPIC = (
     b"anthropic-ratelimit-input-tokens-",
     b"anthropic-ratelimit-output-tokens-",
 )
+_RATE_LIMIT_LINES = {
+    what: b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
+    % (what, what, what)
+    for what in (b"requests", b"tokens")
+}
 _STREAM_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -42,20 +47,21 @@ def response_lines(call: Call, reply: Reply, *, stream: bool) -> bytes:
 
     stream: the cost is not known yet and comes as a closing comment instead.
     """
-    headers = reply.headers
     limits = b""
+    theirs: tuple[bytes, ...] = ()
     if call.ratelimit_requests is not None or call.ratelimit_tokens is not None:
         anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
         theirs = _RATE_LIMIT_PREFIXES_ANTHROPIC if anthropic else _RATE_LIMIT_PREFIXES
         shown = _rate_limit_anthropic if anthropic else _rate_limit
-        headers = [header for header in headers if not header[0].startswith(theirs)]
         limits = shown(b"requests", call.ratelimit_requests) + shown(b"tokens", call.ratelimit_tokens)
     if call.quota_warning:
         limits += b"x-heph-quota-warning: %b\r\n" % _header_safe(call.quota_warning)
     running = stream and call.cache in _UPSTREAM  # its record is made when it ends
-    overhead_us = max(0, (time.monotonic_ns() - call.started_ns - call.waited_ns) // 1000)
+    overhead_us = (time.monotonic_ns() - call.started_ns - call.waited_ns) // 1000
+    if overhead_us < 0:
+        overhead_us = 0
     return b"%b%bx-heph-call-id: %b\r\n%b%b%bx-heph-attempts: %d\r\nx-heph-overhead-ms: %d.%03d\r\n%b%b" % (
-        header_lines(headers),
+        header_lines(reply.headers, without=theirs),
         limits,
         call.call_id.encode(),
         _served_lines(reply.model, reply.deployment) if reply.deployment else b"",
@@ -71,12 +77,13 @@ def response_lines(call: Call, reply: Reply, *, stream: bool) -> bytes:
     )
 
 
-def header_lines(headers: Headers) -> bytes:
-    """Headers as they go over the wire. Raises ValueError if one would break out of its line."""
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+def header_lines(headers: Headers, *, without: tuple[bytes, ...] = ()) -> bytes:
+    """Headers as they go over the wire, less those whose names begin so. Raises ValueError if one would break out of its line."""
+    lines = [b"%b: %b\r\n" % header for header in headers if not header[0].startswith(without)]
+    text = b"".join(lines)
+    if text.count(b"\n") != len(lines) or text.count(b"\r") != len(lines):
         raise ValueError("a header holds the end of a line")
-    return lines
+    return text
 
 
 def closing_comment(call: Call) -> bytes:
@@ -94,14 +101,7 @@ def _rate_limit(what: bytes, limit: RateLimit | None) -> bytes:
     if limit is None:
         return b""
     most, remaining, reset_s = limit
-    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-        what,
-        most,
-        what,
-        remaining,
-        what,
-        _duration(reset_s),
-    )
+    return _RATE_LIMIT_LINES[what] % (most, remaining, _duration(reset_s))
 
 
 def _rate_limit_anthropic(what: bytes, limit: RateLimit | None) -> bytes:
@@ -125,7 +125,7 @@ def _served_lines(model: str, deployment: str) -> bytes:
 def _duration(seconds: float) -> bytes:
     """As OpenAI writes it: `12ms`, `7s`, `6m0s`."""
     if seconds < 1.0:
-        return b"%dms" % max(0, round(seconds * 1000))
+        return b"%dms" % (seconds * 1000 + 0.5) if seconds > 0.0 else b"0ms"
     minutes, rest = divmod(round(seconds), 60)
     return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest
 

@@ -19,8 +19,8 @@ RunId = NewType("RunId", str)
 IncidentId = NewType("IncidentId", str)
 ProxyId = NewType("ProxyId", str)
 
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
+ALPHABET = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = tuple(a + b for a in ALPHABET.decode() for b in ALPHABET.decode())
 
 
 def ulid(*, now_ms: int, entropy: bytes) -> str:

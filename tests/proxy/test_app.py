@@ -8,9 +8,11 @@ import json
 import httpx
 import pytest
 
+from controlplane.contract.ids import new_id
 from controlplane.contract.keys import hash_key
 from controlplane.contract.records import Outcome
 from controlplane.contract.snapshot import CachePolicy, KeyEntry, TenantPolicy
+from proxy.app import CallIds
 from tests.proxy.fakes import KEY, PEPPER, World, answer, completion, replies, until
 
 GOOD = replies(answer(completion()))
@@ -340,3 +342,15 @@ async def test_metrics_tell_calls_attempts_tokens_and_cost(world: World) -> None
         'heph_proxy_inflight_calls{worker="0"} 0.0',
     ):
         assert line in text
+
+
+def test_ids_of_calls_are_ulids_and_never_the_same() -> None:
+    """Thousands in a row: as `new_id` writes them, in the order of their time, each once."""
+    ids = CallIds()
+    made = [ids.new() for _ in range(3_000)]
+    now = new_id("call")
+    assert 3_000 == len(set(made))
+    assert [len(now)] * 3_000 == [len(item) for item in made]
+    assert made[0][:12] == now[:12]  # of the same minute
+    assert sorted(item[:15] for item in made) == [item[:15] for item in made]
+    assert set("".join(item.removeprefix("call_") for item in made)) == set("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
