@@ -7,6 +7,7 @@ import msgspec
 from controlplane.contract.pricing import Tokens
 from proxy.dialects.openai import TOKENS_MAX
 
+_NO_CREDIT = "credit balance is too low"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -96,7 +97,10 @@ def tokens_of(usage: Usage | None) -> Tokens | None:
 
 
 def read_error(body: bytes) -> tuple[str, str]:
-    """Type and message of an error body; empty strings where it says nothing we understand."""
+    """Type and message of an error body; empty strings where it says nothing we understand.
+
+    An account without credit is an invalid request there; here it is what OpenAI calls `insufficient_quota`.
+    """
     try:
         detail = _decode_error(body).error
     except (msgspec.DecodeError, RecursionError):
@@ -105,7 +109,8 @@ def read_error(body: bytes) -> tuple[str, str]:
         return "", ""
     if isinstance(detail, str):
         return "", detail
-    return detail.type or "", detail.message or ""
+    message = detail.message or ""
+    return "insufficient_quota" if _NO_CREDIT in message else detail.type or "", message
 
 
 def error_body(*, message: str, kind: str, request_id: str) -> bytes:

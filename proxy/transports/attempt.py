@@ -200,7 +200,7 @@ class Attempt:
 
 def error_of(status: int, code: str) -> AttemptError:
     """What an upstream's error status means for its deployment; code: of the error body, may be empty."""
-    if status in (402, 429) and (status == 402 or code in _QUOTA_CODES):
+    if status == 402 or (status in (400, 429) and code in _QUOTA_CODES):
         return AttemptError.QUOTA
     if status == 429:
         return AttemptError.STATUS_429

@@ -255,6 +255,17 @@ async def test_an_upstreams_error_body_is_unmodified(claude: Claude, status: int
     assert ("true", "1") == (response.headers["x-should-retry"], response.headers["retry-after"])
 
 
+async def test_an_account_without_credit_is_the_operators_trouble(claude: Claude) -> None:
+    """Another deployment is tried, and the client reads nothing of the account."""
+    said = "Your credit balance is too low to access the Anthropic API."
+    error = {"type": "error", "error": {"type": "invalid_request_error", "message": said}}
+    await claude.serve(replies(answer(json.dumps(error).encode(), 400)))
+    response = await claude.send()
+    assert (502, "api_error") == (response.status_code, response.json()["error"]["type"])
+    assert "credit" not in response.text
+    assert AttemptError.QUOTA == claude.world.records()[0].attempts[0].error
+
+
 async def test_limits_are_shown_as_anthropic_shows_them(claude: Claude) -> None:
     """Limit, what is left and the moment of the reset; the upstream's own for one window stay out, those of its account stay."""
     headers = ("anthropic-ratelimit-requests-limit: 99", "anthropic-ratelimit-unified-reset: 1")
