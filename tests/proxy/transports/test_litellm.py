@@ -370,3 +370,12 @@ async def test_an_option_that_cannot_be_resolved(tail: Tail) -> None:
     assert 503 == response.status_code
     assert "NOT_THERE" not in response.text
     assert [] == tail.upstream.received
+
+
+@pytest.mark.parametrize("model", [OLLAMA, GEMINI, BEDROCK, "azure/gpt-4o", "mistral/mistral-small"])
+async def test_litellm_never_tries_again_by_itself(tail: Tail, model: str) -> None:
+    """Retries are ours: a budget bounds them, and each is on record."""
+    options = {"api_version": "2024-10-21"} if model.startswith("azure/") else {}
+    await tail.serve(model, refusal(500), options=options)
+    assert (await tail.world.chat()).status_code in (500, 502)
+    assert 1 == len(tail.upstream.received)
