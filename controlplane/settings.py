@@ -388,6 +388,7 @@ PROXY_SENTENCES = {
     "retry_ratio": "Asking an upstream again may be at most this share of the calls of the last ten seconds.",
     "retry_min_per_s": "Retries that are always allowed, so that a quiet proxy can retry at all.",
     "retry_after_s_max": "Longest `retry-after` of an upstream that is waited for.",
+    "rest_s_max": "How long at most other calls ask a deployment last that has sent `retry-after`.",
     "retry_backoff_s": "Pause before the same deployment is asked again; it doubles with each try, and half of it is drawn.",
     "affinity_entries_max": "Conversations whose deployment a worker remembers.",
     "shadow_calls_max": "Copies of calls to shadows and sick deployments that run at once in a worker; more are left out.",

@@ -226,7 +226,7 @@ class Worker:
             tries_when_all_open=lambda: self.breaker.tries_when_all_open,
         )
         self.shadow = Shadow(places, self.spool, settings, metrics, sick=sick, probe_due=self.breaker.probe_due)
-        self._watch_routing(balancer, places)
+        self._watch_routing(balancer, places, failover)
         return failover, balancer
 
     def _join_kept(self, stages: Sequence[Stage]) -> None:
@@ -241,9 +241,14 @@ class Worker:
         )
         self.kept.look = self.settlement.look
 
-    def _watch_routing(self, balancer: Balancer, places: ConcurrencyTransport) -> None:
+    def _watch_routing(self, balancer: Balancer, places: ConcurrencyTransport, failover: Failover) -> None:
         watch, loads = self.metrics.watch, self.loads
         watch("affinity_conversations", "Conversations whose deployment is remembered.", lambda: balancer.conversations)
+        watch(
+            "resting_deployments",
+            "Deployments that sent `retry-after` and are asked last.",
+            lambda: len(failover.rests),
+        )
         watch("places_waiting", "Calls that wait for a place at a deployment.", lambda: places.waiting)
         watch("places", "Places at all limited deployments, as the adaptive limits have them.", loads.places)
         watch("places_taken", "Places that are taken.", loads.places_taken)

@@ -27,7 +27,9 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     header_bytes_max: int = 64 * 1024
     body_timeout_s: float = 30.0  # a client that sends its body slower than this is cut off
     connections_max: int = 12_000
-    tokens_remembered_max: Annotated[int, Meta(ge=1)] = 10_000  # JSON Web Tokens whose signature need not be checked again
+    tokens_remembered_max: Annotated[int, Meta(ge=1)] = (
+        10_000  # JSON Web Tokens whose signature need not be checked again
+    )
     trusted_proxies: tuple[str, ...] = ()  # networks of load balancers whose `x-forwarded-for` is believed
     keep_alive_s: float = 75.0
 
@@ -36,6 +38,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     retry_ratio: float = 0.2  # retries may be at most this share of calls, over the last ten seconds
     retry_min_per_s: float = 3.0  # and at least this many, so that a quiet proxy can retry at all
     retry_after_s_max: float = 5.0  # wait for an upstream's `retry-after` only up to this
+    rest_s_max: float = 60.0  # a deployment that sent `retry-after` is asked last by other calls for so long at most
     retry_backoff_s: float = 0.05  # pause before the same deployment is asked again; doubles with each try
     affinity_entries_max: int = 10_000  # conversations whose deployment a worker remembers
     shadow_calls_max: int = 20  # copies of calls that run at once; more are left out
@@ -50,7 +53,9 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     quota_instances_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000  # agents, sessions... of one counter
     quota_fair_agents_max: Annotated[int, Meta(ge=1, le=10_000)] = 100  # told apart where a tenant shares fairly
     quota_idle_s: Annotated[float, Meta(gt=0)] = 86_400.0  # an instance idle for longer may make room for another
-    quota_lease_s: Annotated[float, Meta(ge=0.5, le=300)] = 10.0  # of a slice of a limit that workers share through Redis
+    quota_lease_s: Annotated[float, Meta(ge=0.5, le=300)] = (
+        10.0  # of a slice of a limit that workers share through Redis
+    )
     quota_status_max: Annotated[int, Meta(ge=0, le=10_000)] = 500  # instances told to the control plane, fullest first
 
     # replies
@@ -71,7 +76,9 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     state_entries_max: Annotated[int, Meta(ge=16)] = 2_000_000
     state_bytes_max: Annotated[int, Meta(ge=1024 * 1024)] = 512 * 1024 * 1024
     state_ttl_s: Annotated[float, Meta(gt=0)] = 30 * 86_400.0  # without being asked for
-    state_wait_s: Annotated[float, Meta(gt=0, le=60)] = 2.0  # a call waits no longer than this to learn or to write whose
+    state_wait_s: Annotated[float, Meta(gt=0, le=60)] = (
+        2.0  # a call waits no longer than this to learn or to write whose
+    )
     state_waiting_max: Annotated[int, Meta(ge=1)] = 1024  # calls that wait for that at any moment
     background_responses_max: Annotated[int, Meta(ge=1)] = 10_000  # whose usage is still to be learned
     background_settle_s_max: Annotated[float, Meta(gt=0)] = 86_400.0  # after which that is given up

@@ -29,7 +29,7 @@ from proxy.transports.attempt import Attempt, AttemptFailed, AttemptTransport
 from proxy.transports.breaker import BreakerOpen
 from proxy.transports.concurrency import Saturated, Shed
 from proxy.transports.hedge import HedgedTransport
-from proxy.transports.retry import RetryBudget, pause_s
+from proxy.transports.retry import Rests, RetryBudget, pause_s
 from proxy.transports.tries import Tries, fallback_kind, given_up, passed_through
 
 _LOG_EVERY_S = 1.0  # an outage fails thousands of calls; their attempts are all recorded, one line a second tells why
@@ -71,12 +71,15 @@ class Failover:
         self._budget = budget or RetryBudget(ratio=settings.retry_ratio, min_per_s=settings.retry_min_per_s)
         self._monotonic = monotonic
         self._logged_at = -_LOG_EVERY_S
+        self.rests = Rests(rest_s_max=settings.rest_s_max, monotonic=monotonic)
 
     async def send(self, call: Call) -> Reply:
         """The first good reply, an upstream's final refusal of the request, or our refusal when nothing is left to try."""
         self._budget.count_call()
         entry = call.route
         assert entry is not None, "route comes first"  # noqa: S101
+        if self.rests.until:
+            call.candidates = self.rests.last(call.candidates)
         candidates = call.candidates
         tries = None
         if entry.route.hedge is None and candidates:  # nearly all calls end with their first try
@@ -252,6 +255,8 @@ class Failover:
     ) -> tuple[Reply | None, Again]:
         """Notes a failed try; the upstream's own answer if that is final, or else where to go by the route's rules."""
         tries.failed(candidate, failure)
+        if failure.retry_after_s > 0.0:
+            self.rests.note(candidate.deployment.id, failure.retry_after_s)
         if failure.error is AttemptError.REJECTED and failure.reply is not None:
             if failure.reply.refusal is not None:  # its language cannot say this; another's may
                 return None, Again.ANOTHER

@@ -1,4 +1,4 @@
-"""How often and how soon a call may be tried again: a budget of all calls together, and the pause before a try."""
+"""How often and how soon an upstream may be asked again: a budget of all calls together, the pause before a try, and who rests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from controlplane.contract.proxy_settings import ProxySettings
+from proxy.runtime import Candidate
 from proxy.transports.attempt import AttemptFailed
 
 _WINDOW_S = 10
@@ -43,6 +44,35 @@ class RetryBudget:
                 self._calls[passed % _WINDOW_S] = self._retries[passed % _WINDOW_S] = 0
             self._second = now
         return now % _WINDOW_S
+
+
+class Rests:
+    """Deployments that asked to be left alone for a while: other calls ask them last until then.
+
+    rest_s_max: longer than this nobody is left alone, whatever it asks for.
+    """
+
+    def __init__(self, *, rest_s_max: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._rest_s_max = rest_s_max
+        self._monotonic = monotonic
+        self.until: dict[str, float] = {}  # as many as have asked and not yet been looked at again
+
+    def __len__(self) -> int:
+        return len(self.until)
+
+    def note(self, deployment: str, retry_after_s: float) -> None:
+        """A deployment has asked for so many seconds."""
+        until = self._monotonic() + min(retry_after_s, self._rest_s_max)
+        self.until[deployment] = max(until, self.until.get(deployment, 0.0))
+
+    def last(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        """The same candidates, those that rest behind the others."""
+        now = self._monotonic()
+        self.until = {name: until for name, until in self.until.items() if until > now}
+        awake = tuple(item for item in candidates if item.deployment.id not in self.until)
+        if not awake or len(awake) == len(candidates):
+            return candidates
+        return awake + tuple(item for item in candidates if item.deployment.id in self.until)
 
 
 def pause_s(

@@ -72,6 +72,17 @@ async def test_a_longer_retry_after_than_we_wait_moves_on(world: World) -> None:
     assert 1 == len(world.upstreams[0].received)
 
 
+async def test_other_calls_leave_a_deployment_alone_that_asked_for_it(world: World) -> None:
+    """One call hears `retry-after`, the next ones do not ask there at all, as long as somebody else answers."""
+    await world.upstream(fails(429, "rate_limit_exceeded", "retry-after: 30"))
+    await world.upstream(GOOD)
+    world.apply()
+    assert ["u1/m"] * 3 == [(await world.chat()).headers["x-heph-deployment"] for _ in range(3)]
+    assert 1 == len(world.upstreams[0].received)
+    world.upstreams[0].scripts, world.upstreams[1].scripts = [GOOD], [fails(500)]
+    assert "u0/m" == (await world.chat()).headers["x-heph-deployment"]
+
+
 @pytest.mark.parametrize(
     ("kind", "script"),
     [

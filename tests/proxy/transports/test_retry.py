@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError
+from controlplane.contract.snapshot import Deployment, Upstream
+from proxy.runtime import Candidate
 from proxy.transports.attempt import AttemptFailed
-from proxy.transports.retry import RetryBudget, pause_s
+from proxy.transports.retry import Rests, RetryBudget, pause_s
 from tests.proxy.fakes import Clock
 
 SETTINGS = ProxySettings(retry_backoff_s=0.1, retry_after_s_max=5.0)
@@ -50,6 +52,27 @@ def test_the_budget_is_never_exceeded(events: list[str | float], ratio: float, f
             since = int(clock.now) - 9
             allowed = max(ratio * sum(moment >= since for moment in calls), floor * 10)
             assert sum(moment >= since for moment in taken) <= allowed + 1e-9
+
+
+def test_who_asked_for_rest_is_asked_last_for_as_long_as_it_asked() -> None:
+    """In the order of the others; never longer than the bound, and not at all when everybody rests."""
+    clock = Clock()
+    rests = Rests(rest_s_max=60.0, monotonic=clock)
+    upstream = Upstream(id="u", dialect="openai", base_url="http://localhost/v1")
+    all_three = tuple(Candidate(Deployment(id=name, upstream="u", model="m"), upstream, None) for name in "abc")
+
+    def order() -> str:
+        return "".join(item.deployment.id for item in rests.last(all_three))
+
+    rests.note("a", 10.0)
+    rests.note("b", 3_600.0)
+    assert "cab" == order()
+    rests.note("c", 5.0)
+    assert "abc" == order()
+    clock.now += 11
+    assert ("acb", 1) == (order(), len(rests))
+    clock.now += 50
+    assert ("abc", 0) == (order(), len(rests))
 
 
 def failed(retry_after_s: float = 0.0) -> AttemptFailed:
