@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proxy.transports.cache_key import IGNORED_FIELDS, KEY_BYTES, cache_key
+from proxy.transports.cache_key import IGNORED_FIELDS, KEY_BYTES, cache_key, item_keys, variant_of
 
 SCALARS = (
     st.none()
@@ -149,3 +149,58 @@ def test_a_body_of_brackets_has_no_key() -> None:
     """Nesting beyond the interpreter's depth is refused, not fatal."""
     body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     assert cache_key(tenant="t", operation="chat", alias="m", body=body) is None
+
+
+@given(
+    st.sampled_from(["messages", "responses", "completions", "moderations", "count_tokens", "chat"]),
+    NAMES,
+    st.integers(-(2**62), 2**62),
+)
+def test_any_unknown_field_changes_the_key_in_every_protocol(operation: str, name: str, value: int) -> None:
+    """A field that nobody here has heard of is part of the key, whoever's language it is; so is the language itself."""
+    plain = {"model": "m", "messages": [], "input": "hi"}
+    if name in plain or name in IGNORED_FIELDS:
+        return
+    keys = {
+        cache_key(tenant="acme", operation=operation, alias="m", body=json.dumps(body).encode())
+        for body in (plain, plain | {name: value}, plain | {name: value + 1}, plain | {name: None})
+    }
+    keys.add(cache_key(tenant="acme", operation="another", alias="m", body=json.dumps(plain).encode()))
+    assert 5 == len(keys)
+
+
+HEADERS = st.dictionaries(
+    st.sampled_from([b"anthropic-version", b"anthropic-beta", b"anthropic-invented", b"x-other"]), st.binary(max_size=6)
+)
+
+
+@given(HEADERS, HEADERS)
+def test_forwarded_headers_are_part_of_the_key(one: dict[bytes, bytes], other: dict[bytes, bytes]) -> None:
+    """Two requests have the same variant exactly if all headers that go upstream are the same."""
+
+    def forwarded(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        return {name: value for name, value in headers.items() if name.startswith(b"anthropic-")}
+
+    same = variant_of(one, prefix=b"anthropic-") == variant_of(other, prefix=b"anthropic-")
+    assert (forwarded(one) == forwarded(other)) is same
+
+
+SCOPES = st.tuples(
+    st.text(max_size=4),
+    st.text(max_size=4),
+    st.binary(max_size=6).map(lambda rest: b"{" + rest + b"}"),
+    HEADERS.map(lambda headers: variant_of(headers, prefix=b"anthropic-")),
+)
+
+
+@given(SCOPES, SCOPES, st.lists(st.binary(max_size=4), max_size=5), st.lists(st.binary(max_size=4), max_size=5))
+def test_no_two_inputs_of_embeddings_share_a_key(
+    one: tuple[str, str, bytes, str], other: tuple[str, str, bytes, str], mine: list[bytes], theirs: list[bytes]
+) -> None:
+    """The tenant, the route, the rest of the request, its headers and the input together are the key, and none runs into the next."""
+    found: dict[bytes, tuple[object, ...]] = {}
+    for (tenant, alias, rest, variant), items in ((one, mine), (other, theirs)):
+        keys = item_keys(tenant=tenant, alias=alias, rest=rest, items=items, variant=variant)
+        for key, item in zip(keys, items, strict=True):
+            meaning = (tenant, alias, rest, variant, item)
+            assert meaning == found.setdefault(key, meaning)
