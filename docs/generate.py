@@ -24,6 +24,7 @@ from proxy.dialects.operations import OPERATIONS
 from proxy.refusals import TABLE
 from proxy.settings import ProxySecrets, Secret
 from proxy.worker import Worker
+from tests.clients import shows
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n"
@@ -270,10 +271,10 @@ ENDPOINTS = {
     "conversations_items_get": "Its tenant's only.",
     "conversations_items_delete": "Its tenant's only.",
     "moderations": "Without `model` it is `omni-moderation-latest`. Reports no usage: an estimate by its size.",
-    "audio_speech": "Sound, sent on as it comes, or events with `stream_format: sse`. Unpriced where the answer names no tokens.",
-    "audio_transcriptions": "A form; text, JSON, subtitles or events. Unpriced where the answer names no tokens, as of models that are billed by the second.",
+    "audio_speech": "Sound, sent on as it comes, or events with `stream_format: sse`. Without tokens in the answer, by the price's `character`, else unpriced.",
+    "audio_transcriptions": "A form; text, JSON, subtitles or events. Without tokens in the answer, by the price's `second`, else unpriced.",
     "audio_translations": "As transcriptions.",
-    "images_generations": "JSON or events. Without `model` it is `dall-e-2`. Unpriced where the answer names no tokens.",
+    "images_generations": "JSON or events. Without `model` it is `dall-e-2`. Without tokens in the answer, by the price's `picture`, else unpriced.",
     "images_edits": "A form; as generations.",
     "images_variations": "A form; as generations.",
     "models": "The models that the key may use, from the configuration; no upstream is asked.",
@@ -311,6 +312,7 @@ PAGES = {
     "metrics.md": metrics_page,
     "data-model.md": data_model_page,
     "cli.md": cli_page,
+    "clients.md": shows.page,
     "benchmarks.md": summary.page,
 }
 

@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_nanousd, priced_at
+from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_nanousd, priced_at, units_nanousd
 from controlplane.contract.records import AttemptRecord, CallRecord, CostState, Payload
 from controlplane.contract.snapshot import Deployment
 from proxy.call import Call
@@ -31,6 +31,25 @@ def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -
         return cost_nanousd(tokens, price), CostState.FINAL, price.version
     except UnknownPrice:
         return 0, CostState.UNPRICED, price.version
+
+
+def priced_by_unit(
+    call: Call, deployment: Deployment, *, unit: str, heard_us: int | None
+) -> tuple[int, CostState, str]:
+    """Cost of a try that counted no tokens, in nano-USD, by what its price says about one unit; unpriced if it says nothing.
+
+    heard_us: sound that the upstream heard; None: it has not said.
+    """
+    price, view = deployment.price, call.view
+    unit_price = (
+        None if price is None else {"second": price.second, "character": price.character}.get(unit, price.picture)
+    )
+    if price is None or view is None or unit_price is None:
+        return 0, CostState.UNPRICED, "" if price is None else price.version
+    micros = heard_us if unit == "second" else (view.characters if unit == "character" else view.n) * 1_000_000
+    if micros is None:
+        return 0, CostState.UNPRICED, price.version
+    return units_nanousd(micros, unit_price), CostState.FINAL, price.version
 
 
 def estimated_tokens(

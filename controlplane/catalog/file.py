@@ -105,6 +105,9 @@ class PriceKinds(msgspec.Struct, frozen=True):
     audio_output: Annotated[Usd | None, Meta(description="Audio out.")] = None
     image_input: Annotated[Usd | None, Meta(description="Images in.")] = None
     image_output: Annotated[Usd | None, Meta(description="Images out.")] = None
+    second: Annotated[Usd | None, Meta(description="One second of sound heard, where tokens are not counted.")] = None
+    character: Annotated[Usd | None, Meta(description="One character spoken, where tokens are not counted.")] = None
+    picture: Annotated[Usd | None, Meta(description="One picture drawn, where tokens are not counted.")] = None
 
 
 class LongPriceEntry(PriceKinds, frozen=True, kw_only=True):

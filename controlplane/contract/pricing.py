@@ -60,6 +60,7 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     version names the price-book row and its effective date, and is kept on every record that used it.
     long: what a call costs whose input is longer than a threshold, all its tokens included; the thresholds grow.
     service: what a call costs in another service class than the standard one, by the provider's name for it: `batch`, `flex`, `priority`.
+    second, character, picture: nano-USD for one second of sound heard, character spoken, picture drawn, of models that count no tokens.
     """
 
     input: int
@@ -75,6 +76,9 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     long: tuple[LongPrice, ...] = ()
     service: tuple[ServicePrice, ...] = ()
+    second: int | None = None
+    character: int | None = None
+    picture: int | None = None
 
 
 class LongPrice(msgspec.Struct, frozen=True):
@@ -156,6 +160,14 @@ def _special_millionths(tokens: Tokens, price: Price) -> int:
             raise UnknownPrice(kind)
         millionths += count * unit_price
     return millionths
+
+
+def units_nanousd(micros: int, unit_price: int) -> int:
+    """Price of something that is not counted in tokens, in nano-USD, rounded half up once at the end.
+
+    micros: millionths of a unit, >= 0. unit_price: nano-USD for one.
+    """
+    return (micros * unit_price + 500_000) // 1_000_000
 
 
 def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price, any_class: bool = False) -> int:

@@ -39,6 +39,7 @@ class RequestView(msgspec.Struct, frozen=True):
     free: bool = False  # the upstream bills nothing for it
     sound_parts: int = 0  # files with sound that the request carries
     file_bytes: int = 0  # of the body, bytes that are files and no text
+    characters: int = 0  # to be spoken
     kept: bool = False  # the upstream keeps the answer under an id, for later requests: it is one caller's alone
     continues: tuple[tuple[str, str], ...] = ()  # what it builds on at the upstream: name of the field, id
     background: bool = False  # the answer comes later, and is asked for under its id

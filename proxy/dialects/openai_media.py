@@ -18,6 +18,7 @@ from proxy.dialects.openai_usage import OutputKind, read_io_usage
 
 _NOTHING = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
+SOUND_S_MAX = 7 * 86_400.0  # more than this is a provider's mistake, not a duration
 _TRUE = frozenset(("true", "True", "TRUE", "1"))
 
 
@@ -29,12 +30,27 @@ class _Fields(msgspec.Struct):
     user: msgspec.Raw = _NOTHING
 
 
+class _Spoken(msgspec.Struct):
+    input: str = ""
+
+
 class _Reply(msgspec.Struct):
     usage: msgspec.Raw = _NULL
 
 
+class _Duration(msgspec.Struct):
+    seconds: float | None = None
+
+
+class _Heard(msgspec.Struct):
+    usage: _Duration | None = None
+    duration: float | None = None
+
+
 _decode_fields = msgspec.json.Decoder(_Fields).decode
 _decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_spoken = msgspec.json.Decoder(_Spoken).decode
+_decode_heard = msgspec.json.Decoder(_Heard, strict=False).decode
 _decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -131,6 +147,10 @@ class AudioSpeech(_JsonMedia):
     name: ClassVar[str] = "audio_speech"
     output_kind: ClassVar[OutputKind] = "audio_output"
 
+    def read_view(self, body: bytes) -> RequestView:
+        """The view of a request. Raises Malformed, or what msgspec raises for a body that is not JSON of this kind."""
+        return msgspec.structs.replace(super().read_view(body), characters=len(_decode_spoken(body).input))
+
 
 class ImagesGenerations(_JsonMedia):
     """`POST /v1/images/generations`."""
@@ -168,6 +188,18 @@ class ImagesVariations(_FormMedia):
     name: ClassVar[str] = "images_variations"
     output_kind: ClassVar[OutputKind] = "image_output"
     default_model: ClassVar[str] = "dall-e-2"
+
+
+def heard_us(body: bytes) -> int | None:
+    """How much sound an answer says that it heard, in microseconds; None if it does not say."""
+    if body[:1] != b"{":
+        return None
+    try:
+        heard = _decode_heard(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    seconds = heard.duration if heard.usage is None or heard.usage.seconds is None else heard.usage.seconds
+    return None if seconds is None or not 0 <= seconds <= SOUND_S_MAX else round(seconds * 1_000_000)
 
 
 def _number(form: Form, body: bytes) -> int | None:

@@ -55,7 +55,7 @@ class Operation:
     kept: bool = False  # upstreams keep what it makes or asks for: `transports.kept` holds it against its owner
     named: bool = False  # its path names what is kept, which alone decides where it goes: no body is decoded
     raw: bool = False  # its answer may be sound, which goes on as it comes, without a word of ours behind it
-    by_tokens: bool = True  # else an answer that reports no tokens is billed by something else: unpriced, never guessed
+    unit: str = ""  # `second`, `character` or `picture`: what is billed where an answer reports no tokens, if the price knows it
 
     @property
     def forwarded_prefix(self) -> bytes:
@@ -68,11 +68,9 @@ def _both(path: str) -> tuple[str, ...]:
     return f"/v1{path}", path
 
 
-def _form(name: str, path: str, dialect: Dialect) -> Operation:
+def _form(name: str, path: str, dialect: Dialect, unit: str) -> Operation:
     """An operation of OpenAI's that takes a form with files."""
-    return Operation(
-        name, Protocol.OPENAI, b"POST", _both(path), dialect, path, client_content_type=True, by_tokens=False
-    )
+    return Operation(name, Protocol.OPENAI, b"POST", _both(path), dialect, path, client_content_type=True, unit=unit)
 
 
 def _kept(name: str, method: bytes, path: str) -> Operation:
@@ -175,10 +173,10 @@ _ROWS: tuple[Operation, ...] = (
         AudioSpeech(),
         "/audio/speech",
         raw=True,
-        by_tokens=False,
+        unit="character",
     ),
-    _form("audio_transcriptions", "/audio/transcriptions", AudioTranscriptions()),
-    _form("audio_translations", "/audio/translations", AudioTranslations()),
+    _form("audio_transcriptions", "/audio/transcriptions", AudioTranscriptions(), "second"),
+    _form("audio_translations", "/audio/translations", AudioTranslations(), "second"),
     Operation(
         "images_generations",
         Protocol.OPENAI,
@@ -186,10 +184,10 @@ _ROWS: tuple[Operation, ...] = (
         _both("/images/generations"),
         ImagesGenerations(),
         "/images/generations",
-        by_tokens=False,
+        unit="picture",
     ),
-    _form("images_edits", "/images/edits", ImagesEdits()),
-    _form("images_variations", "/images/variations", ImagesVariations()),
+    _form("images_edits", "/images/edits", ImagesEdits(), "picture"),
+    _form("images_variations", "/images/variations", ImagesVariations(), "picture"),
     Operation("models", None, b"GET", (*_both("/models"), *_both("/models/{*}")), local=True),
 )
 

@@ -30,6 +30,7 @@ from controlplane.contract.pricing import Price, worst_case_nanousd
 from controlplane.contract.snapshot import QuotaAction, TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
+from proxy.dialects.operations import OPERATIONS
 from proxy.dialects.service_class import MARK
 from proxy.ledger import Ledger, Refused, Reservation
 from proxy.metrics import ProxyMetrics
@@ -38,6 +39,7 @@ from proxy.quotas.plan import Plan, Who
 from proxy.runtime import Candidate, RouteEntry
 from proxy.stages.over import refuse_over, refuse_unpriced
 
+SOUND_BYTES_PER_S_MIN = 500  # no codec that is understood afterwards needs less
 SOUND_TOKENS_MAX = 16_000  # what no setting says otherwise
 _CHANGES_MAX = 5  # of the model, for one call
 _CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a token is a byte at least
@@ -200,6 +202,7 @@ def worst_case(
     files = view.image_parts * image_tokens_max + view.sound_parts * sound_tokens_max
     tokens_in = len(call.body) - view.file_bytes + files
     ceiling = call.output_ceiling if view.max_output_tokens is None else view.max_output_tokens
+    unit = OPERATIONS[call.operation].unit
     tokens_out_max = 0
     nanousd_max = 0
     for candidate in _reachable(call):
@@ -214,9 +217,18 @@ def worst_case(
                 price=price,
                 any_class=bool(price.service) and MARK in call.body,
             )
+            if unit:
+                nanousd += _units_nanousd_max(unit, view, price)
             nanousd_max = max(nanousd_max, nanousd)
     at_once = 1 if call.route is None or call.route.route.hedge is None else 2  # tries that may run side by side
     return (tokens_in + tokens_out_max) * at_once, nanousd_max * at_once
+
+
+def _units_nanousd_max(unit: str, view: RequestView, price: Price) -> int:
+    """The most that what is not counted in tokens can cost."""
+    if unit == "second":
+        return (price.second or 0) * -(-view.file_bytes // SOUND_BYTES_PER_S_MIN)
+    return (price.character or 0) * view.characters if unit == "character" else (price.picture or 0) * view.n
 
 
 def _reachable(call: Call) -> tuple[Candidate, ...]:

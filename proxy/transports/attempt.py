@@ -89,7 +89,7 @@ class Attempt:
 
     __slots__ = (
         "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_byte_timeout_s", "first_token_us",
-        "forced", "judge", "load", "patient", "probe", "reply", "reported_nanousd",
+        "forced", "heard_us", "judge", "load", "patient", "probe", "reply", "reported_nanousd",
         "reported_ratio_max", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in",
     )  # fmt: skip
 
@@ -107,6 +107,7 @@ class Attempt:
         self.events = 0  # content seen, in about as many pieces as tokens
         self.tokens: Tokens | None = None  # None: the upstream has not said
         self.tokens_in: Tokens | None = None  # of a stream that broke off: what the upstream had said of the input
+        self.heard_us: int | None = None  # sound that the upstream heard, where it says so
         self.reply: Reply | None = None
         self.reported_nanousd: int | None = None  # what the upstream says that it costs
         self.reported_ratio_max = 0.0  # how far that may be from our own figure
@@ -139,8 +140,12 @@ class Attempt:
         tokens, known = self._billed(error, elapsed_ns / 1e9)
         cost, state, version = meter.priced(tokens, deployment, service_class=self.service_class)
         if not known:
-            if not OPERATIONS[self.call.operation].by_tokens:
-                tokens, cost, state = NO_TOKENS, 0, CostState.UNPRICED
+            unit = OPERATIONS[self.call.operation].unit
+            if unit:
+                tokens = NO_TOKENS
+                cost, state, version = meter.priced_by_unit(self.call, deployment, unit=unit, heard_us=self.heard_us)
+                if state is CostState.FINAL and error is not AttemptError.NONE:
+                    state = CostState.ESTIMATED
             elif state is CostState.FINAL:
                 state = CostState.UNPRICED if deployment.price is None else CostState.ESTIMATED
         record = AttemptRecord(

@@ -17,8 +17,9 @@ from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects.dialect import Malformed, RequestView, Scanner
 from proxy.dialects.openai import is_ambiguous
+from proxy.dialects.openai_media import heard_us
 from proxy.dialects.openai_media_stream import SoundScanner
-from proxy.dialects.operations import dialect_of
+from proxy.dialects.operations import OPERATIONS, dialect_of
 from proxy.dialects.reported_cost import reported_nanousd
 from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
@@ -202,6 +203,7 @@ class HttpTransport:
             attempt.reported_ratio_max = self._settings.reported_cost_ratio_max
         if attempt.tokens is None:
             attempt.events = len(body) // meter.BYTES_PER_TOKEN  # of a stream these would be tokens
+            attempt.heard_us = heard_us(body) if OPERATIONS[attempt.call.operation].unit == "second" else None
         reply.complete = True
         attempt.reply = reply
         attempt.finish(AttemptError.NONE)

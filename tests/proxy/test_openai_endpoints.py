@@ -10,7 +10,7 @@ import pytest
 
 from controlplane.contract.pricing import Price, Tokens
 from controlplane.contract.records import CacheState, CostState, Outcome
-from controlplane.contract.snapshot import TenantPolicy
+from controlplane.contract.snapshot import Budget, TenantPolicy, Window
 from tests.proxy.fakes import (
     PRICE,
     STREAM_END,
@@ -259,6 +259,42 @@ async def test_a_transcription_by_the_second_is_unpriced(world: World) -> None:
     files = {"file": ("a.wav", b"RIFF", "audio/wav")}
     await world.client.post("/v1/audio/translations", data={"model": "gpt"}, files=files)
     assert CostState.UNPRICED is world.records()[0].cost_state
+
+
+BY_UNIT = Price(input=0, output=0, second=100_000, character=15_000, picture=40_000_000, version="u")
+
+
+async def test_what_counts_no_tokens_costs_what_the_price_says_of_its_unit(world: World) -> None:
+    """A second heard, a character spoken, a picture drawn: exact, final, and never zero."""
+    heard = answer(json.dumps({"text": "x", "usage": {"type": "duration", "seconds": 7.5}}).encode())
+    sound = b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ncontent-length: 3\r\n\r\nabc"
+    await world.upstream(
+        replies(heard), replies(sound), replies(answer(b'{"data":[]}')), replies(answer(b'{"text":"x"}'))
+    )
+    world.apply(price=BY_UNIT)
+    files = {"file": ("a.wav", b"RIFF", "audio/wav")}
+    await world.client.post("/v1/audio/transcriptions", data={"model": "gpt"}, files=files)
+    await world.client.post("/v1/audio/speech", json={"model": "gpt", "input": "h\u00e9llo", "voice": "alloy"})
+    await world.client.post("/v1/images/generations", json={"model": "gpt", "prompt": "a", "n": 3})
+    await world.client.post("/v1/audio/transcriptions", data={"model": "gpt"}, files=files)  # does not say how long
+    found = [(record.cost_nanousd, record.cost_state, record.price_version) for record in world.records()]
+    assert [
+        (750_000, CostState.FINAL, "u"),
+        (75_000, CostState.FINAL, "u"),
+        (120_000_000, CostState.FINAL, "u"),
+        (0, CostState.UNPRICED, "u"),
+    ] == found
+
+
+async def test_units_are_reserved_before_they_are_used(world: World) -> None:
+    """A budget that three pictures would pass lets two be drawn."""
+    upstream = await world.upstream(replies(answer(b'{"data":[]}')))
+    budget = Budget("pocket", Window.TOTAL, nanousd=100_000_000)
+    world.apply(price=BY_UNIT, tenant=TenantPolicy(id="acme", budgets=(budget,)))
+    for n, status in ((3, 429), (2, 200), (1, 429)):
+        got = await world.client.post("/v1/images/generations", json={"model": "gpt", "prompt": "a", "n": n})
+        assert status == got.status_code
+    assert 1 == len(upstream.received)
 
 
 async def test_images_count_text_and_pictures_apart(world: World) -> None:

@@ -16,6 +16,7 @@ from controlplane.contract.pricing import (
     Tokens,
     UnknownPrice,
     cost_nanousd,
+    units_nanousd,
     worst_case_nanousd,
 )
 
@@ -136,3 +137,12 @@ def test_tokens_of_an_unpriced_kind_raise(kind: str) -> None:
 def test_known_costs(tokens: Tokens, price: Price, expected: int) -> None:
     """Costs that can be checked by hand."""
     assert expected == cost_nanousd(tokens, price)
+
+
+@pytest.mark.parametrize(
+    ("micros", "unit_price", "expected"),
+    [(0, 100, 0), (1_000_000, 100, 100), (7_500_000, 100_000, 750_000), (1, 499_999, 0), (1, 500_000, 1)],
+)
+def test_units_cost_their_price(micros: int, unit_price: int, expected: int) -> None:
+    """Seconds, characters and pictures: exact, rounded half up once."""
+    assert expected == units_nanousd(micros, unit_price)

@@ -9,7 +9,14 @@ import pytest
 from controlplane.contract.pricing import NO_TOKENS, Tokens
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.openai_kept import Kept
-from proxy.dialects.openai_media import AudioSpeech, AudioTranscriptions, ImagesEdits, ImagesGenerations, Moderations
+from proxy.dialects.openai_media import (
+    AudioSpeech,
+    AudioTranscriptions,
+    ImagesEdits,
+    ImagesGenerations,
+    Moderations,
+    heard_us,
+)
 from proxy.dialects.openai_media_stream import SoundScanner
 
 
@@ -80,6 +87,23 @@ def test_speech_as_events_is_a_stream() -> None:
 def test_an_answer_may_be_anything(body: bytes, tokens: Tokens | None) -> None:
     """Only JSON that names tokens is counted."""
     assert (tokens, "") == ImagesGenerations().read_reply(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"usage":{"type":"duration","seconds":7}}', 7_000_000),
+        (b'{"usage":{"type":"duration","seconds":1.25},"duration":9}', 1_250_000),
+        (b'{"duration":"8.47"}', 8_470_000),  # some upstreams write it as text
+        (b'{"usage":{"seconds":-1}}', None),
+        (b'{"usage":{"seconds":1e12}}', None),
+        (b'{"text":"x"}', None),
+        (b"1\n00:00:00", None),
+    ],
+)
+def test_how_much_sound_was_heard(body: bytes, expected: int | None) -> None:
+    """As the usage says it, else as the answer does; what cannot be is not said."""
+    assert expected == heard_us(body)
 
 
 def test_sound_goes_on_as_it_comes() -> None:
