@@ -24,6 +24,10 @@ class Ports(msgspec.Struct, frozen=True):
 
 def configuration(folder: Path, ports: Ports) -> str:
     """The demo's configuration file."""
+    return _server(folder, ports) + _catalog(f"file:{folder}/{CREDENTIAL_FILE}", ports)
+
+
+def _server(folder: Path, ports: Ports) -> str:
     return f"""# Made by `hephaestus demo`; a good file to play with: everything below `server` is reloaded as soon as you save it.
 server:
   proxy_port: {ports.proxy}
@@ -46,10 +50,14 @@ server:
         validate.min_samples: "5"
         recovery.probe_every: 3s
         probation.for: 10s
-upstreams:
-  - {{name: {PRIMARY}, base_url: "http://127.0.0.1:{ports.primary}/v1", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
-  - {{name: {SECONDARY}, base_url: "http://127.0.0.1:{ports.secondary}/v1", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
-  - {{name: {ANTHROPIC}, dialect: anthropic, base_url: "http://127.0.0.1:{ports.secondary}", credential: "file:{folder}/{CREDENTIAL_FILE}"}}
+"""
+
+
+def _catalog(credential: str, ports: Ports) -> str:
+    return f"""upstreams:
+  - {{name: {PRIMARY}, base_url: "http://127.0.0.1:{ports.primary}/v1", credential: "{credential}"}}
+  - {{name: {SECONDARY}, base_url: "http://127.0.0.1:{ports.secondary}/v1", credential: "{credential}"}}
+  - {{name: {ANTHROPIC}, dialect: anthropic, base_url: "http://127.0.0.1:{ports.secondary}", credential: "{credential}"}}
 models:
   - name: gpt-4o-mini
     deployments:

@@ -9,6 +9,7 @@ from controlplane.demo.faults import Fault, FaultKind, UsageLie
 from controlplane.demo.provider import problems
 from controlplane.demo.provider.answer import Answer
 from controlplane.demo.provider.exchange import Cut
+from controlplane.demo.provider.foreign import event_stream
 from controlplane.demo.provider.problems import Problem
 
 INFLATION = 10  # of a usage that is inflated
@@ -84,7 +85,7 @@ def _malformed(answer: Answer, after_events: int) -> Answer:
 def _misreported(answer: Answer, lie: UsageLie) -> Answer:
     """The usage says something else than what is billed."""
     if lie is UsageLie.MISSING:
-        events = tuple(_USAGE_FIELD.sub(b"", event) for event in answer.events if not _USAGE_ALONE.search(event))
+        events = tuple(_without_usage(event, answer) for event in answer.events if not _USAGE_ALONE.search(event))
         steps = tuple(min(step, len(events)) for step in answer.steps)
         body, end = _USAGE_FIELD.sub(b"", answer.body), _USAGE_FIELD.sub(b"", answer.end)
         return replace(answer, reported=None, body=body, events=events, steps=steps, end=end)
@@ -93,16 +94,28 @@ def _misreported(answer: Answer, lie: UsageLie) -> Answer:
         return found[1] + b"%d" % _lie(int(found[2]), lie)
 
     def told(data: bytes) -> bytes:
-        *_, last = (None, *_USAGE.finditer(data))
-        return data if last is None else data[: last.start()] + _COUNT.sub(lied, data[last.start() :])
+        found = list(_USAGE.finditer(data))
+        if not found:
+            return data
+        if answer.content_type == event_stream.CONTENT_TYPE:
+            return event_stream.changed(data, lambda payload: _COUNT.sub(lied, payload))
+        start = found[-1].start()
+        return data[:start] + _COUNT.sub(lied, data[start:])
 
+    usage = answer.usage
     return replace(
         answer,
-        reported=replace(answer.usage, prompt=_lie(answer.usage.prompt, lie), completion=_lie(answer.usage.completion, lie)),
+        reported=replace(usage, prompt=_lie(usage.prompt, lie), completion=_lie(usage.completion, lie)),
         body=told(answer.body),
         events=tuple(map(told, answer.events)),
         end=told(answer.end),
-    )  # fmt: skip
+    )
+
+
+def _without_usage(event: bytes, answer: Answer) -> bytes:
+    if answer.content_type != event_stream.CONTENT_TYPE:
+        return _USAGE_FIELD.sub(b"", event)
+    return event_stream.changed(event, lambda payload: _USAGE_FIELD.sub(b"", payload))
 
 
 def _lie(count: int, lie: UsageLie) -> int:

@@ -164,7 +164,7 @@ def _streamed(made: Reply) -> Answer:
                 steps.append(len(events))
         add("contentBlockStop", place)
     add("messageStop", {"stopReason": made.stop_reason})
-    add("metadata", {"usage": _usage(made), "metrics": {"latencyMs": 1}})
+    add("metadata", {"metrics": {"latencyMs": 1}, "usage": _usage(made)})
     steps.append(len(events))
     return Answer(
         made.model.name,

@@ -163,6 +163,26 @@ async def test_faults_are_errors_of_the_client(
     assert type(caught.value).__name__ in raised
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_wrong_usage_is_told_and_the_truth_billed(
+    litellm: Any,
+    provider: Provider,
+    spoken: Spoken,
+    stream: bool,
+) -> None:
+    """Ten times the tokens are told, once the tokens are billed."""
+    provider.faults.add(Fault(FaultKind.WRONG_USAGE))
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    made = await litellm.acompletion(**arguments(provider, spoken, **options))
+    if stream:
+        made = [chunk async for chunk in made if getattr(chunk, "usage", None)][-1]
+    (counts,) = provider.upstreams[0].stats.by_model.values()
+    assert (10 * counts.prompt_tokens, 10 * counts.completion_tokens) == (
+        made.usage.prompt_tokens,
+        made.usage.completion_tokens,
+    )
+
+
 async def test_filtered_answers_say_so(litellm: Any, provider: Provider, spoken: Spoken) -> None:
     """An answer that a filter stopped has its own finish reason."""
     provider.faults.add(Fault(FaultKind.CONTENT_FILTERED))
