@@ -26,7 +26,7 @@ _TIERS = {"auto": "auto", "default": "standard_only"}
 _encode = msgspec.json.Encoder().encode
 
 
-class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
+class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Every field of a chat completion request; one that is not here is refused by its name, as OpenAI does."""
 
     model: str

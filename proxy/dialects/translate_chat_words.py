@@ -97,11 +97,15 @@ class UserMessage(msgspec.Struct, tag_field="role", tag="user", omit_defaults=Tr
 
 
 class AssistantMessage(msgspec.Struct, tag_field="role", tag="assistant", omit_defaults=True):
-    """What the model said. thinking_blocks: an extension, Anthropic's thinking with its signatures, as a client sends it back."""
+    """What the model said.
+
+    thinking_blocks and reasoning_content are extensions: what the model thought, as clients of some providers send it back.
+    """
 
     content: Content = None
     tool_calls: list[ToolCall] | None = None
     thinking_blocks: list[msgspec.Raw] | None = None
+    reasoning_content: str | None = None
     refusal: str | None = None
     function_call: msgspec.Raw = NOTHING
 

@@ -31,6 +31,7 @@ _OURS = frozenset(
         "stream_options",
     )
 )
+_REFUSED = ("audio", "moderation")
 _DATA = "data:"
 
 
@@ -73,9 +74,12 @@ def chat_arguments(body: bytes, *, output_ceiling: int | None) -> Arguments:
     """A chat completion request as arguments. Raises Malformed, naming the field that cannot be said."""
     try:
         asked = _decode_chat(body)
-        said = _decode_any(body)
+        said = _decode_any(_encode(asked))  # only what was read: nothing that we do not know goes on, at no depth
     except (msgspec.MsgspecError, RecursionError) as error:
         raise malformed(error) from error
+    for name in _REFUSED:
+        if name in said:
+            raise Malformed(f"`{name}` cannot be had from this model; leave it out", name)
     _check_files(asked.messages)
     arguments = {name: value for name, value in said.items() if name not in _OURS and value is not None}
     ceiling = arguments.pop("max_completion_tokens", None) or arguments.get("max_tokens") or output_ceiling
@@ -129,5 +133,8 @@ def _check_files(messages: list[chat.Message]) -> None:
             param = f"messages.{place}.content.{at}"
             if isinstance(part, chat.ImagePart) and not part.image_url.url.startswith(_DATA):
                 raise Malformed("an image must be a data URL for this model", f"{param}.image_url.url")
-            if isinstance(part, chat.FilePart) and not (part.file.file_data or "").startswith(_DATA):
-                raise Malformed("a file must be a data URL for this model", f"{param}.file.file_data")
+            if isinstance(part, chat.FilePart):
+                if part.file.file_id is not None:  # litellm takes an address for one
+                    raise Malformed("a file must come with its bytes for this model", f"{param}.file.file_id")
+                if not (part.file.file_data or "").startswith(_DATA):
+                    raise Malformed("a file must be a data URL for this model", f"{param}.file.file_data")
