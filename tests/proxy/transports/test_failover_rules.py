@@ -233,7 +233,7 @@ async def test_a_client_in_a_hurry_still_gets_its_failover(world: World) -> None
 
 async def test_a_client_in_a_hurry_does_not_wait_for_a_connection(world: World) -> None:
     """Connecting shrinks with the rest: an upstream that never finishes its handshake leaves time for the next one."""
-    silent = await asyncio.start_server(lambda _reader, _writer: asyncio.sleep(3_600), "127.0.0.1", 0)
+    silent = await asyncio.start_server(lambda _reader, _writer: asyncio.Event().wait(), "127.0.0.1", 0)
     good = await world.upstream(GOOD)
     port = silent.sockets[0].getsockname()[1]
     urls = (f"https://127.0.0.1:{port}/v1", f"http://127.0.0.1:{good.port}/v1")
