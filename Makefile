@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_FLAGS := --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: docs help run test check bench lock format clean browser
+.PHONY: docs help run test check bench lock format clean browser clients
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z.]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,10 +24,10 @@ help:  ## list the targets
 run: .venv/.run  ## control plane, proxy, simulated provider and a fleet of agents on this machine
 	@$(BIN)/hephaestus demo
 
-test: .venv/.dev browser  ## the whole test suite: the parts in two processes, then the whole with the machine to itself
+test: .venv/.dev browser clients  ## the whole test suite: the parts in two processes, then the whole with the machine to itself
 	@failed=0; \
-	$(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist loadfile || failed=1; \
-	$(BIN)/python -m pytest tests/e2e || failed=1; \
+	$(BIN)/python -m pytest --ignore tests/e2e --ignore tests/clients --numprocesses 2 --dist loadfile || failed=1; \
+	$(BIN)/python -m pytest tests/clients tests/e2e || failed=1; \
 	exit $$failed
 
 check: .venv/.dev  ## format, lint, types, import contracts
@@ -41,6 +41,9 @@ bench: .venv/.dev  ## benchmarks, results under benchmarks/results/
 
 browser: .venv/.dev
 	@$(BIN)/python -m tests.browser
+
+clients: .venv/.dev
+	@$(BIN)/python -m tests.clients.install
 
 docs: .venv/.dev  ## write docs/reference/ from the code
 	@$(BIN)/python docs/generate.py

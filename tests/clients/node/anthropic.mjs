@@ -1,0 +1,50 @@
+// Anthropic's own client for Node: one scenario a run, its findings as JSON on standard output.
+import Anthropic from "@anthropic-ai/sdk";
+
+const [, , scenario, baseURL, apiKey] = process.argv;
+const client = new Anthropic({ baseURL, apiKey, maxRetries: 0 });
+const messages = [{ role: "user", content: "Name three uses of a hammer." }];
+const model = "claude-sonnet-4-6";
+const tools = [{
+  name: "weather",
+  input_schema: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+}];
+
+const scenarios = {
+  async messages() {
+    const whole = await client.messages.create({ model, max_tokens: 100, messages });
+    const streamed = await client.messages.stream({ model, max_tokens: 100, messages }).finalMessage();
+    const seen = (answer) => [answer.content.map((block) => block.text), answer.stop_reason, answer.usage.output_tokens];
+    return { whole: seen(whole), streamed: seen(streamed) };
+  },
+  async tools() {
+    const asked = [{ role: "user", content: "Use the weather tool for Paris." }];
+    const options = { model, max_tokens: 200, messages: asked, tools, tool_choice: { type: "any" } };
+    const whole = await client.messages.create(options);
+    const streamed = await client.messages.stream(options).finalMessage();
+    const use = (answer) => answer.content.find((block) => block.type === "tool_use");
+    return { whole: use(whole).input, streamed: use(streamed).input, name: use(streamed).name };
+  },
+  async counting() {
+    const counted = await client.messages.countTokens({ model, messages });
+    const names = [];
+    for await (const found of client.models.list()) names.push(found.id);
+    return { tokens: counted.input_tokens, names };
+  },
+  async cross() {
+    const answer = await client.messages.create({ model: "gpt-4o-mini", max_tokens: 50, messages });
+    return { text: answer.content[0].text };
+  },
+  async errors() {
+    const told = async (work) => {
+      try { await work(); } catch (error) { return [error.constructor.name, error.status, error.error?.error?.type ?? null]; }
+    };
+    return {
+      denied: await told(() => new Anthropic({ baseURL, apiKey: "sk-heph-nobody", maxRetries: 0 }).messages.create({ model, max_tokens: 5, messages })),
+      missing: await told(() => client.messages.create({ model: "claude-nothing", max_tokens: 5, messages })),
+      late: await told(() => client.messages.create({ model: "hanging", max_tokens: 5, messages }, { timeout: 300 })),
+    };
+  },
+};
+
+console.log(JSON.stringify(await scenarios[scenario]()));
