@@ -14,7 +14,15 @@ from proxy.transports.attempt import Attempt, AttemptFailed
 
 _OVERLOADED = 529  # Anthropic's; its clients know what to make of it
 _CONTEXT_CODES = frozenset(("context_length_exceeded", "string_above_max_length", "request_too_large"))
-_CONTEXT_WORDS = ("prompt is too long", "maximum context length", "context window", "exceed context limit")
+# As OpenAI, Anthropic, Bedrock and Gemini say it; the last three have no code for it.
+_CONTEXT_WORDS = (
+    "prompt is too long",
+    "input is too long",
+    "maximum context length",
+    "context window",
+    "exceed context limit",
+    "exceeds the maximum number of tokens",
+)
 _POLICY_CODES = frozenset(("content_policy_violation", "content_filter", "moderation_blocked"))
 _POLICY_WORDS = ("content filtering policy", "content management policy", "safety system", "usage policies")
 _POLICY_REASONS = frozenset(("content_filter", "refusal"))
