@@ -80,6 +80,11 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     character: int | None = None
     picture: int | None = None
 
+    @property
+    def by_unit_only(self) -> bool:
+        """Whether it prices seconds, characters or pictures and no tokens: those are then not known, rather than free."""
+        return not (self.input or self.output) and bool(self.second or self.character or self.picture)
+
 
 class LongPrice(msgspec.Struct, frozen=True):
     """A whole price that holds when the input is longer than above_tokens."""
@@ -130,7 +135,7 @@ def cost_nanousd(tokens: Tokens, price: Price, *, service_class: str = "") -> in
     tokens: as the upstream reported them, each >= 0.
     price: nano-USD per million tokens, by kind.
     service_class: the provider's name for how it served; empty, or one without a price of its own: the standard one.
-    Raises UnknownPrice if there are tokens of a kind that has no price.
+    Raises UnknownPrice if there are tokens of a kind that has no price, or if the price knows only units that are no tokens.
     Source: docs/reference/data-model.md, "Money".
     """
     if price.long or (price.service and service_class):
@@ -138,6 +143,8 @@ def cost_nanousd(tokens: Tokens, price: Price, *, service_class: str = "") -> in
     millionths = tokens.input * price.input + tokens.output * price.output
     if tokens.total != tokens.input + tokens.output:
         millionths += _special_millionths(tokens, price)
+    if not millionths and tokens.total and price.by_unit_only:
+        raise UnknownPrice("input")
     return (millionths + TOKENS_PER_PRICE_UNIT // 2) // TOKENS_PER_PRICE_UNIT
 
 

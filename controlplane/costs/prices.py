@@ -31,7 +31,7 @@ _MAKERS = frozenset(
 
 
 class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Published prices of one model, in nano-USD per million tokens.
+    """Published prices of one model, in nano-USD per million tokens; `second` and `character` in nano-USD for one.
 
     long: by threshold, the kinds that cost another amount in a call whose input is longer. service: by class, the same for its calls.
     until: with `was`, the last day, in ISO 8601, on which the row was the published price.
@@ -48,6 +48,8 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     audio_output: int | None = None
     image_input: int | None = None
     image_output: int | None = None
+    second: int | None = None
+    character: int | None = None
     long: dict[int, Kinds] = {}
     service: dict[str, ServiceRow] = {}
     until: str = ""
@@ -67,6 +69,8 @@ class Kinds(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     audio_output: int | None = None
     image_input: int | None = None
     image_output: int | None = None
+    second: int | None = None
+    character: int | None = None
 
 
 class ServiceRow(Kinds, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

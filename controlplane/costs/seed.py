@@ -41,6 +41,8 @@ KINDS = {
     "image_output": "output_cost_per_image_token",
 }
 """Our kinds of tokens, and what litellm calls their price."""
+UNITS = {"second": "input_cost_per_second", "character": "input_cost_per_character"}
+"""What models that hear or speak bill by when they count no tokens: our names, and what litellm calls the price of one."""
 SERVICES = {"batch": "batches", "flex": "flex", "priority": "priority"}
 """Our names of service classes, which are the providers' own, and what litellm's names end with."""
 _ABOVE = re.compile(r"_above_(\d+)k_tokens")
@@ -69,6 +71,10 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
         if entry.get("litellm_provider") not in PROVIDERS or entry.get("mode") not in MODES:
             continue
         prices = _kinds(entry, "")
+        if not prices and entry["mode"] in ("audio_speech", "audio_transcription"):
+            if units := _units(entry):
+                models[name.lower()] = {"input": 0, "output": 0, **units, "mode": entry["mode"]}
+            continue
         embedding = entry["mode"] == "embedding"
         if not prices.get("input") or not (prices.get("output") or prices.get("image_output") or embedding):
             continue
@@ -81,6 +87,16 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
             row["service"] = service
         models[name.lower()] = row
     return models
+
+
+def _units(entry: dict[str, object]) -> dict[str, int]:
+    """The prices of one second or one character, in nano-USD, rounded: published ones are fractions of a minute's."""
+    found = {
+        unit: int((Decimal(str(entry[theirs])) * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+        for unit, theirs in UNITS.items()
+        if entry.get(theirs)
+    }
+    return {unit: price for unit, price in found.items() if price}
 
 
 def _kinds(entry: dict[str, object], ending: str) -> dict[str, int]:

@@ -146,3 +146,11 @@ def test_known_costs(tokens: Tokens, price: Price, expected: int) -> None:
 def test_units_cost_their_price(micros: int, unit_price: int, expected: int) -> None:
     """Seconds, characters and pictures: exact, rounded half up once."""
     assert expected == units_nanousd(micros, unit_price)
+
+
+def test_tokens_are_not_free_where_only_seconds_have_a_price() -> None:
+    """A price of zero for tokens beside one for units says that nobody knows what a token costs."""
+    with pytest.raises(UnknownPrice):
+        cost_nanousd(Tokens(input=5), Price(input=0, output=0, second=100_000))
+    assert 0 == cost_nanousd(Tokens(), Price(input=0, output=0, second=100_000))
+    assert 0 == cost_nanousd(Tokens(input=5), Price(input=0, output=0))

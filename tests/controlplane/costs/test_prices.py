@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from controlplane.contract.pricing import Tokens, cost_nanousd
+from controlplane.contract.pricing import Tokens, UnknownPrice, cost_nanousd
 from controlplane.costs.prices import Kinds, PriceBook, PriceFile, PriceRow, ServiceRow
 
 
@@ -43,26 +43,34 @@ def test_published_prices_are_exact(packaged: PriceBook, model: str, input_usd: 
 
 
 def test_the_book_is_whole_and_nothing_in_it_is_free(packaged: PriceBook) -> None:
-    """Hundreds of models, each with a price above zero for input, and for output unless it makes embeddings."""
+    """Hundreds of models, each with a price above zero for input, and for output unless it makes embeddings; or for a second or character."""
     assert 1_000 <= len(packaged) == len(list(packaged.names()))
     for name in packaged.names():
         price = packaged.price(name)
         assert price is not None
+        assert f"{packaged.version}/{name}" == price.version
+        if price.by_unit_only:
+            assert 0 < (price.second or price.character or 0) < 10**9, name
+            continue
         assert 0 < price.input < 10**13, name
         assert 0 <= price.output < 10**13, name
         assert all(
             amount is None or amount > 0
             for amount in (price.cache_read, price.cache_write, price.cache_write_1h, price.reasoning)
         )
-        assert f"{packaged.version}/{name}" == price.version
 
 
 def test_every_price_can_cost_an_attempt(packaged: PriceBook) -> None:
-    """Text tokens, cached ones among them, can be costed with every price of the book."""
+    """Text tokens, cached ones among them, can be costed with every price of the book that knows tokens, and are free with none."""
     for name in packaged.names():
         price = packaged.price(name)
         assert price is not None
-        assert 0 < cost_nanousd(Tokens(input=1_000_000, cache_read=1_000, output=1, reasoning=1), price)
+        tokens = Tokens(input=1_000_000, cache_read=1_000, output=1, reasoning=1)
+        if price.by_unit_only:
+            with pytest.raises(UnknownPrice):
+                cost_nanousd(tokens, price)
+        else:
+            assert 0 < cost_nanousd(tokens, price)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,17 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
             "input_cost_per_token": Decimal("1e-06"),
             "output_cost_per_image_token": Decimal("4e-06"),
         },
+        "speaker": {
+            "litellm_provider": "openai",
+            "mode": "audio_speech",
+            "input_cost_per_character": Decimal("1.5e-05"),
+        },
+        "listener": {
+            "litellm_provider": "openai",
+            "mode": "audio_transcription",
+            "input_cost_per_second": Decimal("0.000283333333"),
+            "output_cost_per_second": 0,
+        },
         "picture": {"litellm_provider": "openai", "mode": "image_generation", "output_cost_per_image": Decimal("0.04")},
         "video": {
             "litellm_provider": "openai",
@@ -79,6 +90,8 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
         "embed": {"input": 20_000_000, "output": 0, "mode": "embedding"},
         "good": {"input": 150_000_000, "output": 600_000_000, "mode": "chat"},
         "image": {"input": 10**9, "image_output": 4 * 10**9, "output": 0, "mode": "image_generation"},
+        "listener": {"input": 0, "output": 0, "second": 283_333, "mode": "audio_transcription"},
+        "speaker": {"input": 0, "output": 0, "character": 15_000, "mode": "audio_speech"},
         "tiered": {
             "input": 10**9,
             "output": 10**9,
