@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from controlplane.contract.pricing import Tokens
 from proxy.dialects.openai import TOKENS_MAX
 
+_EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"{}"))
 _NO_CREDIT = "credit balance is too low"
 _encode = msgspec.json.Encoder().encode
+
+
+_Count = Annotated[int, Meta(ge=0)] | None
 
 
 class CacheCreation(msgspec.Struct):
     """Parts of `cache_creation_input_tokens`, by how long they are kept."""
 
-    ephemeral_5m_input_tokens: int | None = None
-    ephemeral_1h_input_tokens: int | None = None
+    ephemeral_5m_input_tokens: _Count = None
+    ephemeral_1h_input_tokens: _Count = None
 
 
 class OutputDetails(msgspec.Struct):
     """Parts of `output_tokens`."""
 
-    thinking_tokens: int | None = None
+    thinking_tokens: _Count = None
 
 
 class Usage(msgspec.Struct):
     """Usage as Anthropic reports it: `input_tokens` holds neither what a prompt cache gave nor what it took."""
 
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
+    input_tokens: _Count = None
+    output_tokens: _Count = None
+    cache_creation_input_tokens: _Count = None
+    cache_read_input_tokens: _Count = None
     cache_creation: CacheCreation | None = None
     output_tokens_details: OutputDetails | None = None
 
@@ -44,6 +51,7 @@ class _ErrorFields(msgspec.Struct):
     error: _ErrorDetail | str | None = None
 
 
+_decode_usage = msgspec.json.Decoder(Usage).decode
 _decode_error = msgspec.json.Decoder(_ErrorFields).decode
 
 
@@ -56,8 +64,10 @@ class UsageSum:
         self.input = self.output = self.thinking = 0
         self.cache_read = self.cache_write = self.cache_write_5m = self.cache_write_1h = 0
 
-    def add(self, usage: Usage) -> None:
-        """Takes one more report; what it does not mention stays."""
+    def add(self, usage: Usage | None) -> None:
+        """Takes one more report, if it is one; what it does not mention stays."""
+        if usage is None:
+            return
         self.input = max(self.input, usage.input_tokens or 0)
         self.output = max(self.output, usage.output_tokens or 0)
         self.cache_read = max(self.cache_read, usage.cache_read_input_tokens or 0)
@@ -69,7 +79,7 @@ class UsageSum:
             self.thinking = max(self.thinking, usage.output_tokens_details.thinking_tokens or 0)
 
     def tokens(self) -> Tokens | None:
-        """Tokens by disjoint kinds, which sum to the provider's counts; None if they make no sense, as if nothing was counted.
+        """Tokens by disjoint kinds, which sum to the provider's counts; None if they make no sense, as an answer to nothing does not.
 
         What was written to a prompt cache counts for five minutes unless the parts say an hour. Where the parts are more than their
         sum, they are believed: a provider that leaves the sum out still bills them.
@@ -84,13 +94,20 @@ class UsageSum:
             output=self.output - thinking,
             reasoning=thinking,
         )
-        return tokens if 0 < tokens.total <= TOKENS_MAX else None
+        return tokens if tokens.total_input and tokens.total <= TOKENS_MAX else None
 
 
-def tokens_of(usage: Usage | None) -> Tokens | None:
-    """Tokens of a whole answer's usage; None if there is none or it makes no sense."""
-    if usage is None:
+def read_usage(raw: bytes | msgspec.Raw) -> Usage | None:
+    """A `usage` object; None if there is none or it makes no sense, as counts below zero or of half a token do not."""
+    try:
+        return _decode_usage(raw) if bytes(raw) not in _EMPTY else None
+    except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def tokens_of(raw: bytes | msgspec.Raw) -> Tokens | None:
+    """Tokens of a whole answer's usage; None if there is none or it makes no sense."""
+    usage = read_usage(raw)
     summed = UsageSum()
     summed.add(usage)
     return summed.tokens()

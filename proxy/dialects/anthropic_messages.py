@@ -35,7 +35,7 @@ class _CountFields(msgspec.Struct):
 
 
 class _ReplyFields(msgspec.Struct):
-    usage: anthropic.Usage | None = None
+    usage: msgspec.Raw = _NOTHING
     stop_reason: str | None = None
 
 

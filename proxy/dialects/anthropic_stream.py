@@ -8,42 +8,50 @@ from __future__ import annotations
 import msgspec
 
 from controlplane.contract.pricing import Tokens
-from proxy.dialects.anthropic import Usage, UsageSum
+from proxy.dialects.anthropic import UsageSum, read_usage
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import EventCutter, data_of, events_in
 
 _LINE_FEED = 10
+_EMPTY_BLOCKS = frozenset(("text", "thinking"))  # may begin with nothing in them
+_PIECES = frozenset(("text_delta", "thinking_delta", "input_json_delta"))  # may be empty
 
 
-class _Block(msgspec.Struct):
-    type: str = ""
-    text: str | None = None
-    thinking: str | None = None
-
-
-class _Delta(msgspec.Struct):
-    type: str = ""
-    text: str | None = None
-    thinking: str | None = None
-    partial_json: str | None = None
-    stop_reason: str | None = None
-
-
-class _Message(msgspec.Struct):
-    usage: Usage | None = None
+_NOTHING = msgspec.Raw(b"")
+_EMPTY: frozenset[bytes] = frozenset((b"", b"null", b'""'))
 
 
 class _Event(msgspec.Struct):
-    """Whatever event it is, what is read of it."""
+    """Whatever event it is, what is read of it; its parts only where its type says what they are."""
 
     type: str = ""
-    message: _Message | None = None
-    content_block: _Block | None = None
-    delta: _Delta | None = None
-    usage: Usage | None = None
+    message: msgspec.Raw = _NOTHING
+    content_block: msgspec.Raw = _NOTHING
+    delta: msgspec.Raw = _NOTHING
+    usage: msgspec.Raw = _NOTHING
+
+
+class _Message(msgspec.Struct):
+    usage: msgspec.Raw = _NOTHING
+
+
+class _Part(msgspec.Struct):
+    """The beginning of a block, or a piece of it."""
+
+    type: str = ""
+    text: msgspec.Raw = _NOTHING
+    thinking: msgspec.Raw = _NOTHING
+    partial_json: msgspec.Raw = _NOTHING
+
+
+class _Stop(msgspec.Struct):
+    stop_reason: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
+_decode_message = msgspec.json.Decoder(_Message).decode
+_decode_part = msgspec.json.Decoder(_Part).decode
+_decode_stop = msgspec.json.Decoder(_Stop).decode
 
 
 class MessagesScanner:
@@ -113,29 +121,30 @@ class MessagesScanner:
             return whole
         try:
             fields = _decode(data)
+            if fields.type == "message_stop":
+                self.done = True
+                self.ending = whole
+                return b""
+            if fields.type == "error":
+                self.error_event = whole
+                return b""
+            self._learn(fields)
         except (msgspec.DecodeError, RecursionError) as error:
             raise Malformed(f"an event of the upstream's stream is not valid: {error}") from error
-        if fields.type == "message_stop":
-            self.done = True
-            self.ending = whole
-            return b""
-        if fields.type == "error":
-            self.error_event = whole
-            return b""
-        self._learn(fields)
         return whole
 
     def _learn(self, fields: _Event) -> None:
         """What an event says about the usage, the end and the content."""
         if fields.type == "message_start":
-            if fields.message is not None and fields.message.usage is not None:
-                self._usage.add(fields.message.usage)
+            if bytes(fields.message) not in _EMPTY:
+                self._usage.add(read_usage(_decode_message(fields.message).usage))
                 self.tokens_in = self._usage.tokens()
         elif fields.type == "message_delta":
-            if fields.delta is not None and fields.delta.stop_reason:
-                self.finish_reason = fields.delta.stop_reason
-            if fields.usage is not None:
-                self._usage.add(fields.usage)
+            if bytes(fields.delta) not in _EMPTY:
+                self.finish_reason = _decode_stop(fields.delta).stop_reason or self.finish_reason
+            usage = read_usage(fields.usage)
+            if usage is not None:
+                self._usage.add(usage)
                 self.tokens = self._usage.tokens()
         elif not self.content_seen:
             self.content_seen = _has_content(fields)
@@ -148,12 +157,11 @@ def _is_special(events: bytes) -> bool:
 
 def _has_content(fields: _Event) -> bool:
     """Whether an event holds anything to show or to act upon. A block of text or thought that begins empty does not."""
-    if fields.type == "content_block_start":
-        block = fields.content_block
-        return block is not None and (block.type not in ("text", "thinking") or bool(block.text or block.thinking))
-    if fields.type != "content_block_delta" or fields.delta is None:
+    begins = fields.type == "content_block_start"
+    raw = fields.content_block if begins else fields.delta
+    if not (begins or fields.type == "content_block_delta") or bytes(raw) in _EMPTY:
         return False
-    delta = fields.delta
-    if delta.type in ("text_delta", "thinking_delta", "input_json_delta"):
-        return bool(delta.text or delta.thinking or delta.partial_json)
-    return True
+    part = _decode_part(raw)
+    if part.type not in (_EMPTY_BLOCKS if begins else _PIECES):
+        return True
+    return any(bytes(said) not in _EMPTY for said in (part.text, part.thinking, part.partial_json))

@@ -11,7 +11,7 @@ import msgspec
 
 from controlplane.contract.pricing import Tokens
 from proxy.dialects import anthropic, openai
-from proxy.dialects.anthropic import Usage, UsageSum
+from proxy.dialects.anthropic import UsageSum, read_usage
 from proxy.dialects.dialect import RequestView
 from proxy.dialects.events import EventCutter, data_of, events_in
 from proxy.dialects.openai_usage import read_io_usage
@@ -42,7 +42,6 @@ class _Answer(msgspec.Struct):
 
 _decode_request = msgspec.json.Decoder(_RequestFields).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_anthropic = msgspec.json.Decoder(Usage).decode
 
 
 def read_passthrough(body: bytes) -> RequestView:
@@ -119,7 +118,7 @@ class UsageReader:
 
     def _add(self, raw: msgspec.Raw) -> None:
         if self._anthropic:
-            self._sum.add(_decode_anthropic(raw))
+            self._sum.add(read_usage(raw))
             self.tokens = self._sum.tokens()
         else:
             said = openai.read_usage(raw) or read_io_usage(raw)

@@ -14,7 +14,7 @@ from proxy.dialects import anthropic
 from proxy.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from proxy.dialects.dialect import Malformed
 from proxy.view import read_view
-from tests.proxy.anthropic_fakes import MESSAGE_STOP, USAGE, message, start, stop, text_block
+from tests.proxy.anthropic_fakes import MESSAGE_STOP, USAGE, message, sent_event, start, stop, text_block
 
 COUNTS = st.integers(0, 10_000_000)
 MESSAGES = AnthropicMessages()
@@ -42,8 +42,9 @@ def total_of(usage: dict[str, object]) -> int:
     parts = usage.get("cache_creation") or {}
     assert isinstance(parts, dict)
     written = usage.get("cache_creation_input_tokens", sum(parts.values()))
-    counts = (usage["input_tokens"], usage["output_tokens"], usage.get("cache_read_input_tokens") or 0, written)
-    return sum(count for count in counts if isinstance(count, int))
+    given = (usage["input_tokens"], usage.get("cache_read_input_tokens") or 0, written)
+    counts = [count for count in (*given, usage["output_tokens"]) if isinstance(count, int)]
+    return sum(counts) if any(given) else 0  # an answer to nothing is no usage
 
 
 def scanned(stream: bytes) -> tuple[Tokens | None, str]:
@@ -71,6 +72,29 @@ def test_the_kinds_sum_to_the_providers_total_streamed_or_not(usage: dict[str, o
     assert (whole, reason) == scanned(split)
     at_end = start({"input_tokens": 0, "output_tokens": 0}) + text_block("a") + stop(usage) + MESSAGE_STOP
     assert (whole, reason) == scanned(at_end)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        {"output_tokens": 3},
+        {"input_tokens": 0, "output_tokens": 3},
+        {"input_tokens": -9, "output_tokens": 3},
+        {"input_tokens": "9", "output_tokens": 3},
+        {"input_tokens": 9.5, "output_tokens": 3},
+        {"input_tokens": 10**30, "output_tokens": 3},
+        {"input_tokens": 9, "cache_creation": {"ephemeral_1h_input_tokens": -1}},
+        [],
+    ],
+)
+def test_a_usage_that_makes_no_sense_is_none(usage: object) -> None:
+    """Whole or streamed: the answer is served, and what it used is estimated."""
+    body = json.dumps({"type": "message", "stop_reason": "end_turn", "usage": usage}).encode()
+    assert (None, "end_turn") == MESSAGES.read_reply(body)
+    first = sent_event("message_start", message={"usage": usage})
+    assert (None, "end_turn") == scanned(first + text_block("a") + stop() + MESSAGE_STOP)
 
 
 def test_cache_tokens_by_how_long_they_are_kept() -> None:
