@@ -111,56 +111,69 @@ def _picture_tokens(source: dict[str, object]) -> int:
     return PICTURE_TOKENS
 
 
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """The prompt up to the end of each of its parts. marks: the parts with a breakpoint behind them."""
+
+    digests: tuple[bytes, ...]
+    totals: tuple[int, ...]  # tokens
+    marks: tuple[tuple[int, CacheControl], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole prompt."""
+        return self.totals[-1]
+
+
+def prefixes(parts: list[Segment], model: Model) -> Prefixes:
+    """What the prompt cache needs to know of a prompt."""
+    running = hashlib.blake2b(model.name.encode(), digest_size=16)
+    digests, totals, total = [], [], 0
+    for part in parts:
+        running.update(b"/%d/" % len(part.content) + part.content)
+        total += part.tokens
+        digests.append(running.digest())
+        totals.append(total)
+    marks = tuple((index, part.cached) for index, part in enumerate(parts) if part.cached is not None)
+    return Prefixes(tuple(digests), tuple(totals), marks)
+
+
 class PrefixCache:
     """The prompt cache of one upstream: prefixes up to a breakpoint, each with the time at which it is forgotten."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._now = monotonic
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._until: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
 
-    def use(self, parts: list[Segment], model: Model, owner: bytes) -> Cached:
+    def use(self, prompt: Prefixes, model: Model, owner: bytes) -> Cached:
         """Looks the longest known prefix up and writes the ones that end at a breakpoint. owner: prefixes are not shared."""
-        marks = [index for index, part in enumerate(parts) if part.cached is not None]
-        if not marks:
+        if not prompt.marks:
             return Cached()
-        digests, totals = _prefixes(parts, model, owner)
         now = self._now()
-        hit = self._longest(marks, digests, totals, model, now)
-        read = totals[hit] if hit >= 0 else 0
+        hit = self._longest(prompt, model, owner, now)
+        done = read = prompt.totals[hit] if hit >= 0 else 0
         written = {"5m": 0, "1h": 0}
-        done = read
-        for index in marks:
-            control = parts[index].cached
-            if control is None or totals[index] < model.cache_from_tokens:
+        for index, control in prompt.marks:
+            total = prompt.totals[index]
+            if total < model.cache_from_tokens:
                 continue
-            if totals[index] > done:
-                written[control.ttl] += totals[index] - done
-                done = totals[index]
-            self._remember(digests[index], now + LIVES_S[control.ttl])
+            if total > done:
+                written[control.ttl] += total - done
+                done = total
+            self._remember((owner, prompt.digests[index]), now + LIVES_S[control.ttl])
         return Cached(read, written["5m"], written["1h"])
 
-    def _longest(self, marks: list[int], digests: list[bytes], totals: list[int], model: Model, now: float) -> int:
+    def _longest(self, prompt: Prefixes, model: Model, owner: bytes, now: float) -> int:
         """The last part of the longest prefix that is known; -1 for none."""
-        for mark in reversed(marks):
+        for mark, _ in reversed(prompt.marks):
             for index in range(mark, max(-1, mark - LOOKED_BACK), -1):
-                if totals[index] >= model.cache_from_tokens and self._until.get(digests[index], 0.0) > now:
+                known = self._until.get((owner, prompt.digests[index]), 0.0) > now
+                if known and prompt.totals[index] >= model.cache_from_tokens:
                     return index
         return -1
 
-    def _remember(self, digest: bytes, until: float) -> None:
-        self._until[digest] = max(until, self._until.get(digest, 0.0))
-        self._until.move_to_end(digest)
+    def _remember(self, place: tuple[bytes, bytes], until: float) -> None:
+        self._until[place] = max(until, self._until.get(place, 0.0))
+        self._until.move_to_end(place)
         if len(self._until) > PREFIXES_MAX:
             self._until.popitem(last=False)
-
-
-def _prefixes(parts: list[Segment], model: Model, owner: bytes) -> tuple[list[bytes], list[int]]:
-    """For each part: the digest and the tokens of the prompt up to its end."""
-    running = hashlib.blake2b(model.name.encode() + b"/" + owner, digest_size=16)
-    digests, totals, total = [], [], 0
-    for part in parts:
-        running.update(b"%d/" % len(part.content) + part.content)
-        total += part.tokens
-        digests.append(running.digest())
-        totals.append(total)
-    return digests, totals

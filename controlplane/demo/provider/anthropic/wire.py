@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -11,10 +12,11 @@ from controlplane.demo.provider.answer import Answer, moment, plain
 from controlplane.demo.provider.anthropic import encoding, problems
 from controlplane.demo.provider.anthropic.composition import reply
 from controlplane.demo.provider.anthropic.headers import AnthropicHeaders
-from controlplane.demo.provider.anthropic.prompt import PrefixCache, segments
-from controlplane.demo.provider.anthropic.request import read
+from controlplane.demo.provider.anthropic.prompt import PrefixCache, Prefixes, prefixes, segments
+from controlplane.demo.provider.anthropic.request import MessagesRequest, read
 from controlplane.demo.provider.http import Request
 from controlplane.demo.provider.inference import Inference
+from controlplane.demo.provider.memory import Memory, Place
 from controlplane.demo.provider.models import CLAUDE, CLAUDE_LISTED, Model
 from controlplane.demo.provider.openai_wire import wrong_method
 from controlplane.demo.provider.problems import Problem
@@ -23,8 +25,23 @@ from controlplane.demo.provider.request import model_of
 MESSAGES = b"/v1/messages"
 COUNT = b"/v1/messages/count_tokens"
 MODELS = b"/v1/models"
-_CACHE_CONTROL = b'"cache_control"'
+_PROMPTS_BYTES_MAX = 16 * 1024 * 1024
 _PAGE_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A request that was read, and its prompt that was counted."""
+
+    asked: MessagesRequest
+    model: Model
+    prefixes: Prefixes
+    body_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it takes."""
+        return 3 * self.body_bytes + 128 * len(self.prefixes.totals)
 
 
 class AnthropicWire:
@@ -42,6 +59,7 @@ class AnthropicWire:
         self._inference = inference
         self._requests_per_minute = requests_per_minute
         self._prefixes = PrefixCache(monotonic)
+        self._prompts: Memory[_Prompt] = Memory(_PROMPTS_BYTES_MAX)
 
     def key(self, request: Request) -> bytes:
         """`x-api-key`, or the bearer token of an OAuth client."""
@@ -71,17 +89,37 @@ class AnthropicWire:
         known = self._inference.memory.get(place)
         if known is not None:
             return known
-        asked = read(request.body, ceiling=True)
-        model = _model(asked.model)
-        tokenizer = self._inference.tokenizer(model)
-        parts = segments(asked, tokenizer)
-        cached = self._prefixes.use(parts, model, self.key(request))
-        prompt_tokens = sum(part.tokens for part in parts)
-        made = reply(asked, model, tokenizer, seed=self._inference.seed, prompt_tokens=prompt_tokens, cached=cached)
-        answer = encoding.stream_answer(made) if asked.stream else encoding.json_answer(made)
-        if _CACHE_CONTROL not in request.body:  # what a prompt cache makes of it differs from call to call
-            self._inference.memory.keep(place, answer)
+        prompt = self._prompt(place)
+        cached = self._prefixes.use(prompt.prefixes, prompt.model, self.key(request))
+        if prompt.prefixes.marks:  # what a prompt cache makes of it differs from call to call
+            place = (b"%b %d %d %d" % (request.path, cached.read, cached.written_5m, cached.written_1h), request.body)
+            known = self._inference.memory.get(place)
+            if known is not None:
+                return known
+        tokenizer = self._inference.tokenizer(prompt.model)
+        made = reply(
+            prompt.asked,
+            prompt.model,
+            tokenizer,
+            seed=self._inference.seed,
+            prompt_tokens=prompt.prefixes.tokens,
+            cached=cached,
+        )
+        answer = encoding.stream_answer(made) if prompt.asked.stream else encoding.json_answer(made)
+        self._inference.memory.keep(place, answer)
         return answer
+
+    def _prompt(self, place: Place) -> _Prompt:
+        """A prompt that was read and counted, perhaps before."""
+        known = self._prompts.get(place)
+        if known is not None:
+            return known
+        asked = read(place[1], ceiling=True)
+        model = _model(asked.model)
+        made = _Prompt(asked, model, prefixes(segments(asked, self._inference.tokenizer(model)), model), len(place[1]))
+        if made.prefixes.marks:
+            self._prompts.keep(place, made)
+        return made
 
     def _count(self, request: Request) -> Answer:
         """How many tokens a prompt has: free of charge."""
