@@ -14,15 +14,35 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
+from typing import cast
 
 import structlog
 import uvicorn
 
-from proxy.server import accept_also, drain
+from proxy.server import BACKLOG, WorkerProtocol
 
 _LINE_BYTES_MAX = 4096
 
 log = structlog.get_logger("proxy.listening")
+
+
+async def accept_also(server: uvicorn.Server, sock: socket.socket) -> asyncio.Server:
+    """Lets a server that runs accept the connections of one more socket, until what is returned is closed."""
+
+    def protocol() -> asyncio.Protocol:
+        made: asyncio.Protocol = server.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn makes it
+            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+        )
+        return made
+
+    return await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=BACKLOG)
+
+
+def drain(server: uvicorn.Server, *, linger_s: float) -> None:
+    """Stops a server whose port others still serve: calls end, and idle connections may ask once more before they are closed."""
+    protocol = cast("type[WorkerProtocol]", server.config.http_protocol_class)
+    protocol.linger_s = linger_s  # a class of this server alone
+    server.should_exit = True
 
 
 class Listening:

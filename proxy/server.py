@@ -25,7 +25,7 @@ from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
 from proxy.outbox import HeldWrites, Outbox
 
-_BACKLOG = 4096
+BACKLOG = 4096
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _LENGTH_DIGITS_MAX = 18
 _STRANGERS_BODY_BYTES_MAX = 64 * 1024  # without a key of ours; more would let anybody fill our memory
@@ -460,28 +460,9 @@ def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -
         proxy_headers=False,
         timeout_keep_alive=int(settings.keep_alive_s),
         timeout_graceful_shutdown=int(settings.drain_s),
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
     )
     return uvicorn.Server(config)
-
-
-async def accept_also(server: uvicorn.Server, sock: socket.socket) -> asyncio.Server:
-    """Lets a server that runs accept the connections of one more socket, until what is returned is closed."""
-
-    def protocol() -> asyncio.Protocol:
-        made: asyncio.Protocol = server.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn makes it
-            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
-        )
-        return made
-
-    return await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=_BACKLOG)
-
-
-def drain(server: uvicorn.Server, *, linger_s: float) -> None:
-    """Stops a server whose port others still serve: calls end, and idle connections may ask once more before they are closed."""
-    protocol = cast("type[WorkerProtocol]", server.config.http_protocol_class)
-    protocol.linger_s = linger_s  # a class of this server alone
-    server.should_exit = True
 
 
 def listen(settings: ProxySettings) -> socket.socket:
@@ -493,7 +474,7 @@ def listen(settings: ProxySettings) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((settings.host, settings.port))
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
