@@ -180,7 +180,7 @@ def configuration_page() -> str:
         "`server:` is described in [Settings](settings.md). Everything below is hot-reloaded: checked as a whole, applied at once or refused while the last good one stays.\n"
     )
     sections = (
-        ("upstreams[]", file.UpstreamEntry), ("models[]", file.ModelEntry), ("models[].deployments[]", file.DeploymentEntry),
+        ("upstreams[]", file.UpstreamEntry), ("models[]", file.ModelEntry), ("models[].deployments[]", file.DeploymentEntry), ("models[].batch", snapshot.BatchPolicy),
         ("prices.{model}", file.PriceEntry), ("prices.{model}.long[]", file.LongPriceEntry),
         ("prices.{model}.service.{class}", file.ServicePriceEntry), ("prices.{model}.changes[]", file.PriceChangeEntry), ("tenants[]", file.TenantEntry), ("tenants[].limits", file.Limits),
         ("tenants[].budgets[]", file.BudgetEntry), ("tenants[].quotas[]", file.QuotaEntry), ("tenants[].quotas[].match", snapshot.QuotaMatch),
