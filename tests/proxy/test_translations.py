@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from msgspec import structs
 
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptError, CacheState, Outcome
@@ -222,6 +223,21 @@ class TestChatServedByAnthropic:
         assert [] == upstream.received
         (record,) = world.records()
         assert 0 == record.cost_nanousd
+
+    async def test_a_deployment_that_can_say_it_takes_over(self, world: World) -> None:
+        """What the first one's language cannot express goes to the next, which speaks the client's; the first is not asked."""
+        first = await behind(world, "anthropic", replies(answer(message())))
+        second = await world.upstream(replies(answer(completion("from the second"))))
+        urls = (f"http://127.0.0.1:{first.port}", f"http://127.0.0.1:{second.port}/v1")
+        world.apply(urls=urls, upstream={"dialect": "anthropic"})
+        runtime = world.worker.app.runtime
+        assert runtime is not None
+        upstreams = (runtime.snapshot.upstreams[0], structs.replace(runtime.snapshot.upstreams[1], dialect="openai"))
+        world.worker.apply(structs.replace(runtime.snapshot, version=runtime.version + 1, upstreams=upstreams))
+        response = await world.chat(n=2)
+        assert "from the second" == response.json()["choices"][0]["message"]["content"]
+        assert ([], 1) == (first.received, len(second.received))
+        assert "Hello" == (await world.chat()).json()["choices"][0]["message"]["content"]
 
     async def test_an_answer_is_kept_for_the_next(self, world: World) -> None:
         """The cache holds the translated answer and judges it by the client's words."""
