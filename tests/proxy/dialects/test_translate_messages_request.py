@@ -201,3 +201,51 @@ def test_an_answer_of_thinking_alone_is_no_message() -> None:
     assert [USER, USER] == messages(
         USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": ""}]}, USER
     )
+
+
+def test_a_request_as_claude_code_sends_it() -> None:
+    """Marks for caches, hints, new fields and reminders in the middle of a conversation: all of it is borne."""
+    marked = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    found = translated(
+        stream=True,
+        thinking={"type": "adaptive", "display": "summarized"},
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        output_config={"effort": "medium"},
+        metadata={"user_id": json.dumps({"device_id": "d" * 64, "session_id": "s"})},
+        system=[
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=abcde;"},
+            {"type": "text", "text": "You are Claude Code.", **marked},
+        ],
+        tools=[{**TOOL, "eager_input_streaming": True, "strict": True, **marked}],
+        messages=[
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "<system-reminder>", **marked}, {"type": "text", "text": "go"}],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "", "signature": "s"},
+                    {"type": "tool_use", "id": "t", "name": "add", "input": {"a": 1}, "caller": {"type": "direct"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "t",
+                        "content": [{"type": "text", "text": "1"}],
+                        "is_error": False,
+                        **marked,
+                    }
+                ],
+            },
+            {"role": "system", "content": "be quick"},
+        ],
+    )
+    assert ["system", "user", "assistant", "tool", "system"] == [turn["role"] for turn in found["messages"]]
+    assert "You are Claude Code." == found["messages"][0]["content"]
+    assert 64 == len(found["user"])
+    assert [ADD] == found["tools"]
+    assert "cache_control" not in json.dumps(found)
