@@ -55,6 +55,7 @@ TABLE: tuple[Refusal, ...] = (
 
 _RETRY = {True: (b"x-should-retry", b"true"), False: (b"x-should-retry", b"false")}
 _JSON = (b"content-type", b"application/json")
+_SHAPED = frozenset((b"request-id", b"x-heph-error-code"))
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -104,7 +105,10 @@ def shape(reply: Reply, protocol: Protocol, request_id: str) -> None:
         kind = _anthropic_kind(refused.refusal)
         reply.body = anthropic.error_body(message=refused.message, kind=kind, request_id=request_id)
         code = (b"x-heph-error-code", refused.refusal.code.encode())  # for it has no place in their body
-        reply.headers = [*reply.headers, (b"request-id", request_id.encode()), code]
+        rest = [
+            header for header in reply.headers if header[0] not in _SHAPED
+        ]  # a shared one may have been shaped before
+        reply.headers = [*rest, (b"request-id", request_id.encode()), code]
 
 
 def error_event(refusal: Refusal, message: str, protocol: Protocol, request_id: str) -> bytes:
