@@ -132,12 +132,12 @@ class ProxyApp:
             self._ops.answer(path, method.decode(), exchange)
         elif method != operation.method:
             message = f"{path[:128]} takes {operation.method.decode()}, not {method.decode()}"
-            self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange)
+            self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange, operation=operation.name)
         elif self.runtime is None:
             message = (
                 "this worker has no configuration yet: the control plane has not been reached since its first start"
             )
-            self._ops.refuse(refusals.NOT_READY, message, exchange)
+            self._ops.refuse(refusals.NOT_READY, message, exchange, operation=operation.name)
         else:
             self._call(self.runtime, operation, exchange)
 

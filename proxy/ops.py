@@ -56,10 +56,10 @@ class Ops:
         degraded = self._degraded()
         return {"status": "ready", "degraded": degraded} if degraded else {"status": "ready"}
 
-    def refuse(self, refusal: Refusal, message: str, exchange: Exchange) -> None:
-        """A refusal of something that never became a call."""
+    def refuse(self, refusal: Refusal, message: str, exchange: Exchange, *, operation: str = "") -> None:
+        """A refusal of something that never became a call. operation: what it would have been, if that is known."""
         reply = refuse(refusal, message)
-        shape(reply, protocol_of("", exchange.headers), new_id("call"))
+        shape(reply, protocol_of(operation, exchange.headers), new_id("call"))
         source = (b"x-heph-error-source", refusal.source.encode())
         exchange.answer(reply.status, header_lines([*reply.headers, source]), reply.body)
 

@@ -317,6 +317,15 @@ async def test_models_have_anthropics_shape_for_its_clients(claude: Claude) -> N
     assert "list" == openais["object"]
 
 
+async def test_a_worker_without_a_configuration_says_so_in_anthropics_words(world: World) -> None:
+    """Also to a client that names no version: the path tells whose it is."""
+    async with httpx.AsyncClient(base_url=world.url) as client:
+        response = await client.post("/v1/messages", json=BODY)
+        wrong = await client.get("/v1/messages")
+    assert (503, "overloaded_error") == (response.status_code, response.json()["error"]["type"])
+    assert (405, "invalid_request_error") == (wrong.status_code, wrong.json()["error"]["type"])
+
+
 async def test_claude_codes_headers_are_labels(claude: Claude) -> None:
     """Who within the session calls, and for what; none of it travels on."""
     await claude.serve(replies(answer(message())))
