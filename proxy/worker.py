@@ -38,14 +38,15 @@ from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
 from proxy.status import StatusReporter
 from proxy.succession import Retired, open_spool, places_of, retired_ids
-from proxy.transports.batch import Batch
+from proxy.transports.batch import Batch, watch_batch
 from proxy.transports.breaker import BreakerTransport
 from proxy.transports.breaker_hints import BreakerHints
 from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
+from proxy.transports.cache_group import shared_tier
 from proxy.transports.cache_memory import MemoryTier
-from proxy.transports.cache_redis import RedisTier, watch_redis
 from proxy.transports.cache_refresh import Refreshes
+from proxy.transports.cache_watch import watch_cache
 from proxy.transports.coalesce import Coalesce
 from proxy.transports.coalesce_shared import SharedFlights, watch_flights
 from proxy.transports.concurrency import ConcurrencyTransport
@@ -152,7 +153,7 @@ class Worker:
             memory=MemoryTier(bytes_max=settings.cache_memory_bytes // settings.workers),
             disk=DiskTier(place / "cache", bytes_max=disk_bytes) if disk_bytes else None,
             entry_bytes_max=settings.cache_entry_bytes_max,
-            redis=RedisTier(settings, secrets) if settings.redis else None,
+            redis=shared_tier(self.shared, settings, secrets),
             refreshes=self.refreshes,
         )
         self.admit = Admit(metrics, share=self._share, lenders=self.lending, agents_max=settings.quota_fair_agents_max)
@@ -287,10 +288,9 @@ class Worker:
         )
         watch_ledger(watch, self.ledger)
         self._watch_spool()
-        self._watch_cache()
-        self._watch_stale()
+        watch_cache(watch, self.cache, self.refreshes)
         self._watch_coalesce()
-        self._watch_batch()
+        watch_batch(watch, self.batch)
         watch_kept(watch, self.owners, self.kept, self.settlement)
 
     def _watch_spool(self) -> None:
@@ -325,47 +325,6 @@ class Worker:
             lambda: 0 if self.retired is None else self.retired.bytes_stored,
         )
 
-    def _watch_cache(self) -> None:
-        watch, cache, memory, disk = self.metrics.watch, self.cache, self.cache.memory, self.cache.disk
-        watch("cache_memory_hits_total", "Answers from the cache's memory.", lambda: cache.store.hits_memory_total)
-        watch("cache_disk_hits_total", "Answers from the cache's disk.", lambda: cache.store.hits_disk_total)
-        watch("cache_redis_hits_total", "Answers from Redis.", lambda: cache.store.hits_redis_total)
-        watch_redis(watch, cache.redis)
-        watch("cache_misses_total", "Look-ups that found nothing.", lambda: cache.misses_total)
-        watch("cache_stored_total", "Answers stored.", lambda: cache.stored_total)
-        watch("cache_too_large_total", "Answers not stored because of their size.", lambda: cache.too_large_total)
-        watch("cache_memory_bytes", "Bytes of answers in memory.", lambda: memory.bytes_used)
-        watch("cache_memory_evicted_total", "Answers dropped from memory to make room.", lambda: memory.evicted_total)
-        if disk is None:
-            return
-        watch("cache_disk_bytes", "Bytes on the cache's disk, as of its last write.", lambda: disk.bytes_used)
-        watch("cache_disk_written_total", "Answers written to disk.", lambda: disk.written_total)
-        watch("cache_disk_skipped_total", "Answers not written because too much waited.", lambda: disk.skipped_total)
-        watch("cache_disk_busy_total", "Reads given up because the disk was too busy.", lambda: disk.busy_total)
-        watch("cache_disk_corrupt_total", "Answers on disk that were damaged.", lambda: disk.corrupt_total)
-        watch("cache_disk_errors_total", "Failures of the cache's disk.", lambda: disk.errors_total)
-
-    def _watch_stale(self) -> None:
-        watch, cache, refreshes = self.metrics.watch, self.cache, self.refreshes
-        watch("cache_stale_total", "Stale answers served while they were asked anew.", lambda: cache.stale_total)
-        watch(
-            "cache_stale_if_error_total",
-            "Stale answers served because the upstreams failed.",
-            lambda: cache.stale_if_error_total,
-        )
-        watch("cache_negative_total", "Upstreams' refusals given again.", lambda: cache.negative_total)
-        watch("cache_invalidated_total", "Stored answers found invalidated.", lambda: cache.invalidated_total)
-        watch("cache_refreshes_total", "Background calls for stale answers.", lambda: refreshes.started_total)
-        watch("cache_refreshes_running", "Background calls for stale answers now.", lambda: refreshes.running)
-        watch(
-            "cache_refreshes_failed_total", "Background calls without a fresh answer.", lambda: refreshes.failed_total
-        )
-        watch(
-            "cache_refreshes_skipped_total",
-            "Stale answers not asked anew because too many were.",
-            lambda: refreshes.skipped_total,
-        )
-
     def _watch_coalesce(self) -> None:
         watch, coalesce = self.metrics.watch, self.coalesce
         watch_flights(watch, self.flights)
@@ -383,13 +342,6 @@ class Worker:
             lambda: coalesce.ejected_total,
         )
         watch("coalesce_buffer_bytes", "Bytes of shared streams held now.", lambda: coalesce.buffered_bytes)
-
-    def _watch_batch(self) -> None:
-        watch, batch = self.metrics.watch, self.batch
-        watch("batch_waiting", "Embeddings calls that wait for others now.", lambda: batch.waiting)
-        watch("batch_requests_total", "Requests that several embeddings calls shared.", lambda: batch.requests_total)
-        watch("batch_calls_total", "Embeddings calls that shared a request.", lambda: batch.calls_total)
-        watch("batch_halved_total", "Shared requests that were refused, and halved.", lambda: batch.halved_total)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Compiles a snapshot and swaps it in; raises, changing nothing, if it cannot be compiled."""

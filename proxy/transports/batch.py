@@ -337,3 +337,11 @@ def _copy_of(reply: Reply, body: bytes) -> Reply:
     part.deployment, part.model, part.refusal = reply.deployment, reply.model, reply.refusal
     part.finish_reason, part.complete, part.usage_known = reply.finish_reason, reply.complete, reply.usage_known
     return part
+
+
+def watch_batch(watch: Callable[[str, str, Callable[[], float]], None], batch: Batch) -> None:
+    """Shows the figures of what is asked together."""
+    watch("batch_waiting", "Embeddings calls that wait for others now.", lambda: batch.waiting)
+    watch("batch_requests_total", "Requests that several embeddings calls shared.", lambda: batch.requests_total)
+    watch("batch_calls_total", "Embeddings calls that shared a request.", lambda: batch.calls_total)
+    watch("batch_halved_total", "Shared requests that were refused, and halved.", lambda: batch.halved_total)

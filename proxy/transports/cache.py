@@ -36,7 +36,7 @@ from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_items import Items, Parts
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_policy import STALE_OUTCOMES, is_storable, negative_ttl_s, prepare, staleness
-from proxy.transports.cache_redis import RedisTier
+from proxy.transports.cache_redis import SharedTier
 from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.cache_replay import Recording, content_type_of, reply_of
 from proxy.transports.cache_rules import Rules
@@ -56,7 +56,7 @@ class Cache:
         memory: MemoryTier,
         disk: DiskTier | None,
         entry_bytes_max: int,
-        redis: RedisTier | None = None,
+        redis: SharedTier | None = None,
         refreshes: Refreshes | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -94,7 +94,7 @@ class Cache:
         return self.store.disk
 
     @property
-    def redis(self) -> RedisTier | None:
+    def redis(self) -> SharedTier | None:
         """The third tier, for its figures."""
         return self.store.redis
 

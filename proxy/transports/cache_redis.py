@@ -13,10 +13,9 @@ that share a Redis never share an answer. Redis expires entries itself; keys are
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 from redis.exceptions import ResponseError
@@ -24,18 +23,43 @@ from redis.exceptions import ResponseError
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.redis_address import parse_redis_address
 from proxy.settings import ProxySecrets
-from proxy.transports.cache_entry import CacheEntry, decode_entry, encode_entry
+from proxy.transports.cache_entry import CacheEntry
+from proxy.transports.cache_seal import EntrySeals
 from proxy.transports.redis_line import LINE_TROUBLE, LineLost, RedisLine, open_line
 
-KEY_PREFIX = "heph:cache:"
-SEAL_BYTES = 16
 BATCH_ENTRIES = 16  # written in one go
 STALL_FACTOR = 2  # a deadline missed by this factor was missed by our own event loop
 
-# Values of another meaning of this module, or of `cache_entry`, never match.
-_PERSON = b"heph-redis-1"
-
 log = structlog.get_logger("proxy.cache_redis")
+
+
+class SharedTier(Protocol):
+    """Entries that workers and hosts share. Nothing here ever fails: whatever is wrong is a miss."""
+
+    @property
+    def degraded(self) -> bool:
+        """Whether it is out: look-ups and writes are skipped."""
+        ...
+
+    def open(self) -> None:
+        """Begins to connect."""
+        ...
+
+    async def get(self, key: bytes) -> CacheEntry | None:
+        """The entry, within a bounded time."""
+        ...
+
+    def put(self, key: bytes, entry: CacheEntry) -> None:
+        """Has an entry written some time soon, or not at all; never waits."""
+        ...
+
+    async def flush(self) -> None:
+        """Waits until all that was put is written or dropped."""
+        ...
+
+    async def aclose(self) -> None:
+        """Writes what waits, within bounds, and closes; safe to call twice."""
+        ...
 
 
 class RedisTier:
@@ -55,7 +79,7 @@ class RedisTier:
         self._settings = settings
         self._address = parse_redis_address(settings.redis or "")
         self._password = secrets.redis_password
-        self._secret = hashlib.blake2b(secrets.pepper_bytes, digest_size=32, person=_PERSON).digest()
+        self._seals = EntrySeals(secrets.pepper_bytes)
         self._now_us = now_us
         self._readers: tuple[RedisLine, ...] = ()
         self._writer: RedisLine | None = None
@@ -97,7 +121,7 @@ class RedisTier:
         data = await self._ask(line, key)
         if not data:
             return None
-        entry = self._unsealed(key, data)
+        entry = self._seals.opened(key, data)
         self.damaged_total += entry is None
         return entry
 
@@ -137,7 +161,7 @@ class RedisTier:
         try:
             async with asyncio.timeout(timeout_s):
                 # unlike GET, this bounds what a foreign value can cost us
-                data = await line.ask("GETRANGE", self._name(key), 0, self._settings.redis_entry_bytes_max)
+                data = await line.ask("GETRANGE", self._seals.name_of(key), 0, self._settings.redis_entry_bytes_max)
         except TimeoutError:
             self.errors_total += 1
             if loop.time() - asked_s < timeout_s * STALL_FACTOR:
@@ -243,11 +267,11 @@ class RedisTier:
         asks = []
         for key, entry in batch:
             ttl_ms = (entry.expires_us - self._now_us()) // 1000
-            value = self._sealed(key, entry)
+            value = self._seals.sealed(key, entry)
             if len(value) > self._settings.redis_entry_bytes_max:
                 self.too_large_total += 1
             elif ttl_ms > 0:
-                asks.append(line.ask("SET", self._name(key), value, "PX", ttl_ms))
+                asks.append(line.ask("SET", self._seals.name_of(key), value, "PX", ttl_ms))
         try:
             async with asyncio.timeout(self._settings.redis_connect_timeout_s):
                 answers = await asyncio.gather(*asks, return_exceptions=True)
@@ -259,27 +283,8 @@ class RedisTier:
         self.errors_total += len(refused)
         return len(answers) - len(refused)
 
-    def _name(self, key: bytes) -> str:
-        """A key in Redis: from which, without the secret, nobody can tell what was asked."""
-        return KEY_PREFIX + hashlib.blake2b(key, key=self._secret, digest_size=20, person=_PERSON).hexdigest()
 
-    def _sealed(self, key: bytes, entry: CacheEntry) -> bytes:
-        payload = encode_entry(entry)
-        return self._seal(key, payload) + payload
-
-    def _unsealed(self, key: bytes, data: bytes) -> CacheEntry | None:
-        payload = memoryview(data)[SEAL_BYTES:]  # what was cut off at the bound does not fit its seal
-        if not hmac.compare_digest(self._seal(key, payload), data[:SEAL_BYTES]):
-            return None
-        return decode_entry(bytes(payload))
-
-    def _seal(self, key: bytes, payload: bytes | memoryview) -> bytes:
-        seal = hashlib.blake2b(key, key=self._secret, digest_size=SEAL_BYTES, person=_PERSON)
-        seal.update(payload)
-        return seal.digest()
-
-
-def watch_redis(watch: Callable[[str, str, Callable[[], float]], None], tier: RedisTier | None) -> None:
+def watch_redis(watch: Callable[[str, str, Callable[[], float]], None], tier: SharedTier | None) -> None:
     """Shows the tier's figures; without a tier they are there all the same, and stay zero."""
     for name, text in (
         ("misses", "Look-ups that found nothing in Redis."),
@@ -295,7 +300,7 @@ def watch_redis(watch: Callable[[str, str, Callable[[], float]], None], tier: Re
     watch("cache_redis_degraded", "1 while a configured Redis is out, else 0.", _figure(tier, "degraded"))
 
 
-def _figure(tier: RedisTier | None, name: str) -> Callable[[], float]:
+def _figure(tier: SharedTier | None, name: str) -> Callable[[], float]:
     return lambda: 0.0 if tier is None else float(getattr(tier, name))
 
 

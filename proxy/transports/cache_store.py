@@ -9,7 +9,7 @@ from collections.abc import Callable
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_memory import MemoryTier
-from proxy.transports.cache_redis import RedisTier
+from proxy.transports.cache_redis import SharedTier
 
 FLUSH_TIMEOUT_S = 5.0
 
@@ -18,7 +18,7 @@ class Store:
     """Entries by key in up to three tiers. What is found below comes up; what memory has no room for goes down."""
 
     def __init__(
-        self, memory: MemoryTier, disk: DiskTier | None, redis: RedisTier | None, *, now_us: Callable[[], int]
+        self, memory: MemoryTier, disk: DiskTier | None, redis: SharedTier | None, *, now_us: Callable[[], int]
     ) -> None:
         """The tiers belong to the store from now on. now_us: the wall clock."""
         self.memory = memory

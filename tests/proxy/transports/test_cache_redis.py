@@ -22,7 +22,8 @@ from proxy.settings import ProxySecrets, Secret
 from proxy.transports.cache import Cache
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_memory import MemoryTier
-from proxy.transports.cache_redis import KEY_PREFIX, RedisTier, watch_redis
+from proxy.transports.cache_redis import RedisTier, watch_redis
+from proxy.transports.cache_seal import KEY_PREFIX
 from tests.proxy.fakes import World, answer, completion, replies, whole_stream
 from tests.proxy.redis_server import RedisServer
 from tests.proxy.state_fakes import FakeInner, complete_reply, make_call, read_all
@@ -176,7 +177,7 @@ async def test_installations_never_share(server: RedisServer, tier: RedisTier) -
     other = await _opened(server.url, pepper="cd" * 32)
     assert await other.get(KEY) is None
     with server.client() as client:
-        client.copy(tier._name(KEY), other._name(KEY))
+        client.copy(tier._seals.name_of(KEY), other._seals.name_of(KEY))
     assert await other.get(KEY) is None
     assert (1, 1) == (other.misses_total, other.damaged_total)
     await other.aclose()
@@ -186,7 +187,7 @@ async def test_a_value_under_another_key_is_a_miss(server: RedisServer, tier: Re
     """Somebody who can write to Redis cannot make one answer the answer to another question."""
     await _written(tier, KEY, _entry())
     with server.client() as client:
-        client.rename(tier._name(KEY), tier._name(b"other"))
+        client.rename(tier._seals.name_of(KEY), tier._seals.name_of(b"other"))
     assert (None, 1) == (await tier.get(b"other"), tier.damaged_total)
 
 
@@ -241,7 +242,7 @@ async def test_a_killed_redis_costs_nothing_and_is_used_again_when_it_is_back(se
     inner = FakeInner()
     cache = _worker(inner, await _opened(server.url))
     tier = cache.redis
-    assert tier is not None
+    assert isinstance(tier, RedisTier)
     server.kill()
     await _until(lambda: tier.degraded)
     call = make_call()
@@ -392,7 +393,7 @@ async def test_a_server_that_is_not_redis(tmp_path: Path) -> None:
 async def test_a_value_of_another_type_or_a_refusal_is_a_miss(server: RedisServer, tier: RedisTier) -> None:
     """A list under our key is damage; a write that Redis refuses for want of memory is an error; reading goes on."""
     with server.client() as client:
-        client.rpush(tier._name(KEY), "x")
+        client.rpush(tier._seals.name_of(KEY), "x")
         assert (None, 1, False) == (await tier.get(KEY), tier.damaged_total, tier.degraded)
         client.config_set("maxmemory", 1)
         client.config_set("maxmemory-policy", "noeviction")
@@ -403,7 +404,7 @@ async def test_a_value_of_another_type_or_a_refusal_is_a_miss(server: RedisServe
 async def test_a_damaged_value_is_a_miss(server: RedisServer, tier: RedisTier) -> None:
     """One bit that changed, wherever, is noticed and counted."""
     await _written(tier, KEY, _entry())
-    name = tier._name(KEY)
+    name = tier._seals.name_of(KEY)
     with server.client() as client:
         good = client.get(name)
         for index in (0, 15, 16, 20, len(good) - 1):
@@ -447,7 +448,7 @@ def test_no_stored_bytes_ever_raise(shared_server: RedisServer, values: list[byt
     async def look(tier: RedisTier) -> None:
         with shared_server.client() as client:
             for value in values:
-                client.set(tier._name(KEY), tier._seal(KEY, value) + value if sealed else value)
+                client.set(tier._seals.name_of(KEY), tier._seals._seal(KEY, value) + value if sealed else value)
                 assert await tier.get(KEY) is None
 
     _run_both(shared_server, look)
