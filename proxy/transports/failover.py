@@ -219,6 +219,11 @@ class Failover:
         """Notes what became of a try without an answer, and says where the next may go."""
         candidate = attempt.candidate
         if isinstance(trouble, AttemptFailed):
+            if (
+                _is_ours(trouble) and attempt.judge is not None
+            ):  # nothing was sent, so nothing is known about the deployment
+                attempt.judge.report(AttemptError.CANCELLED, latency_s=0.0, probe=attempt.probe)
+                attempt.judge = None
             attempt.finish(trouble.error)
             return self._failed(entry, candidate, trouble, tries)
         if isinstance(trouble, BreakerOpen):
@@ -258,7 +263,7 @@ class Failover:
         if failure.retry_after_s > 0.0:
             self.rests.note(candidate.deployment.id, failure.retry_after_s)
         if failure.error is AttemptError.REJECTED and failure.reply is not None:
-            if failure.reply.refusal is not None:  # its language cannot say this; another's may
+            if _is_ours(failure):  # its language cannot say this; another's may
                 return None, Again.ANOTHER
             return passed_through(failure.reply, Outcome.UPSTREAM_REFUSED), Again.NONE
         return None, _where(entry, failure, tries)
@@ -316,6 +321,11 @@ class Failover:
         self._logged_at = now
         reasons = [failure.detail for failure in tries.failures]
         log.warning("a call could not be served", call_id=call.call_id, model=alias, reasons=reasons)
+
+
+def _is_ours(failure: AttemptFailed) -> bool:
+    """Whether we said no ourselves, in the place of the upstream."""
+    return failure.reply is not None and failure.reply.refusal is not None
 
 
 def _abandon(attempt: Attempt) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import msgspec
+
 from controlplane.contract.snapshot import BreakerPolicy, CachePolicy, TenantPolicy
 from tests.proxy.fakes import Received, Wire, World, answer, completion, fails, replies, until
 
@@ -112,3 +114,19 @@ async def test_a_breaker_survives_a_new_snapshot(world: World) -> None:
     assert [502, 502, 503] == [(await world.chat()).status_code for _ in range(3)]
     world.apply(route={"attempts_max": 2}, breaker=policy)
     assert 503 == (await world.chat()).status_code
+
+
+async def test_what_one_language_cannot_say_another_may(world: World) -> None:
+    """A request that an upstream's language cannot express goes on to the next, and says nothing about the first one's health."""
+    for _ in range(2):
+        await world.upstream(GOOD)
+    world.apply()
+    assert world.worker.app.runtime is not None
+    snapshot = world.worker.app.runtime.snapshot
+    first, second = snapshot.upstreams
+    mixed = (msgspec.structs.replace(first, dialect="anthropic"), second)
+    world.worker.apply(msgspec.structs.replace(snapshot, version=2, upstreams=mixed))
+    response = await world.chat(n=2)
+    assert (200, "u1/m") == (response.status_code, response.headers["x-heph-deployment"])
+    assert [] == world.upstreams[0].received
+    assert {"u0/m": 0, "u1/m": 1} == {status.deployment: status.calls for status in world.worker.status().breakers}
