@@ -91,7 +91,7 @@ upstreams:
     # --- processes
 
     def start(self, name: str) -> None:
-        """Starts `provider`, `controlplane` or `proxy`."""
+        """Starts `provider`, `controlplane` or `proxy`, or the last two as one: `up`."""
         command = {
             "provider": [
                 sys.executable, "-m", "controlplane.demo.provider", "--port", str(self.primary_port), "--port", str(self.secondary_port),
@@ -99,6 +99,7 @@ upstreams:
             ],
             "controlplane": [HEPHAESTUS, "controlplane", "--config", str(self.config)],
             "proxy": [HEPHAESTUS, "proxy", "--config", str(self.config)],
+            "up": [HEPHAESTUS, "up", "--config", str(self.config)],
         }[name]  # fmt: skip
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
@@ -144,7 +145,7 @@ upstreams:
 
     def down(self) -> None:
         """Stops what runs, proxies first."""
-        for name in ("proxy", "controlplane", "provider"):
+        for name in ("up", "proxy", "controlplane", "provider"):
             if name in self.running:
                 self.kill(name, signal.SIGTERM)
 
