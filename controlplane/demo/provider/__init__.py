@@ -1,4 +1,4 @@
-"""A simulated provider that speaks OpenAI's wire format, deterministic from a seed, with faults that can be switched while it runs."""
+"""A simulated provider in the protocols of OpenAI, Anthropic and others, deterministic from a seed, with faults that can be switched while it runs."""
 
 from controlplane.demo.provider.config import Latency, ProviderConfig, UpstreamConfig, upstreams_on
 from controlplane.demo.provider.server import Provider, run

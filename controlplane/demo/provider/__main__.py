@@ -33,7 +33,7 @@ from controlplane.demo.provider.server import Provider, run
 def main(
     ports: tuple[int, ...], admin_port: int | None, host: str, faults_file: Path | None, latency_scale: float, seed: int
 ) -> None:
-    """Simulates an OpenAI-compatible provider."""
+    """Simulates a provider that speaks the protocols of OpenAI, Anthropic, Azure, Gemini, Bedrock and Ollama."""
     try:
         faults = load_fault_script(faults_file) if faults_file is not None else ()
     except FaultError as error:
