@@ -136,10 +136,9 @@ class Cache:
             if reply is not None:
                 return reply
         if call.operation == "embeddings" and call.cache_key:
-            return await self._send_items(call)
-        return await self._send(call)
-
-    async def _send(self, call: Call) -> Reply:
+            reply = await self._send_items(call)
+            if reply is not None:
+                return reply
         if call.cache is CacheState.MISS:
             if self.store.may_hold(call.cache_key):
                 reply = await self._from_below(call, self._serve)
@@ -154,25 +153,30 @@ class Cache:
         if reply.outcome is not Outcome.OK and reply.outcome in STALE_OUTCOMES and call.cache is not CacheState.BYPASS:
             return await self._stale_instead(call) or reply
         if call.cache is not CacheState.COALESCED:
-            if reply.stream is not None:
-                reply.stream = Recording(
-                    reply.stream,
-                    bytes_max=self._entry_bytes_max,
-                    on_end=partial(self._keep_stream, call, reply),
-                    on_large=self._count_large,
-                )
-            elif self._keep(call, reply, body=reply.body):
-                reply.stored_ttl_s = call.cache_ttl_s
+            self._record(call, reply)
         return reply
 
-    async def _send_items(self, call: Call) -> Reply:
-        """The same for embeddings, by input: what is stored is not asked for again."""
+    def _record(self, call: Call, reply: Reply) -> None:
+        """Has an answer kept: now if it is whole, else when it ends."""
+        if reply.stream is None:
+            if self._keep(call, reply, body=reply.body):
+                reply.stored_ttl_s = call.cache_ttl_s
+            return
+        reply.stream = Recording(
+            reply.stream,
+            bytes_max=self._entry_bytes_max,
+            on_end=partial(self._keep_stream, call, reply),
+            on_large=self._count_large,
+        )
+
+    async def _send_items(self, call: Call) -> Reply | None:
+        """The same for embeddings, by input: what is stored is not asked for again. None: the request has no list of inputs."""
         items = self._items
         if call.parts is None:
             items.lookup(call)
         parts = call.parts
         if not isinstance(parts, Parts):
-            return await self._send(call)
+            return None
         if call.cache is CacheState.MISS:
             known = await items.from_below(call, parts)
             if known is not None:
