@@ -88,6 +88,7 @@ class Worker:
         self._share = Share(int(name), settings.workers, settings.hosts)
         self.metrics = ProxyMetrics(name)
         self.shared = SharedState(settings, secrets) if settings.redis else None
+        self.owners = Owners(place / "owners", settings, shared=self.shared, secret=secrets.pepper_bytes)
         self.ledger = Ledger(
             share=self._share, instances_max=settings.quota_instances_max, idle_s=settings.quota_idle_s
         )
@@ -233,7 +234,6 @@ class Worker:
     def _join_kept(self, stages: Sequence[Stage]) -> None:
         """The pipeline, with what knows whose the things are that upstreams keep."""
         settings = self.settings
-        self.owners = Owners(places_of(settings) / "owners", settings, shared=self.shared)
         self.kept = Kept(self.cache, self.owners, settings, self.metrics)
         local = dict.fromkeys(KEPT_OPERATIONS, self.kept)
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, self.metrics, local=local)

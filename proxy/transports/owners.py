@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,9 @@ from proxy.transports.owners_disk import TROUBLE, OwnersDisk
 
 THREADS = 2
 RECENT_MAX = 4096  # keys that this process has just written and need not write again
-_PERSON = b"heph-owners-1"
+_KEY_PERSON = b"heph-owners-1"
+_SEAL_PERSON = b"heph-owners-2"
+_SEAL_BYTES = 16
 _SETTLED = "settled\0"
 _Answer = TypeVar("_Answer")
 
@@ -52,8 +55,9 @@ class OwnersUnavailable(Exception):
 class Owners:
     """Looks owners up and remembers them, without ever blocking the event loop."""
 
-    def __init__(self, directory: Path, settings: ProxySettings, *, shared: SharedState | None) -> None:
-        """Nothing is opened yet. shared: of all hosts; None: this host is the only one."""
+    def __init__(self, directory: Path, settings: ProxySettings, *, shared: SharedState | None, secret: bytes) -> None:
+        """Nothing is opened yet. shared: of all hosts; None: this host is the only one. secret: of the installation, at most 64 bytes."""
+        self._secret = secret
         self._disk = OwnersDisk(
             directory,
             entries_max=settings.state_entries_max,
@@ -74,6 +78,7 @@ class Owners:
         self._waiting = 0
         self.lost_total = 0  # entries that could not be written
         self.unavailable_total = 0
+        self.forged_total = 0  # values that we did not write
         self.found_total = 0
         self.missed_total = 0
 
@@ -89,7 +94,7 @@ class Owners:
 
     async def find(self, tenant: str, names: Sequence[str]) -> dict[str, Owner]:
         """The owners of those names that this tenant made. Raises OwnersUnavailable."""
-        keys = {name: _key(tenant, name) for name in names}
+        keys = {name: self._key(tenant, name) for name in names}
         try:
             values = dict(zip(keys, await self._run(self._disk.get, list(keys.values())), strict=True))
             disk_failed = False
@@ -110,15 +115,20 @@ class Owners:
                 raise OwnersUnavailable(str(error)) from error
         elif missing and disk_failed:
             raise OwnersUnavailable("the disk cannot be read")
-        found = {name: owner for name, value in values.items() if value and (owner := _decoded(value)) is not None}
+        found = {
+            name: owner
+            for name, value in values.items()
+            if value and (owner := self._opened_value(keys[name], value)) is not None
+        }
         self.found_total += len(found)
         self.missed_total += len(keys) - len(found)
         return found
 
     async def keep(self, tenant: str, names: Sequence[str], owner: Owner) -> None:
         """Remembers who made what; it is on disk, and in Redis if there is one, when this returns. What fails is counted."""
-        value = msgspec.msgpack.encode(owner)
-        entries = {key: value for name in names if self._recent.get(key := _key(tenant, name)) != value}
+        payload = msgspec.msgpack.encode(owner)
+        sealed = {key: self._sealed(key, payload) for key in (self._key(tenant, name) for name in names)}
+        entries = {key: value for key, value in sealed.items() if self._recent.get(key) != value}
         if not entries:
             return
         kept = True
@@ -128,7 +138,10 @@ class Owners:
             kept = False
         if self._shared is not None:
             ttl_ms = int(self._settings.state_ttl_s * 1000)
-            asked = (self._shared.ask("SET", name, value, "PX", ttl_ms, key=name) for name in map(self._name, entries))
+            asked = (
+                self._shared.ask("SET", self._name(key), value, "PX", ttl_ms, key=self._name(key))
+                for key, value in entries.items()
+            )
             try:
                 await asyncio.gather(*asked)
             except SharedUnavailable:
@@ -142,7 +155,7 @@ class Owners:
 
     async def forget(self, tenant: str, names: Sequence[str]) -> None:
         """What was deleted is nobody's any more; where that cannot be written down, its upstream still says so."""
-        keys = [_key(tenant, name) for name in names]
+        keys = [self._key(tenant, name) for name in names]
         for key in keys:
             self._recent.pop(key, None)
         try:
@@ -154,9 +167,9 @@ class Owners:
 
     async def settle(self, tenant: str, name: str) -> bool:
         """Whether the usage of a background response is to be booked now: true once, whoever asks. Raises OwnersUnavailable."""
-        key = _key(tenant, _SETTLED + name)
+        key = self._key(tenant, _SETTLED + name)
         first = await self._run(self._disk.add, key, b"1")
-        await self._run(self._open.remove, [_key(tenant, name)])
+        await self._run(self._open.remove, [self._key(tenant, name)])
         if not first:
             return False
         if self._shared is None:
@@ -171,13 +184,13 @@ class Owners:
     async def promise(self, item: Unsettled) -> None:
         """Writes down that a response is to be settled. What fails is counted."""
         try:
-            await self._run(self._open.put, {_key(item.tenant, item.name): msgspec.msgpack.encode(item)})
+            await self._run(self._open.put, {self._key(item.tenant, item.name): msgspec.msgpack.encode(item)})
         except OwnersUnavailable:
             self.lost_total += 1
 
     async def give_up(self, item: Unsettled) -> None:
         """Nothing more will be learned of a response. Raises OwnersUnavailable."""
-        await self._run(self._open.remove, [_key(item.tenant, item.name)])
+        await self._run(self._open.remove, [self._key(item.tenant, item.name)])
 
     async def unsettled(self) -> list[Unsettled]:
         """What this host has promised to settle. Raises OwnersUnavailable."""
@@ -240,18 +253,26 @@ class Owners:
         self.unavailable_total += 1
         log.warning("the file of owners cannot be used", reason=str(error) or type(error).__name__)
 
+    def _key(self, tenant: str, name: str) -> bytes:
+        """Of one tenant's thing; of fixed length, whatever the two names are, and not to be found without our secret."""
+        text = f"{len(tenant)}:{tenant}{name}".encode()
+        return hashlib.blake2b(text, key=self._secret, digest_size=16, person=_KEY_PERSON).digest()
+
+    def _sealed(self, key: bytes, payload: bytes) -> bytes:
+        """A value as it is stored: whoever can write to Redis can make up neither a value nor a place for it."""
+        return (
+            hashlib.blake2b(key + payload, key=self._secret, digest_size=_SEAL_BYTES, person=_SEAL_PERSON).digest()
+            + payload
+        )
+
+    def _opened_value(self, key: bytes, value: bytes) -> Owner | None:
+        """The owner in a value; None if it was not sealed by us for this key."""
+        payload = value[_SEAL_BYTES:]
+        if not hmac.compare_digest(self._sealed(key, payload), value):
+            self.forged_total += 1
+            return None
+        return msgspec.msgpack.decode(payload, type=Owner)
+
     def _name(self, key: bytes) -> bytes:
         assert self._shared is not None, "asked for only where there is one"  # noqa: S101
         return self._shared.prefix + b"own:" + key.hex().encode()
-
-
-def _key(tenant: str, name: str) -> bytes:
-    """Of one tenant's thing; of fixed length, whatever the two names are."""
-    return hashlib.blake2b(f"{len(tenant)}:{tenant}{name}".encode(), digest_size=16, person=_PERSON).digest()
-
-
-def _decoded(value: bytes) -> Owner | None:
-    try:
-        return msgspec.msgpack.decode(value, type=Owner)
-    except (msgspec.DecodeError, ValueError):
-        return None

@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import diskcache
+import msgspec
 import pytest
 
 from controlplane.contract.proxy_settings import ProxySettings
@@ -21,6 +23,7 @@ from proxy.transports.owners import Owner, Owners, OwnersUnavailable
 from proxy.transports.owners_disk import OwnersDisk, PlainDisk
 from tests.proxy.redis_server import RedisServer
 
+SECRET = b"\x07" * 32
 OWNER = Owner("openai", "openai/gpt")
 SETTINGS = ProxySettings()
 SECRETS = ProxySecrets(key_pepper=Secret("07" * 32), internal_token=Secret("x"))
@@ -29,7 +32,7 @@ SECRETS = ProxySecrets(key_pepper=Secret("07" * 32), internal_token=Secret("x"))
 @pytest.fixture
 async def owners(tmp_path: Path) -> AsyncIterator[Owners]:
     """Owners of a host without Redis."""
-    made = Owners(tmp_path / "owners", SETTINGS, shared=None)
+    made = Owners(tmp_path / "owners", SETTINGS, shared=None, secret=SECRET)
     yield made
     await made.aclose()
 
@@ -55,7 +58,7 @@ async def test_only_who_made_it_finds_it(owners: Owners) -> None:
 
 async def test_workers_of_a_host_share_them(owners: Owners, tmp_path: Path) -> None:
     """What one worker wrote down another finds at once; a background response is settled by one of them, once."""
-    other = Owners(tmp_path / "owners", SETTINGS, shared=None)
+    other = Owners(tmp_path / "owners", SETTINGS, shared=None, secret=SECRET)
     await owners.keep("ann", ["resp_1"], OWNER)
     assert {"resp_1": OWNER} == await other.find("ann", ["resp_1"])
     found = await asyncio.gather(*(each.settle("ann", "resp_1") for each in (owners, other) * 4))
@@ -136,7 +139,7 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
 
 async def test_too_many_at_once_are_turned_away(tmp_path: Path) -> None:
     """Look-ups beyond the bound are refused at once, and counted."""
-    owners = Owners(tmp_path / "owners", ProxySettings(state_waiting_max=1), shared=None)
+    owners = Owners(tmp_path / "owners", ProxySettings(state_waiting_max=1), shared=None, secret=SECRET)
     done = await asyncio.gather(*(owners.find("ann", ["x"]) for _ in range(3)), return_exceptions=True)
     assert [dict, OwnersUnavailable, OwnersUnavailable] == [type(item) for item in done]
     assert 2 == owners.unavailable_total
@@ -150,11 +153,20 @@ async def test_hosts_share_them_through_redis(tmp_path: Path, server: RedisServe
     for each in shared:
         each.open()
         await asyncio.wait_for(each.ready(), 30)
-    first, second = (Owners(tmp_path / str(n), settings, shared=each) for n, each in enumerate(shared))
+    first, second = (Owners(tmp_path / str(n), settings, shared=each, secret=SECRET) for n, each in enumerate(shared))
     await first.keep("ann", ["resp_1"], OWNER)
     assert {"resp_1": OWNER} == await second.find("ann", ["resp_1"])
     assert {} == await second.find("bob", ["resp_1"])
     assert [True, False] == [await each.settle("ann", "resp_1") for each in (first, second)]
+    client = server.client()
+    values = [cast("bytes", client.get(key)) for key in cast("list[bytes]", client.keys("*own:*"))]
+    (copied,) = [value for value in values if len(value) > 16]
+    theirs = second._name(second._key("bob", "resp_1"))
+    for value in (copied, b"\0" * 16 + msgspec.msgpack.encode(OWNER), b"x"):
+        client.set(theirs, value)
+        assert {} == await second.find("bob", ["resp_1"])  # nobody makes it Bob's by writing to Redis
+    assert 3 == second.forged_total
+    client.close()
     await shared[1].aclose()
     with pytest.raises(OwnersUnavailable):
         await second.find("ann", ["resp_1"])
