@@ -41,6 +41,14 @@ class WorkerProtocol(asyncio.Protocol):
     A timer for arrival runs only while a request is incomplete at the end of a read, so the usual request, which comes in one piece, costs none.
     """
 
+    __slots__ = (  # there are thousands of them
+        "_advancing", "_arrival", "_arrived", "_arriving", "_current", "_date_line", "_dated", "_head_bytes",
+        "_headers", "_idle", "_idle_since", "_in_head", "_known", "_loop", "_out", "_parser", "_parts",
+        "_parts_bytes", "_peer", "_piece_bytes", "_raw", "_read_paused", "_server", "_skipped", "_stall",
+        "_stopping", "_transport", "_unsent_bytes", "_url", "_waiting", "_writable", "on_header", "write",
+        "write_paused",
+    )  # fmt: skip
+
     app: ProxyApp
     settings: ProxySettings
     metrics: ProxyMetrics
@@ -446,7 +454,9 @@ def _path_of(target: bytes) -> str:
 def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -> uvicorn.Server:
     """A uvicorn server for one worker; `serve(sockets=[...])` runs it until SIGTERM or SIGINT."""
     protocol = type(
-        "Protocol", (WorkerProtocol,), {"app": app, "settings": settings, "metrics": metrics, "outbox": Outbox()}
+        "Protocol",
+        (WorkerProtocol,),
+        {"app": app, "settings": settings, "metrics": metrics, "outbox": Outbox(), "__slots__": ()},
     )
     config = uvicorn.Config(
         app,

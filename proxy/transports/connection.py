@@ -46,6 +46,14 @@ class Connection(asyncio.Protocol):
     on_closed: called once when the connection is gone, whoever closed it.
     """
 
+    __slots__ = (  # there are thousands of them
+        "_body_bytes", "_body_bytes_max", "_busy", "_error", "_expires", "_head_bytes", "_header_bytes_max",
+        "_high_water_bytes", "_loop", "_on_closed", "_on_complete", "_on_data", "_out", "_outbox", "_parser",
+        "_parts", "_parts_bytes", "_paused", "_raw", "_shown_name", "_tail", "_timer", "_timer_at", "_transport",
+        "_waiter", "answered", "closed", "complete", "head_done", "headers", "idle_since", "keep_alive", "on_header",
+        "status", "uses",
+    )  # fmt: skip
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
