@@ -179,6 +179,7 @@ class Worker:
             metrics=metrics,
             stored=self.cache.lookup,
             order=balancer.order,
+            refill=None if self.lending is None else self.lending.refill,
         )
         self._join_kept(
             (
