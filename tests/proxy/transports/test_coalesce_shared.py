@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import CacheState, Outcome
@@ -17,7 +20,7 @@ from proxy.transports.coalesce import Coalesce
 from proxy.transports.coalesce_shared import SharedFlights
 from tests.proxy.fakes import until
 from tests.proxy.redis_server import RedisServer
-from tests.proxy.state_fakes import FakeInner, make_call, settle_down
+from tests.proxy.state_fakes import FakeInner, FakeStream, make_call, settle_down
 from tests.proxy.transports.test_coalesce import ANSWER_NANOUSD, Client
 
 SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("token"))
@@ -249,3 +252,63 @@ async def test_a_call_that_does_not_share_costs_no_round_trip(hosts: tuple[Host,
         call.cache_key, call.cache = key, state
         await one.coalesce.send(call)
     assert (2, 0) == (len(one.inner.calls), one.flights.led_total)
+
+
+async def _interleave(server: RedisServer, steps: list[tuple[str, int]]) -> None:
+    hosts = (await Host(server.url).open(), await Host(server.url).open())
+    for host in hosts:
+        host.inner.streaming = True
+        host.inner.gate.set()
+    clients: list[Client] = []
+    fed: dict[int, list[bytes]] = {}
+    number = itertools.count()
+    try:
+        for step, at in steps:
+            if step == "call":
+                clients.append(Client(hosts[at % 2].coalesce))
+                clients[-1].read_freely()
+            elif step == "leave" and clients and not (client := clients[at % len(clients)]).ended:
+                client.leave()
+            elif step == "feed":
+                for stream in _open_streams(hosts):
+                    stream.feed(chunk := b"%d" % next(number))
+                    fed.setdefault(id(stream), []).append(chunk)
+            await settle_down()
+        async with asyncio.timeout(DEADLINE_S):
+            while not all(client.task.done() for client in clients):
+                await asyncio.sleep(0)
+                for stream in _open_streams(hosts):
+                    fed.setdefault(id(stream), [])
+                    stream.end()
+        stayed = [client for client in clients if not client.call.client_gone]
+        assert ["complete"] * len(stayed) == [client.ended for client in stayed]
+        assert all(client.got in fed.values() for client in stayed)
+        for host in hosts:
+            assert (0, 0, 0) == (host.coalesce.members, host.coalesce.followers, host.coalesce.buffered_bytes)
+    finally:
+        for host in hosts:
+            await host.close()
+
+
+def _open_streams(hosts: tuple[Host, Host]) -> list[FakeStream]:
+    return [stream for host in hosts for stream in host.inner.streams if not stream.ended]
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(["call", "call", "leave", "feed"]), st.integers(0, 7)), max_size=14)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS)
+def test_any_interleaving_of_two_workers_calls(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    """Whoever comes, reads and leaves when: everybody who stays has one upstream's whole answer, and nothing is left behind."""
+
+    async def run() -> None:
+        server = await RedisServer(tmp_path_factory.mktemp("redis")).start()
+        try:
+            await _interleave(server, steps)
+        finally:
+            server.kill()
+
+    asyncio.run(run())
