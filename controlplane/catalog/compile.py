@@ -18,6 +18,7 @@ from controlplane.catalog.routing import hedge_of
 from controlplane.catalog.state import CatalogState, KeyRecord
 from controlplane.contract.pricing import Price
 from controlplane.contract.snapshot import (
+    OUTPUT_TOKENS_USUAL,
     Budget,
     Deployment,
     KeyEntry,
@@ -37,11 +38,19 @@ class Prices(Protocol):
         """The price of a model by the name an upstream knows it by; None: unpriced."""
         ...
 
+    def output_tokens_max(self, model: str) -> int | None:
+        """The longest answer of a model, in tokens; None: not known."""
+        ...
+
 
 class NoPrices:
     """A price book with nothing in it."""
 
     def price(self, model: str) -> Price | None:  # noqa: ARG002 - the protocol's signature
+        """None for every model."""
+        return None
+
+    def output_tokens_max(self, model: str) -> int | None:  # noqa: ARG002 - the protocol's signature
         """None for every model."""
         return None
 
@@ -204,6 +213,7 @@ def _route(model: ModelEntry, config: ConfigFile, prices: Prices, *, now_us: int
 def _deployment(
     entry: DeploymentEntry, overrides: Mapping[str, PriceEntry], prices: Prices, *, now_us: int
 ) -> Deployment:
+    longest = entry.max_output_tokens or prices.output_tokens_max(entry.model)
     return Deployment(
         id=entry.deployment_id,
         upstream=entry.upstream,
@@ -211,6 +221,7 @@ def _deployment(
         price=price_of(entry, overrides, prices, now_us=now_us),
         weight=entry.weight,
         order=entry.order,
-        max_output_tokens=entry.max_output_tokens,
+        max_output_tokens=entry.max_output_tokens or min(longest or OUTPUT_TOKENS_USUAL, OUTPUT_TOKENS_USUAL),
         concurrency=entry.concurrency,
+        output_tokens_max=longest,
     )

@@ -79,7 +79,8 @@ class UpstreamEntry(msgspec.Struct, frozen=True):
     idle_timeout_s: Annotated[Seconds, Meta(description="Longest silence within an answer.")] = 30.0
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Connections one worker holds to it.")] = 1024
     reports_cost: Annotated[
-        bool, Meta(description="Its answers say in `usage.cost` what they cost, as OpenRouter's do; compared, never billed.")
+        bool,
+        Meta(description="Its answers say in `usage.cost` what they cost, as OpenRouter's do; compared, never billed."),
     ] = False
     options: Annotated[
         dict[str, OptionValue],
@@ -163,8 +164,12 @@ class DeploymentEntry(msgspec.Struct, frozen=True):
     weight: Annotated[int, Meta(ge=1, le=1_000_000, description="Share among deployments of one order.")] = 1
     order: Annotated[int, Meta(ge=0, le=100, description="Smaller is tried first.")] = 0
     max_output_tokens: Annotated[
-        Count, Meta(description="What one answer can reach when the client sets no ceiling.")
-    ] = 16_384
+        Count | None,
+        Meta(
+            description="The model's longest answer: held against budgets when the client sets no ceiling, and where a request is "
+            "translated, the most it asks for. Unless set: the price book's for its model, of which 16384 at most are held."
+        ),
+    ] = None
     price: PriceEntry | None = None
     concurrency: Concurrency | None = None
 

@@ -28,6 +28,7 @@ from controlplane.contract.routing import (
     Strategy,
 )
 
+OUTPUT_TOKENS_USUAL = 16_384
 _YEAR_S = 31_536_000
 
 
@@ -201,8 +202,9 @@ class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):
     price: Price | None = None
     weight: int = 1
     order: int = 0
-    max_output_tokens: int = 16_384  # what one answer can reach when the client sets no ceiling
+    max_output_tokens: int = OUTPUT_TOKENS_USUAL  # what one answer can reach when the client sets no ceiling
     concurrency: Concurrency | None = None  # None: no limit
+    output_tokens_max: int | None = None  # the model's longest answer; None: not known
 
 
 class BatchPolicy(msgspec.Struct, frozen=True, omit_defaults=True):

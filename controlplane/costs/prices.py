@@ -34,6 +34,7 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     """Published prices of one model, in nano-USD per million tokens; `second` and `character` in nano-USD for one.
 
     long: by threshold, the kinds that cost another amount in a call whose input is longer. service: by class, the same for its calls.
+    output_tokens_max: the longest answer that the model gives, where that is published.
     until: with `was`, the last day, in ISO 8601, on which the row was the published price.
     """
 
@@ -52,6 +53,7 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     character: int | None = None
     long: dict[int, Kinds] = {}
     service: dict[str, ServiceRow] = {}
+    output_tokens_max: int | None = None
     until: str = ""
     was: tuple[PriceRow, ...] = ()
 
@@ -144,6 +146,11 @@ class PriceBook:
             long=_long(kinds, row.long, version),
             service=tuple(_service(kinds, name, each, version) for name, each in sorted(row.service.items())),
         )
+
+    def output_tokens_max(self, model: str) -> int | None:
+        """The longest answer of a model, in tokens; None: nobody has published it."""
+        name = self.row_name(model)
+        return None if name is None else self._models[name].output_tokens_max
 
     def row_name(self, model: str) -> str | None:
         """The row that a model's name means: itself, without its provider, with one, or without its date, in this order.

@@ -45,6 +45,9 @@ UNITS = {"second": "input_cost_per_second", "character": "input_cost_per_charact
 """What models that hear or speak bill by when they count no tokens: our names, and what litellm calls the price of one."""
 SERVICES = {"batch": "batches", "flex": "flex", "priority": "priority"}
 """Our names of service classes, which are the providers' own, and what litellm's names end with."""
+ANSWERING = frozenset(("chat", "completion", "responses"))
+"""Modes in which an answer has a length, and the model a longest one."""
+LONGEST = "output_tokens_max"
 _ABOVE = re.compile(r"_above_(\d+)k_tokens")
 
 _NANOUSD_PER_MILLION = Decimal(10) ** 15  # US dollars a token to nano-USD a million tokens
@@ -65,7 +68,7 @@ def nanousd_per_million(usd_per_token: Decimal) -> int:
 
 
 def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """The models that we keep, each with its prices in our unit, its mode, and what long prompts and service classes cost."""
+    """The models that we keep, each with its prices in our unit, its mode, its longest answer, and what long prompts and service classes cost."""
     models: dict[str, dict[str, object]] = {}
     for name, entry in sorted(table.items()):
         if entry.get("litellm_provider") not in PROVIDERS or entry.get("mode") not in MODES:
@@ -85,6 +88,9 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
         }
         if service := {ours: kinds for ours, kinds in service.items() if kinds}:
             row["service"] = service
+        longest = entry.get("max_output_tokens")
+        if entry["mode"] in ANSWERING and isinstance(longest, int) and longest > 0:
+            row[LONGEST] = longest
         models[name.lower()] = row
     return models
 
@@ -130,7 +136,8 @@ def with_history(
     for name, row in models.items():
         before = dict(earlier.get(name, {}))
         was = before.pop("was", [])
-        if before and before != row:
+        before.pop(LONGEST, None)
+        if before and before != {field: amount for field, amount in row.items() if field != LONGEST}:
             was = [*(was if isinstance(was, list) else []), {**before, "until": until}]
         result[name] = {**row, "was": was} if was else row
     return result

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+import msgspec
+
 from controlplane.contract.pricing import NO_TOKENS, Tokens
 from controlplane.contract.records import AttemptError, AttemptRecord, CostState
+from controlplane.contract.snapshot import Deployment
 from proxy import meter
 from proxy.call import Call, Reply
+from proxy.dialects.dialect import RequestView
 from proxy.dialects.operations import OPERATIONS, dialect_of
 from proxy.dialects.reported_cost import out_of_bounds
 from proxy.load import DeploymentLoad
@@ -201,6 +205,19 @@ class Attempt:
             tokens_in=self.tokens_in,
         )
         return estimate, False
+
+
+def bounded(view: RequestView, ceiling: int | None, deployment: Deployment) -> tuple[RequestView, int | None]:
+    """A request's own ceiling and ours for it, as they can be asked for in another language than the client's.
+
+    A client whose protocol demands a ceiling names that of the models it knows, so more than this model can give means all of it.
+    """
+    most, asked = deployment.output_tokens_max, view.max_output_tokens
+    if most is None:
+        return view, ceiling
+    if asked is not None and asked > most:
+        view = msgspec.structs.replace(view, max_output_tokens=most)
+    return view, None if ceiling is None else min(ceiling, most)
 
 
 def error_of(status: int, code: str) -> AttemptError:

@@ -25,7 +25,7 @@ from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
 from proxy.runtime import Candidate, Endpoint
-from proxy.transports.attempt import Attempt, AttemptFailed, error_of, failed_by
+from proxy.transports.attempt import Attempt, AttemptFailed, bounded, error_of, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool, PoolExhausted
 from proxy.transports.reported_cost import CostReader
@@ -240,6 +240,7 @@ def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, by
         if wire.translation is not None:
             try:
                 ceiling = candidate.deployment.max_output_tokens if ceiling is None else ceiling
+                view, ceiling = bounded(view, ceiling, candidate.deployment)
                 body = wire.translation.request(body, view=view, model=model, output_ceiling=ceiling)
             except Malformed as error:
                 reply = refuse(MALFORMED, str(error), param=error.param)

@@ -28,7 +28,7 @@ from proxy.dialects.operations import dialect_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
 from proxy.runtime import Foreign
-from proxy.transports.attempt import Attempt, AttemptFailed
+from proxy.transports.attempt import Attempt, AttemptFailed, bounded
 from proxy.transports.litellm_errors import as_failed
 from proxy.transports.litellm_request import chat_arguments, embedding_arguments, floats_as_asked
 from proxy.transports.litellm_stream import ForeignStream
@@ -188,6 +188,7 @@ class LitellmTransport:
         body, ceiling = call.body, call.output_ceiling
         try:
             if wire.translation is not None:
+                view, ceiling = bounded(view, ceiling, attempt.candidate.deployment)
                 body = wire.translation.request(body, view=view, model=model, output_ceiling=ceiling)
             chat = wire.dialect.name == "chat"
             said = chat_arguments(body, output_ceiling=ceiling) if chat else embedding_arguments(body)

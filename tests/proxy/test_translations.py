@@ -13,7 +13,7 @@ from msgspec import structs
 
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptError, CacheState, Outcome
-from controlplane.contract.snapshot import TenantPolicy
+from controlplane.contract.snapshot import CachePolicy, TenantPolicy
 from tests.proxy.anthropic_fakes import (
     MESSAGE_STOP,
     OVERLOADED,
@@ -106,6 +106,20 @@ class TestChatServedByAnthropic:
         async with chat(world) as client:
             await client.chat.completions.create(model="gpt", messages=HI)
         assert 16_384 == upstream.received[0].document["max_tokens"]
+
+    async def test_nobody_asks_for_more_than_the_model_can_give(self, world: World) -> None:
+        """A client's ceiling, and the tenant's where it names none, are bounded by the model's longest answer."""
+        upstream = await behind(world, "anthropic", replies(answer(message())))
+        world.apply(
+            tenant=TenantPolicy("acme", max_output_tokens=9_000, cache=CachePolicy(enabled=False)),
+            urls=(f"http://127.0.0.1:{upstream.port}",),
+            upstream={"dialect": "anthropic"},
+            deployment={"output_tokens_max": 4_096},
+        )
+        async with chat(world) as client:
+            for asked in (9_000, openai.omit, 50):
+                await client.chat.completions.create(model="gpt", messages=HI, max_completion_tokens=asked)
+        assert [4_096, 4_096, 50] == [seen.document["max_tokens"] for seen in upstream.received]
 
     async def test_a_stream_with_tools_and_thinking(self, world: World) -> None:
         """The SDK's own accumulation, and the cost before the end."""
@@ -285,6 +299,15 @@ class TestMessagesServedByOpenAi:
         (record,) = world.records()
         assert ("messages", Tokens(input=5, cache_read=4, output=3)) == (record.operation, record.tokens)
         assert "end_turn" == record.finish_reason
+
+    async def test_the_ceiling_that_claude_code_names_is_bounded_by_the_model(self, world: World) -> None:
+        """Its 32,000 tokens are more than some models give, which OpenAI refuses: they are asked for all that they can."""
+        upstream = await behind(world, "openai", replies(answer(completion())))
+        world.apply(urls=(f"http://127.0.0.1:{upstream.port}/v1",), deployment={"output_tokens_max": 16_384})
+        async with claude(world) as client:
+            for asked in (32_000, 16_000):
+                await client.messages.create(model="gpt", messages=HI, max_tokens=asked, timeout=30)
+        assert [16_384, 16_000] == [seen.document["max_completion_tokens"] for seen in upstream.received]
 
     async def test_a_stream_with_tools(self, world: World) -> None:
         """The SDK's own accumulation, every event in its order."""

@@ -34,6 +34,10 @@ class Book:
         """A price."""
         return Price(input=1, output=1)
 
+    def output_tokens_max(self, model: str) -> int | None:
+        """Not known."""
+        return None
+
 
 def rules(text: str, environ: dict[str, str] | None = None) -> list[str]:
     """The rules that find something in a text."""

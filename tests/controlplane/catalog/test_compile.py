@@ -58,6 +58,10 @@ class Book:
         """The one price."""
         return Price(input=7, output=8, version="book/known") if model == "known" else None
 
+    def output_tokens_max(self, model: str) -> int | None:
+        """The one longest answer."""
+        return 9_000 if model == "known" else None
+
 
 def config(text: str = TEXT) -> ConfigFile:
     """The configuration of a text."""
@@ -96,6 +100,9 @@ def test_everything_in_the_file_reaches_the_proxies() -> None:
         ("a/unknown", 1, 1, None),
         ("special", 1, 0, own_price(PriceEntry(input=10**9, output=2 * 10**9), now_us=0)),
     ] == [(d.id, d.weight, d.order, d.price) for d in route.deployments]
+    assert [(9_000, 9_000), (16_384, None), (16_384, None), (9_000, 9_000)] == [
+        (d.max_output_tokens, d.output_tokens_max) for d in route.deployments
+    ]
     acme, beta = snapshot.tenants
     assert (("fast",), 5, (Budget(id="usd-month", window=Window.MONTH, nanousd=50 * 10**9),)) == (
         acme.models,
@@ -104,6 +111,18 @@ def test_everything_in_the_file_reaches_the_proxies() -> None:
     )
     assert (CachePolicy(enabled=False), PayloadPolicy(store=True, retention_days=3)) == (acme.cache, acme.payloads)
     assert (None, CachePolicy(ttl_s=10), PayloadPolicy()) == (beta.models, beta.cache, beta.payloads)
+
+
+def test_a_longest_answer_of_ones_own_counts() -> None:
+    """What the file says is the model's longest answer, else the book; of that, no more than usual is held against budgets."""
+
+    class LongBook(Book):
+        def output_tokens_max(self, model: str) -> int | None:
+            return 128_000
+
+    text = TEXT.replace("model: listed", "model: listed, max_output_tokens: 40000")
+    found = compile_snapshot(config(text), state(), LongBook(), now_us=NOW_US).routes[0].deployments
+    assert [(16_384, 128_000), (40_000, 40_000)] == [(d.max_output_tokens, d.output_tokens_max) for d in found[:2]]
 
 
 def test_order_in_the_file_does_not_matter() -> None:

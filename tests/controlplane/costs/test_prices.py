@@ -150,3 +150,12 @@ def test_history_is_priced_as_it_was() -> None:
     found = [prices.price("m", day=day) for day in days]
     assert [1, 1, 2, 3, 3] == [price.input for price in found if price is not None]
     assert ["until-2025-06-30/m", "until-2025-12-31/m", "v1/m"] == [p.version for p in found[1:4] if p is not None]
+
+
+def test_the_longest_answer_of_a_model_is_known_by_its_name() -> None:
+    """By the same names as its price; None where nobody has published it."""
+    book = PriceBook.packaged()
+    assert [16_384, 16_384, 64_000, None, None] == [
+        book.output_tokens_max(model)
+        for model in ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "claude-haiku-4-5", "text-embedding-3-small", "nobody/x")
+    ]

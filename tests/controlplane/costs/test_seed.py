@@ -36,6 +36,7 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
             "input_cost_per_token": Decimal("1.5e-07"),
             "output_cost_per_token": Decimal("6e-07"),
             "cache_read_input_token_cost": 0,
+            "max_output_tokens": 4_096,
         },
         "tiered": {
             "litellm_provider": "gemini",
@@ -88,7 +89,7 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
     }
     assert {
         "embed": {"input": 20_000_000, "output": 0, "mode": "embedding"},
-        "good": {"input": 150_000_000, "output": 600_000_000, "mode": "chat"},
+        "good": {"input": 150_000_000, "output": 600_000_000, "mode": "chat", "output_tokens_max": 4_096},
         "image": {"input": 10**9, "image_output": 4 * 10**9, "output": 0, "mode": "image_generation"},
         "listener": {"input": 0, "output": 0, "second": 283_333, "mode": "audio_transcription"},
         "speaker": {"input": 0, "output": 0, "character": 15_000, "mode": "audio_speech"},
@@ -128,3 +129,7 @@ def test_a_changed_price_is_remembered() -> None:
     kept = [{"input": 9, "until": "2025-01-01"}, {"input": 1, "until": "2026-01-01"}]
     assert {"a": {"input": 3, "was": kept}, "b": {"input": 2}, "c": {"input": 4}} == once
     assert once == with_history(models, once, until="2026-02-01")
+    longer = {name: {**row, "output_tokens_max": 9} for name, row in models.items()}
+    assert {name: row.get("was") for name, row in once.items()} == {
+        name: row.get("was") for name, row in with_history(longer, once, until="2026-03-01").items()
+    }
