@@ -437,6 +437,8 @@ def _status(line: Line, now_us: int) -> BudgetStatus:
         settled_requests=0 if now is None else now.requests,
         reserved_requests=line.account.held.requests,
         degraded=line.lease is not None and line.lease.degraded,
+        unit=UNITS[line.unit],
+        limit=line.limit,
     )
 
 

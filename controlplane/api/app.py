@@ -18,7 +18,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from controlplane import __version__
-from controlplane.api import cache, calls, catalog, console, costs, incidents, internal, problems, runs
+from controlplane.api import budgets, cache, calls, catalog, console, costs, incidents, internal, problems, runs
 from controlplane.api.auth import Gatekeeper
 from controlplane.api.bodies import BodyDeadline
 from controlplane.api.counters import ApiCounters
@@ -79,6 +79,7 @@ def create_app(parts: Parts, *, door: ASGIApp | None = None) -> Litestar:
         metrics,
         internal.routes(batch_bytes_max=parts.settings.ingest.batch_bytes_max),
         *catalog.ROUTES,
+        *budgets.ROUTES,
         *cache.ROUTES,
         *calls.ROUTES,
         *incidents.ROUTES,

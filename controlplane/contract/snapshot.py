@@ -332,6 +332,8 @@ class BudgetStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     settled_requests: int = 0
     reserved_requests: int = 0  # calls in flight
     degraded: bool = False  # Redis is out, and the worker goes on with its part of the limit
+    unit: str = ""  # what the limit is about: "nanousd", "tokens", "requests" or "calls"
+    limit: int = 0  # of all workers
 
 
 class ProxyStatus(msgspec.Struct, frozen=True, omit_defaults=True):
