@@ -73,7 +73,7 @@ class Tokens:
             text = token.decode("ascii")
             header = jwt.get_unverified_header(text)
             claimed = _unverified(text)
-        except (ValueError, msgspec.DecodeError, jwt.PyJWTError) as error:
+        except (ValueError, msgspec.DecodeError, jwt.PyJWTError, RecursionError) as error:
             raise NotAccepted("this is neither an API key of ours nor a token that can be read") from error
         issuer = next((each for each in runtime.snapshot.issuers if each.issuer == claimed.iss), None)
         if issuer is None:
@@ -105,7 +105,7 @@ class Tokens:
                 continue
             except jwt.ExpiredSignatureError as error:
                 raise NotAccepted("this token has expired; get a fresh one") from error
-            except (jwt.PyJWTError, ValueError, TypeError) as error:
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise NotAccepted(f"{_KNOWN}: {label(str(error), 100)}") from error
             return claims
         raise NotAccepted(f"{_KNOWN}: it is signed with a key that is not its issuer's")

@@ -171,6 +171,8 @@ class Cache:
 
     async def _send_items(self, call: Call) -> Reply | None:
         """The same for embeddings, by input: what is stored is not asked for again. None: the request has no list of inputs."""
+        if call.fell_back:  # another model stands in
+            return None
         items = self._items
         if call.parts is None:
             items.lookup(call)
@@ -193,8 +195,11 @@ class Cache:
             stale = items.stale_whole(call, parts)
             self.stale_if_error_total += stale is not None
             return stale or reply
+        narrowed = len(missing) < len(parts.keys)
         if not is_storable(call, reply):
-            if len(missing) == len(parts.keys):
+            if narrowed and reply.outcome is Outcome.OK:
+                return await self._ask_whole(call)  # another model stood in for what was missing
+            if not narrowed:
                 self._keep(call, reply, body=reply.body)
             return reply
         whole = items.complete(call, parts, missing, reply)
@@ -202,10 +207,12 @@ class Cache:
             self.stored_total += call.cache is not CacheState.COALESCED
             whole.stored_ttl_s = call.cache_ttl_s
             return whole
-        if len(missing) < len(parts.keys):  # an answer of another shape than the request's: the client gets its own
-            call.cache = CacheState.BYPASS
-            reply = await self._inner.send(call)
-        return reply
+        return await self._ask_whole(call) if narrowed else reply
+
+    async def _ask_whole(self, call: Call) -> Reply:
+        """The answer to all inputs, where one to some of them does not fit what is stored of the others."""
+        call.cache = CacheState.BYPASS
+        return await self._inner.send(call)
 
     async def aclose(self) -> None:
         """Ends the background calls, hands memory to the disk for the next start, and closes all below; safe to call twice."""

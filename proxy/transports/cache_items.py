@@ -8,6 +8,7 @@ that the parts sum to what was reported.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from proxy.transports.embeddings import Ask, read_answer, read_ask, write_answer
 
 _JSON = (b"content-type", b"application/json")
 _OK = 200
+_AT_ONCE_MAX = 16  # inputs of one call that are looked for at the same time
 
 
 @dataclass(slots=True)
@@ -92,18 +94,19 @@ class Items:
 
     async def from_below(self, call: Call, parts: Parts) -> Reply | None:
         """The whole answer if the tiers below memory have what memory lacks."""
-        store = self._store
-        for at in parts.missing:
-            key = parts.keys[at]
-            if not store.may_hold(key):
-                continue
-            entry = await store.from_disk(key)
-            if entry is None or not self._may_serve(call, entry):
-                entry = await store.from_redis(key)
-            if entry is not None and self._may_serve(call, entry):
-                parts.found[key] = entry
-                store.remember(key, entry)
+        keys = [key for at in parts.missing if self._store.may_hold(key := parts.keys[at])]
+        for start in range(0, len(keys), _AT_ONCE_MAX):
+            await asyncio.gather(*(self._find(call, parts, key) for key in keys[start : start + _AT_ONCE_MAX]))
         return None if parts.missing else self._whole(call, parts, CacheState.HIT)
+
+    async def _find(self, call: Call, parts: Parts, key: bytes) -> None:
+        store = self._store
+        entry = await store.from_disk(key)
+        if entry is None or not self._may_serve(call, entry):
+            entry = await store.from_redis(key)
+        if entry is not None and self._may_serve(call, entry):
+            parts.found[key] = entry
+            store.remember(key, entry)
 
     def narrow(self, call: Call, parts: Parts) -> list[int]:
         """Makes the call one for what is missing; returns the places of that. `widen` must follow."""

@@ -81,6 +81,7 @@ def negative_ttl_s(call: Call, reply: Reply) -> int:
     """How long an upstream's refusal of this request may be given again; 0: not at all."""
     if (
         reply.outcome is not Outcome.UPSTREAM_REFUSED
+        or call.fell_back  # another model refused
         or reply.status not in NEGATIVE_STATUSES
         or reply.stream is not None
         or len(reply.body) > NEGATIVE_BODY_BYTES_MAX

@@ -164,6 +164,7 @@ class Coalesce:
             raise
         head = flight.head
         if in_time and head is not None and head.stream is not None:
+            call.fell_back = flight.leader.fell_back
             call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000
             reply = copy_of(head)
             reply.stream = Reader(self, flight, call, reply)
@@ -175,6 +176,7 @@ class Coalesce:
             )
         if head is None or (head.outcome is Outcome.TIMED_OUT and self._monotonic() < call.deadline):
             return None
+        call.fell_back = flight.leader.fell_back
         call.saved_nanousd = saved_nanousd(call, head) if head.complete else 0
         return copy_of(head)
 

@@ -168,6 +168,9 @@ class SharedFlights:
         except BaseException:
             self.end(led, linger=False)
             raise
+        if call.fell_back:  # another model stood in: nobody else's
+            self.end(led, linger=False)
+            return reply
         led.begin(reply)
         if reply.stream is None:
             whole = reply.outcome is Outcome.OK and reply.complete

@@ -12,6 +12,8 @@ import msgspec
 
 Fields: TypeAlias = dict[str, msgspec.Raw]
 
+ITEMS_MAX = 2048  # as many as providers take; a body may hold millions, each of which would cost a key
+
 _decode = msgspec.json.Decoder().decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_items = msgspec.json.Decoder(list[Fields]).decode
@@ -44,7 +46,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 def read_ask(body: bytes, *, without: Sequence[str] = ()) -> Ask | None:
-    """The request by inputs; None for one whose input is not a text, an array of tokens, or a list of either.
+    """The request by inputs; None for one whose input is not a text, an array of tokens, or a list of ITEMS_MAX of either at most.
 
     without: fields that `rest` leaves out.
     """
@@ -55,7 +57,7 @@ def read_ask(body: bytes, *, without: Sequence[str] = ()) -> Ask | None:
     except (*_BROKEN, KeyError):
         return None
     inputs = [asked] if isinstance(asked, str) or _is_tokens(asked) else asked
-    if not isinstance(inputs, list) or not inputs:
+    if not isinstance(inputs, list) or not 0 < len(inputs) <= ITEMS_MAX:
         return None
     exact = all(map(_is_tokens, inputs))
     if not exact and not all(isinstance(one, str) for one in inputs):

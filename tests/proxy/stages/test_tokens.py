@@ -63,6 +63,13 @@ def signed(key: Any = EC_KEY, algorithm: str = "ES256", kid: str | None = "ec", 
     return jwt.encode(payload, key, algorithm=algorithm, headers=headers).encode()
 
 
+def nested(*, header: bool) -> bytes:
+    """What looks like a token, one of whose parts is too deep for a reader that calls itself."""
+    deep, flat = b'{"a":' + b"[" * 4_000, b'{"alg":"ES256"}'
+    first, second = (base64.urlsafe_b64encode(part).rstrip(b"=") for part in ((deep, flat) if header else (flat, deep)))
+    return first + b"." + second + b".AA"
+
+
 def tokens(now_s: float = NOW_S, remembered_max: int = 100) -> Tokens:
     """A fresh checker."""
     return Tokens(now_us=lambda: int(now_s * 1e6), remembered_max=remembered_max)
@@ -124,6 +131,8 @@ def with_public_key_as_secret() -> bytes:
         (lambda: signed(org=["acme"]), "no tenant pays"),
         (lambda: b"a.b.c", "neither"),
         (lambda: b"\xff.\xff.\xff", "neither"),
+        (lambda: nested(header=True), "neither"),
+        (lambda: nested(header=False), "neither"),
         (lambda: signed()[:-10], "not its issuer's"),
     ],
 )

@@ -215,6 +215,44 @@ async def test_an_answer_that_does_not_fit_is_passed_on_and_not_stored() -> None
     assert 1 == len(scene.cache.memory)
 
 
+@pytest.mark.parametrize("when", ["before the cache", "upstream"])
+async def test_vectors_of_a_model_that_stood_in_are_not_mixed_with_others(when: str) -> None:
+    """Where another model answers, it is asked for all inputs, and the client never gets a part of what it asked for."""
+    scene = Scene()
+    await scene.ask(["a"])
+
+    def other(call: Call) -> Reply:
+        call.fell_back = "general"
+        return embedded(call)
+
+    scene.provider.make = other
+    call = make_call(json.dumps({"model": "small", "input": ["a", "b"]}).encode(), operation="embeddings")
+    call.fell_back = "budget" if when == "before the cache" else ""
+    assert 2 == len(json.loads((await scene.cache.send(call)).body)["data"])
+    assert ["a", "b"] == scene.provider.asked[-1]
+    assert 1 == len(scene.cache.memory)
+
+
+async def test_a_follower_of_a_model_that_stood_in_does_not_mix_vectors_either() -> None:
+    """Who shares the flight knows that another model answered."""
+    scene = Scene()
+    await scene.ask(["a"])
+    scene.provider.gate.clear()
+    scene.provider.make = embedded
+
+    def other(call: Call) -> Reply:
+        call.fell_back = "general"
+        return embedded(call)
+
+    scene.provider.make = other
+    asking = [asyncio.create_task(scene.ask(wanted)) for wanted in (["a", "x"], ["x", "a"])]
+    await settle_down()
+    scene.provider.gate.set()
+    await asyncio.gather(*asking)
+    assert [["a"], ["x"]] == scene.provider.asked[:2]
+    assert sorted([["a", "x"], ["x", "a"]]) == sorted(scene.provider.asked[2:])
+
+
 async def test_requests_that_miss_the_same_inputs_share_one_call() -> None:
     """Two callers with different known inputs join the flight for what both lack; each gets its own whole answer."""
     scene = Scene()

@@ -17,6 +17,7 @@ from proxy.refusals import EXHAUSTED, INTERNAL, OVER_BUDGET, TIMED_OUT, UNAVAILA
 from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_memory import MemoryTier
+from proxy.transports.cache_policy import negative_ttl_s
 from proxy.transports.cache_refresh import Refreshes
 from tests.proxy.state_fakes import DEPLOYMENT, FakeClock, FakeInner, complete_reply, make_call, settle_down
 
@@ -303,6 +304,15 @@ async def test_only_a_permanent_refusal_of_the_request_is_kept(status: int, outc
     scene.clock.advance(10)
     await scene.ask()
     assert (2, 1) == (len(scene.inner.calls), scene.cache.negative_total)
+
+
+async def test_a_refusal_of_a_model_that_stood_in_is_not_kept() -> None:
+    """The model that was asked for may take the very request that its fallback refuses."""
+    call = make_call(tenant=TenantPolicy("acme", cache=CachePolicy(negative_ttl_s=10)))
+    call.cache_ttl_s = 10
+    assert 10 == negative_ttl_s(call, _refused())
+    call.fell_back = "general"
+    assert 0 == negative_ttl_s(call, _refused())
 
 
 async def test_refusals_are_not_kept_unless_the_policy_says_so() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.transports.embeddings import read_answer, read_ask, write_answer, write_ask
+from proxy.transports.embeddings import ITEMS_MAX, read_answer, read_ask, write_answer, write_ask
 
 TOKENS = st.lists(st.integers(0, 200_000), min_size=1, max_size=5)
 INPUTS = st.one_of(
@@ -100,3 +100,12 @@ def test_an_answer_is_taken_apart_and_put_together(
 def test_an_answer_that_does_not_fit_the_inputs_is_not_read(data: object) -> None:
     """One object for each of two inputs, or none is trusted."""
     assert read_answer(json.dumps({"data": data}).encode(), count=2) is None
+
+
+@pytest.mark.parametrize("item", ["a", [1]])
+def test_a_body_of_millions_of_inputs_is_not_taken_apart(item: object) -> None:
+    """What no provider takes costs one key, not one for each input."""
+    ask = read_ask(json.dumps({"input": [item] * ITEMS_MAX}).encode())
+    assert ask is not None
+    assert ITEMS_MAX == len(ask.items)
+    assert read_ask(json.dumps({"input": [item] * (ITEMS_MAX + 1)}).encode()) is None
