@@ -277,7 +277,7 @@ ENDPOINTS = {
     "images_generations": "JSON or events. Without `model` it is `dall-e-2`. Without tokens in the answer, by the price's `picture`, else unpriced.",
     "images_edits": "A form; as generations.",
     "images_variations": "A form; as generations.",
-    "models": "The models that the key may use, from the configuration; no upstream is asked.",
+    "models": "The models that the key may use, from the configuration; no upstream is asked. For Anthropic's clients in pages, with `limit`, `after_id` and `before_id`.",
     "passthrough": "`/passthrough/{upstream}/...`: any path of an upstream, for tenants that have a grant.",
 }
 """What works at each endpoint, in a sentence."""

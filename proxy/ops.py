@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from datetime import UTC, datetime
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -19,6 +21,8 @@ from proxy.refusals import Refusal, refuse, shape
 _JSON = (b"content-type", b"application/json")
 _JSON_LINE = b"content-type: application/json\r\n"
 _TEXT_LINE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+_PAGE_MAX = 1_000  # models on a page, as Anthropic has it
+_QUERY_FIELDS_MAX = 32
 _encode = msgspec.json.Encoder().encode
 
 
@@ -75,16 +79,40 @@ def models_reply(call: Call) -> Reply:
     if wanted and wanted not in names:
         return refuse(refusals.NO_ROUTE, f"there is no model `{wanted[:128]}` for this key", param="model")
     anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
-    rows = [(_anthropic_model if anthropic else _openai_model)(name, created_us) for name in names]
+    shaped = _anthropic_model if anthropic else _openai_model
+    more = False
+    if anthropic and call.query and not wanted:
+        try:
+            names, more = _page_of(names, call.query)
+        except ValueError:
+            message = f"`limit` must be a number from 1 to {_PAGE_MAX}"
+            return refuse(refusals.MALFORMED, message, param="limit")
+    rows = [shaped(name, created_us) for name in names]
     document: object = {"object": "list", "data": rows}
     if wanted:
-        document = rows[names.index(wanted)]
+        document = shaped(wanted, created_us)
     elif anthropic:
         ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
-        document = {"data": rows, "has_more": False, **ends}
+        document = {"data": rows, "has_more": more, **ends}
     reply = Reply(200, [_JSON], body=_encode(document), source="gateway")
     reply.complete = True
     return reply
+
+
+def _page_of(names: list[str], query: bytes) -> tuple[list[str], bool]:
+    """The models that `limit`, `after_id` and `before_id` ask for, and whether there are more beyond; without a limit all of them.
+
+    A model that is gone marks the place where it stood. Raises ValueError for a limit that is none.
+    """
+    asked = dict(parse_qsl(query.decode("latin-1"), max_num_fields=_QUERY_FIELDS_MAX))
+    limit = int(asked["limit"]) if "limit" in asked else _PAGE_MAX
+    if not 1 <= limit <= _PAGE_MAX:
+        raise ValueError("limit")
+    if "before_id" in asked:
+        rest = names[: bisect_left(names, asked["before_id"])]
+        return rest[-limit:], len(rest) > limit
+    rest = names[bisect_right(names, asked["after_id"]) :] if "after_id" in asked else names
+    return rest[:limit], len(rest) > limit
 
 
 def _openai_model(name: str, created_us: int) -> dict[str, object]:

@@ -118,6 +118,33 @@ async def test_models_and_errors_are_the_sdks_own(served: World) -> None:
             await client.models.list()
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 1000])
+async def test_the_sdk_walks_the_pages_of_models(served: World, limit: int) -> None:
+    """Every model comes once and in order, forwards from page to page, and backwards by `before_id`."""
+    upstream = await served.upstream()
+    names = ["alpha", "beta", "gamma", "omega"]
+    served.apply(
+        urls=(f"http://127.0.0.1:{upstream.port}",) * 5, others={name: (n + 1,) for n, name in enumerate(names)}
+    )
+    wanted = ["alpha", "beta", "gamma", "gpt", "omega"]
+    async with anthropic.AsyncAnthropic(base_url=served.url, api_key=KEY, max_retries=0) as client:
+        pages = [page async for page in (await client.models.list(limit=limit)).iter_pages()]
+        before = await client.models.list(limit=limit, before_id="gpt")
+    assert wanted == [model.id for page in pages for model in page.data]
+    assert -(-len(wanted) // limit) == len(pages)
+    assert (wanted[:3][-limit:], limit < 3) == ([model.id for model in before.data], before.has_more)
+
+
+@pytest.mark.parametrize("query", [{"limit": "0"}, {"limit": "1001"}, {"limit": "many"}])
+async def test_a_page_of_a_wrong_size_is_refused(served: World, query: dict[str, str]) -> None:
+    """What is no limit is the client's mistake, told in its protocol; a model that is gone only marks a place."""
+    async with anthropic.AsyncAnthropic(base_url=served.url, api_key=KEY, max_retries=0) as client:
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            await client.models.list(extra_query=query)
+        assert "invalid_request_error" == refused.value.type
+        assert ["gpt"] == [model.id async for model in client.models.list(after_id="a-model-of-yesterday")]
+
+
 async def test_a_bearer_token_is_a_key_too(served: World) -> None:
     """Claude Code sends ANTHROPIC_AUTH_TOKEN so."""
     async with anthropic.AsyncAnthropic(base_url=served.url, auth_token=KEY) as client:
