@@ -138,7 +138,11 @@ class LineLease:
             line.cap = 0
             if out:
                 self._degrade(now_us)
-        elif line.cap - line.settled(now_us) - line.held() - want < self.low:
+            return
+        left = line.cap - line.settled(now_us) - line.held() - want
+        if left < 0 and out:
+            self._degrade(now_us)  # nobody would make the slice larger
+        elif left < self.low:
             leases.ask(self)
 
     async def report(self, *, ahead: bool = True, shrink: bool = False) -> None:
@@ -220,10 +224,10 @@ class LineLease:
         leases, line = self._leases, self.line
         own = line.settled(now_us)
         if self._total < 0:
-            line.cap = leases.share.of(line.limit)
+            line.cap = max(line.cap, leases.share.of(line.limit))
             return
         known = self._total + self._others + (own - self._own)
-        line.cap = own + leases.share.of(max(0, line.limit - known))
+        line.cap = max(line.cap, own + leases.share.of(max(0, line.limit - known)))
 
 
 class Leases:

@@ -54,6 +54,7 @@ class Fleet:
             self.port = probe.getsockname()[1]
         self.served: Counter[int] = Counter()
         self.process: Process | None = None
+        self.more: dict[str, object] = {}  # settings
         budget = Budget("pocket", Window.TOTAL, tokens=LIMIT)
         tenant = TenantPolicy("acme", budgets=(budget,), cache=CachePolicy(enabled=False), concurrency=1000)
         deployment = Deployment("u/m", "u", "gpt", price=PRICE)
@@ -82,6 +83,7 @@ class Fleet:
                     "status_every_s": 0.2,
                     "drain_s": 5,
                 }
+                | self.more
             )
         )
         self.process = await asyncio.create_subprocess_exec(

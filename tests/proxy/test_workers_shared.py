@@ -1,0 +1,94 @@
+"""Several workers as real processes that share their limits through a real Redis, and go on without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from controlplane.contract.records import CallRecord, Outcome
+from tests.proxy.control_plane_fake import control_plane
+from tests.proxy.fakes import ScriptedUpstream, answer, completion, replies
+from tests.proxy.redis_server import RedisServer
+from tests.proxy.test_workers import LIMIT, TOKENS, Fleet, _answers
+
+pytestmark = pytest.mark.e2e
+WORST = 100  # tokens that one call may need: its body and its ceiling
+
+
+def _spent(rows: list[CallRecord]) -> int:
+    return sum(row.tokens.total for row in rows)
+
+
+async def _ready(fleet: Fleet) -> dict[str, str]:
+    async with httpx.AsyncClient(timeout=30.0) as client:
+        answered: dict[str, str] = (await client.get(f"http://127.0.0.1:{fleet.port}/readyz")).json()
+        return answered
+
+
+async def test_workers_share_a_budget_to_its_end_and_survive_a_kill(tmp_path: Path) -> None:
+    """Three workers and one budget: all of it is let in whoever serves, a killed worker costs nothing but its slice for a
+    while, nobody overspends, and rows equal ledgers.
+    """
+    upstream = await ScriptedUpstream(replies(answer(completion()))).start()
+    redis = await RedisServer(tmp_path).start()
+    async with control_plane() as plane:
+        plane.answer = _answers
+        fleet = Fleet(tmp_path, plane, upstream)
+        fleet.more = {"redis": redis.url, "redis_timeout_s": 2.0, "quota_lease_s": 2.0}
+        try:
+            await fleet.start(3)
+            await fleet.call(90)
+            assert fleet.process is not None
+            psutil.Process(fleet.process.pid).children()[1].kill()
+            await fleet.said("proxy listens")
+            for _ in range(100):
+                before = fleet.served[429]
+                await fleet.call(20)
+                if fleet.served[429] - before == 20:  # nobody has anything left
+                    break
+            await fleet.stop()
+        finally:
+            if fleet.process is not None and fleet.process.returncode is None:
+                fleet.process.kill()
+                await fleet.process.wait()
+            await upstream.stop()
+            redis.kill()
+    rows = fleet.rows()
+    assert len(rows) == len({row.call_id for row in rows}) == sum(fleet.served.values())
+    assert (len(rows), sum(row.cost_nanousd for row in rows)) == fleet.ledgers()
+    assert fleet.served[200] * TOKENS == _spent(rows) <= LIMIT
+    assert LIMIT - _spent(rows) < WORST  # nobody was refused while others held what they did not use
+    assert {Outcome.OK, Outcome.OVER_BUDGET} == {row.outcome for row in rows}
+
+
+async def test_without_redis_workers_go_on_within_their_parts_and_say_so(tmp_path: Path) -> None:
+    """Redis dies in the middle: calls are still served, no worker spends more than its part, and `/readyz` says it."""
+    upstream = await ScriptedUpstream(replies(answer(completion()))).start()
+    redis = await RedisServer(tmp_path).start()
+    async with control_plane() as plane:
+        plane.answer = _answers
+        fleet = Fleet(tmp_path, plane, upstream)
+        fleet.more = {"redis": redis.url, "redis_timeout_s": 0.5, "quota_lease_s": 0.5}
+        try:
+            await fleet.start(2)
+            await fleet.call(20)
+            redis.kill()
+            for _ in range(20):
+                await fleet.call(10)
+                if "degraded" in await _ready(fleet):
+                    break
+            assert "Redis does not answer" in (await _ready(fleet)).get("degraded", "")
+            await fleet.stop()
+        finally:
+            if fleet.process is not None and fleet.process.returncode is None:
+                fleet.process.kill()
+                await fleet.process.wait()
+            await upstream.stop()
+            redis.kill()
+    rows = fleet.rows()
+    assert (len(rows), sum(row.cost_nanousd for row in rows)) == fleet.ledgers()
+    assert {200} == set(fleet.served)  # nobody was kept waiting for Redis, or refused
+    assert _spent(rows) <= LIMIT
