@@ -141,16 +141,13 @@ class LitellmTransport:
         expires = min(attempt.call.deadline, time.monotonic() + attempt.first_byte_timeout_s)
         began_ns = time.monotonic_ns()
         self._inflight[upstream.id] += 1
-        streaming = False
         try:
             library = await self._loaded(upstream.id, expires)
             arguments["timeout"] = max(expires - time.monotonic(), 0.001)
-            reply = await self._answer(library, attempt, wire, view, arguments, foreign, expires)
-            streaming = reply.stream is not None
-            return reply
+            return await self._answer(library, attempt, wire, view, arguments, foreign, expires)
         finally:
             attempt.call.waited_ns += time.monotonic_ns() - began_ns
-            if not streaming:
+            if attempt.reply is None or attempt.reply.stream is None:  # else it gives the place back, opened or not
                 self._leave(upstream.id)
 
     async def aclose(self) -> None:

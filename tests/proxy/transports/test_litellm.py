@@ -350,6 +350,17 @@ async def test_an_upstream_that_never_answers(tail: Tail) -> None:
     await asyncio.wait_for(tail.upstream.client_left.wait(), 30)
 
 
+async def test_a_stream_without_content_gives_its_place_back_once(tail: Tail) -> None:
+    """However many streams never begin, no more calls than `connections_max` are under way afterwards."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\n\r\n"
+    await tail.serve(OLLAMA, replies(ollama()), sends_then_hangs(head), connections_max=1)
+    await tail.world.chat()  # so that the library is there
+    for _ in range(2):
+        assert 504 == (await tail.world.chat(stream=True, headers={"x-heph-timeout-ms": "200"})).status_code
+    asked = [tail.world.chat(headers={"x-heph-timeout-ms": "500"}) for _ in range(2)]
+    assert [502, 504] == sorted(response.status_code for response in await asyncio.gather(*asked))
+
+
 async def test_a_stream_that_stands_still(tail: Tail) -> None:
     """After content it ends as a broken stream with an error that the client sees."""
     line = {"model": "llama3", "message": {"role": "assistant", "content": "Hel"}, "done": False}
