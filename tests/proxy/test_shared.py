@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from controlplane.contract.proxy_settings import ProxySettings
+from proxy.leases import REPORT
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import Script, SharedState, SharedUnavailable
 from tests.proxy.redis_groups import RedisCluster, RedisSentinel
@@ -17,6 +19,9 @@ from tests.proxy.redis_server import RedisServer
 
 SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("token"))
 DEADLINE_S = 20.0
+ROOT = Path(__file__).parents[2]
+PASSWORD = "PASSWORD"  # of the user on the how-to page
+COMMANDS = re.compile(r"""(?:redis\.call\(|\.ask\(|execute_command\()\s*['"](\w+)['"]""")
 ADD = Script(
     "add", "return redis.call('INCRBY', KEYS[1], ARGV[1]) + redis.call('INCRBY', KEYS[2], 0)"
 )  # two keys of one hash tag
@@ -31,7 +36,7 @@ async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str, **bounds: float) -> AsyncIterator[SharedState]:
+async def opened(url: str, *, secrets: ProxySecrets = SECRETS, **bounds: float) -> AsyncIterator[SharedState]:
     """A door that has answered."""
     settings = ProxySettings(
         redis=url,
@@ -39,7 +44,7 @@ async def opened(url: str, **bounds: float) -> AsyncIterator[SharedState]:
         redis_pause_s=bounds.get("pause_s", 0.02),
         redis_failures_max=int(bounds.get("failures_max", 3)),
     )
-    shared = SharedState(settings, SECRETS)
+    shared = SharedState(settings, secrets)
     shared.open()
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -194,3 +199,38 @@ async def hears(listener: SharedState, speaker: SharedState) -> None:
         await listener.ready()
         await speaker.publish(b"a", b"1")
         assert b"1" == await heard.get()
+
+
+def documented_user() -> list[str]:
+    """What the how-to page grants the proxies' user in Redis."""
+    page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text()
+    return next(line for line in page.splitlines() if line.startswith("user ")).split()
+
+
+def test_the_documented_user_has_every_command_that_the_proxies_send() -> None:
+    """No command of a script or of the code is missing in the how-to page's access list, and nothing more is there than connecting needs."""
+    granted = {right[1:] for right in documented_user() if right.startswith("+")}
+    sources = [path.read_text() for path in (ROOT / "proxy").rglob("*.py")]
+    sent = {command.lower() for source in sources for command in COMMANDS.findall(source)}
+    assert sent | {"eval", "evalsha", "publish", "subscribe", "unsubscribe", "select", "ping"} == granted
+
+
+async def test_the_documented_user_can_work(tmp_path: Path) -> None:
+    """With the how-to page's access list scripts and messages work, and keys of others are out of reach."""
+    rights = documented_user()
+    server = await RedisServer(tmp_path, "--user", *rights[1:]).start()
+    secrets = ProxySecrets(SECRETS.key_pepper, SECRETS.internal_token, redis_password=Secret(PASSWORD))
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    try:
+        async with opened(server.url.replace("//", "//heph@"), secrets=secrets) as shared:
+            shared.subscribe(shared.prefix + b"quota", heard.put_nowait)
+            report = (b"me", 1, 0, 100, 0, 0, 1, 10, 3_000, 10_000, 0, 0, b"gone")
+            async with asyncio.timeout(DEADLINE_S):
+                await shared.ready()
+                assert [10, 0, 0, 0] == await shared.run(REPORT, (shared.prefix + b"q:{a}:0",), *report)
+                await shared.publish(shared.prefix + b"quota", b"word")
+                assert b"word" == await heard.get()
+            with pytest.raises(SharedUnavailable, match="permissions"):
+                await shared.ask("SET", b"other", b"1", key=b"other")
+    finally:
+        server.kill()

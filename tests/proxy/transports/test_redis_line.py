@@ -17,7 +17,7 @@ from proxy.transports.redis_line import LINE_TROUBLE, LineLost, RedisLine, open_
 from tests.proxy.redis_server import RedisNotStarted, RedisServer
 
 TIMEOUT_S = 10.0
-ACL_USER = "--user heph on >secret resetkeys ~heph:cache:* resetchannels -@all +getrange +set +ping +select"  # of the how-to page
+ACL_USER = "--user heph on >secret resetkeys ~heph:cache:* resetchannels -@all +getrange +set +ping +select"  # no more than stored answers need
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ async def test_refused_and_frozen_servers(server: RedisServer) -> None:
 
 
 async def test_user_and_database(tmp_path: Path) -> None:
-    """A user with no more rights than the how-to page gives logs in and works in the database of the address; a wrong password does not."""
+    """A user with no more rights than stored answers need logs in and works in the database of the address; a wrong password does not."""
     server = await RedisServer(tmp_path, *ACL_USER.split()).start()
     address = RedisAddress("127.0.0.1", server.port, database=3, username="heph")
     line = await open_line(address, password="secret", timeout_s=TIMEOUT_S, on_lost=lambda: None)
