@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from controlplane.catalog.file import QuotaEntry
 from controlplane.catalog.keys import Keys
 from controlplane.catalog.load import load
 from controlplane.catalog.state import KeyRecord
@@ -181,18 +182,34 @@ def tenants(config: Path, as_json: bool) -> None:
 @json_option
 @speaks_plainly
 def budgets(config: Path, as_json: bool) -> None:
-    """Lists the budgets that the configuration sets."""
-    found = [(tenant.name, budget) for tenant in load(config).config.tenants for budget in tenant.budgets]
+    """Lists the budgets and quotas that the configuration sets."""
+    known = load(config).config.tenants
+    found = [(tenant.name, budget) for tenant in known for budget in tenant.budgets]
+    quotas = [(tenant.name, quota) for tenant in known for quota in tenant.quotas]
     if as_json:
         print_json(
-            [{"tenant": tenant, **msgspec.to_builtins(budget), "id": budget.budget_id} for tenant, budget in found]
+            [
+                *({"tenant": tenant, **msgspec.to_builtins(one), "id": one.budget_id} for tenant, one in found),
+                *({"tenant": tenant, **msgspec.to_builtins(one), "id": one.quota_id} for tenant, one in quotas),
+            ]
         )
         return
     rows = [
         (tenant, one.budget_id, one.window, usd(one.usd, digits=2) if one.usd is not None else f"{one.tokens:,} tokens")
         for tenant, one in found
     ]
+    rows += [(tenant, one.quota_id, one.window or "at once", _ceiling(one)) for tenant, one in quotas]
     print_table("budgets", ("tenant", "budget", "window", "ceiling"), rows, right=("ceiling",))
+
+
+def _ceiling(quota: QuotaEntry) -> str:
+    """How much, for each of what, and what happens beyond it."""
+    if quota.usd is not None:
+        amount = usd(quota.usd, digits=2)
+    else:
+        unit = next(name for name in ("tokens", "requests", "concurrency") if getattr(quota, name) is not None)
+        amount = f"{getattr(quota, unit):,} {'calls' if unit == 'concurrency' else unit}"
+    return f"{amount} per {quota.per}, {quota.action}"
 
 
 @click.command()

@@ -112,3 +112,15 @@ def test_tenants_models_and_budgets(shell: Shell) -> None:
     (budget,) = rows(shell, "budgets")
     assert ("acme", "month") == (budget["tenant"], budget["window"])
     assert "$50.00" in shell.run("budgets").stdout
+
+
+def test_quotas_are_listed_with_the_budgets(shell: Shell) -> None:
+    """Each with how much it is, per what, and what happens beyond it; as JSON with its own name."""
+    text = shell.config.read_text().replace(
+        "budgets: [{usd: 50, window: month}]", "quotas: [{per: agent, usd: 5, window: day}, {per: key, concurrency: 3}]"
+    )
+    shell.config.write_text(text)
+    shown = shell.run("budgets").stdout
+    assert "$5.00 per agent, hard" in shown
+    assert "3 calls per key, hard" in shown
+    assert ["agent-usd-day", "key-concurrency"] == [row["id"] for row in rows(shell, "budgets")]
