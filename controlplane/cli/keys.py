@@ -194,7 +194,7 @@ def budgets(config: Path, as_json: bool) -> None:
             ]
         )
         return
-    rows = [
+    rows: list[tuple[str, str, str, str]] = [
         (tenant, one.budget_id, one.window, usd(one.usd, digits=2) if one.usd is not None else f"{one.tokens:,} tokens")
         for tenant, one in found
     ]
