@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -82,6 +84,7 @@ def _run_worker(settings: ProxySettings, secrets: ProxySecrets, *, name: str, fa
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # a supervisor blocks them, and children inherit that
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped
+    _take_all_files()
     signal.signal(signal.SIGHUP, partial(_cannot_be_replaced, supervised=family is not None))
     if family is None:  # a supervisor does it before it starts the first worker
         share_out(settings)
@@ -95,6 +98,13 @@ def _run_worker(settings: ProxySettings, secrets: ProxySecrets, *, name: str, fa
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(worker, settings, sock, family))
     return 0
+
+
+def _take_all_files() -> None:
+    """Raises the number of open files to what the system allows: each stream is two sockets, and the usual soft limit is a thousand."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where the system does not mean what it says, the limit stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
 async def _serve(worker: Worker, settings: ProxySettings, sock: socket.socket, family: Family | None) -> None:

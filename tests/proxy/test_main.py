@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -25,3 +26,19 @@ def test_each_line_of_the_log_is_one_write(tmp_path: Path) -> None:
         written = ours.recv(65536)
     assert 1 == status
     assert (b"the worker cannot serve" in written, b"\n") == (True, written[-1:])
+
+
+def test_a_worker_may_open_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
+    """Started under the usual soft limit, it raises it: each stream is two sockets."""
+    (tmp_path / "settings.json").write_text(f'{{"data_dir": "{tmp_path}", "port": 0}}')
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with subprocess.Popen(
+        ["sh", "-c", f'ulimit -Sn 1024; exec {sys.executable} -m proxy --settings "{tmp_path}/settings.json"'],
+        env=os.environ | {"HEPH_KEY_PEPPER": "07" * 32, "HEPH_INTERNAL_TOKEN": "t"},
+        stderr=subprocess.PIPE,
+    ) as worker:
+        assert worker.stderr is not None
+        assert any(b"proxy listens" in line for line in worker.stderr)
+        soft, _ = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+        worker.kill()
+    assert allowed == soft
