@@ -6,7 +6,7 @@ not be dearer than on one, and connections must be spread evenly, for the busies
 
     scaling = CPU time per call with one worker / (CPU time of the busiest of two / calls of both)
 
-is what two workers carry on cores of their own, in units of one worker. Calls per second of this machine stand beside it.
+is what two workers carry on cores of their own, in units of one worker, with as many connections each. Calls per second of this machine stand beside it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from benchmarks.gateways import Gateway
 from benchmarks.results import Goal
 
 SCALING_MIN = 1.8
-CONNECTIONS = 256  # the kernel spreads connections by chance; more of them are spread more evenly
+CONNECTIONS = 256  # for each worker; the kernel spreads them by chance, and more of them more evenly
 
 
-def one_run(gateway: Gateway, seconds: float) -> dict[str, float]:
+def one_run(gateway: Gateway, seconds: float, *, workers: int) -> dict[str, float]:
     """One run against one gateway, with the CPU time of its busiest process."""
     before = gateway.measured.cpu_s_by_process()
-    figures = gateways.load(gateway, "--connections", str(CONNECTIONS), "--seconds", str(seconds), "--unique")
+    figures = gateways.load(gateway, "--connections", str(CONNECTIONS * workers), "--seconds", str(seconds), "--unique")
     after = gateway.measured.cpu_s_by_process()
     spent = [after[pid] - before.get(pid, 0.0) for pid in after]
     figures["cpu_us_per_call"] = sum(spent) / figures["calls"] * 1e6
@@ -50,10 +50,10 @@ def main(*, rounds: int = 4, seconds: float = 2.5) -> None:
             place: Path = work / str(workers)
             place.mkdir()
             running[workers] = gateways.hephaestus(place, upstream.port, workers=workers)
-            one_run(running[workers], 2.0)
+            one_run(running[workers], 2.0, workers=workers)
         for _ in range(rounds):
             for workers, gateway in running.items():
-                samples[workers].append(one_run(gateway, seconds))
+                samples[workers].append(one_run(gateway, seconds, workers=workers))
     finally:
         for gateway in running.values():
             gateway.stop()
