@@ -76,7 +76,7 @@ class Kept:
         elif call.operation.endswith("_delete"):
             await self._owners.forget(_tenant_of(call), [call.path.rpartition("/")[2]])
         else:
-            await self._remember(call, made_by(reply.body, kept=_is_kept(call)), owner)
+            await self.note(call, reply.body, owner)
         return reply
 
     async def aclose(self) -> None:
@@ -183,7 +183,17 @@ class Kept:
             self._places = (runtime, _Places(runtime))
         return self._places[1]
 
-    async def _remember(self, call: Call, made: Made, owner: Owner) -> None:
+    async def note(self, call: Call, said: bytes, owner: Owner) -> None:
+        """Writes down what an answer or an event of one says. A client that leaves meanwhile makes nothing nobody's, and nothing free."""
+        made = made_by(said, kept=_is_kept(call))
+        noting = asyncio.ensure_future(self._remember(call, made, owner, said))
+        try:
+            await asyncio.shield(noting)
+        except asyncio.CancelledError:
+            await asyncio.wait([noting])  # bounded as each look-up is; the call is settled behind it
+            raise
+
+    async def _remember(self, call: Call, made: Made, owner: Owner, said: bytes) -> None:
         """Writes down what was made, and books what a response used that was made in the background."""
         if made.ids:
             await self._owners.keep(_tenant_of(call), made.ids, owner)
@@ -203,7 +213,11 @@ class Kept:
         if call.view is not None and call.view.free and call.attempts:
             place = self._placed(call.runtime).candidates.get(call.attempts[-1].deployment)
             if place is not None:
-                cost, state, version = meter.priced(tokens, place.deployment)
+                deployment, service_class = place.deployment, service_class_of(said)
+                cost, state, version = meter.priced(tokens, deployment, service_class=service_class)
+                if searches := searches_of(said):
+                    cost, state, unpriced = meter.with_searches(cost, state, searches, deployment)
+                    self._metrics.unpriced_searches += unpriced
                 call.attempts[-1] = msgspec.structs.replace(
                     call.attempts[-1], tokens=tokens, cost_nanousd=cost, cost_state=state, price_version=version
                 )
@@ -272,9 +286,7 @@ class _KeptStream:
     async def _note(self, events: bytes) -> None:
         for event in events_in(events):
             if b'"response"' in event and (data := data_of(event)) is not None:
-                made = made_by(data, kept=_is_kept(self._call))
-                # A client that leaves does not make what was made nobody's.
-                await asyncio.shield(self._kept._remember(self._call, made, self._owner))  # noqa: SLF001 - one unit
+                await self._kept.note(self._call, data, self._owner)
 
 
 def _pinned(entry: RouteEntry, candidates: tuple[Candidate, ...]) -> RouteEntry:

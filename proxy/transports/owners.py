@@ -7,6 +7,7 @@ in time. Nobody waits longer than `state_wait_s`. What cannot be looked up is ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class Owners:
         self._threads: ThreadPoolExecutor | None = None
         self._opening: asyncio.Future[None] | None = None
         self._recent: dict[bytes, bytes] = {}
-        self._waiting = 0
+        self.waiting = 0  # calls, now
         self.lost_total = 0  # entries that could not be written
         self.unavailable_total = 0
         self.forged_total = 0  # values that we did not write
@@ -169,7 +170,8 @@ class Owners:
         """Whether the usage of a background response is to be booked now: true once, whoever asks. Raises OwnersUnavailable."""
         key = self._key(tenant, _SETTLED + name)
         first = await self._run(self._disk.add, key, b"1")
-        await self._run(self._open.remove, [self._key(tenant, name)])
+        with contextlib.suppress(OwnersUnavailable):  # then it is looked at once more, and found settled
+            await self._run(self._open.remove, [self._key(tenant, name)])
         if not first:
             return False
         if self._shared is None:
@@ -208,10 +210,10 @@ class Owners:
 
     async def _run(self, work: Callable[..., _Answer], *arguments: object) -> _Answer:
         """What a method of the file answers, from a thread. Raises OwnersUnavailable."""
-        if self._waiting >= self._settings.state_waiting_max:
+        if self.waiting >= self._settings.state_waiting_max:
             self.unavailable_total += 1
             raise OwnersUnavailable("too many calls wait for the file of owners")
-        self._waiting += 1
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._settings.state_wait_s):
                 threads = await self._opened()
@@ -220,7 +222,7 @@ class Owners:
             self._failed(error)
             raise OwnersUnavailable(str(error) or "the disk is too slow") from error
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
 
     async def _opened(self) -> ThreadPoolExecutor:
         """The threads, with the file open: whoever comes first opens it, so that what no call uses costs nothing."""

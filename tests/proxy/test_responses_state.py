@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import sqlite3
 from pathlib import Path
 
 import httpx
@@ -299,6 +300,26 @@ async def test_leaving_before_a_background_response_has_an_id_is_not_free(world:
     (record,) = world.records()
     assert (Outcome.CLIENT_CLOSED, CostState.ESTIMATED) == (record.outcome, record.cost_state)
     assert record.tokens.input
+
+
+async def test_leaving_while_a_background_response_is_booked_is_not_free(world: World) -> None:
+    """Who sees it finished and leaves in the moment in which that is written down pays: nobody is asked a second time."""
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    id_ = await make(world, background=True)
+    account.finish(id_)
+    lock = sqlite3.connect(Path(world.worker.settings.data_dir) / "proxy" / "owners" / "cache.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    asking = asyncio.create_task(ask(world, ANN, "GET", f"/v1/responses/{id_}"))
+    await until(lambda: len(account.asked) == 2 and world.worker.owners.waiting)
+    asking.cancel()
+    await until(asking.done)
+    for _ in range(50):  # so that the proxy knows it
+        await world.client.get("/livez")
+    lock.execute("ROLLBACK")
+    lock.close()
+    await world.until_idle()
+    assert [Tokens(), TOKENS] == [record.tokens for record in world.records()]
 
 
 async def test_a_background_response_is_booked_before_it_is_deleted(world: World) -> None:
