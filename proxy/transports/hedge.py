@@ -87,9 +87,19 @@ class HedgedTransport:
                     tries[loop.create_task(self._one(second))] = second
                 else:
                     self._metrics.bound_hit("hedge_budget_ratio")
-            return await self._first(tries, first=attempt, failed=failed)
-        finally:
+            won = await self._first(tries, first=attempt, failed=failed)
+        except BaseException:
             await _cancel(tries)
+            raise
+        else:
+            try:
+                await _cancel(tries)
+            except BaseException:  # the call is cancelled now that it has been won
+                if won.stream is not None:
+                    won.stream.close()
+                raise
+            return won
+        finally:
             call.waited_ns = waited_ns + time.monotonic_ns() - began_ns
 
     async def _one(self, attempt: Attempt) -> Reply:
@@ -181,14 +191,16 @@ async def _cancel(tries: dict[asyncio.Task[Reply], Attempt]) -> None:
     """Ends the tries that nobody waits for any more, and waits until they have ended."""
     for task in tries:
         task.cancel()
-    await asyncio.gather(*tries, return_exceptions=True)
-    for task, attempt in tries.items():
-        if not task.cancelled() and task.exception() is None:  # it came in the same moment
-            stream = task.result().stream
-            if stream is not None:
-                stream.close()
-        if attempt.judge is not None:  # else nothing was sent
-            attempt.finish(AttemptError.CANCELLED)
+    try:
+        await asyncio.gather(*tries, return_exceptions=True)
+    finally:
+        for task, attempt in tries.items():
+            if task.done() and not task.cancelled() and task.exception() is None:  # it came in the same moment
+                stream = task.result().stream
+                if stream is not None:
+                    stream.close()
+            if attempt.judge is not None:  # else nothing was sent
+                attempt.finish(AttemptError.CANCELLED)
 
 
 def _expected_nanousd(call: Call, candidate: Candidate, load: DeploymentLoad) -> int | None:

@@ -157,3 +157,60 @@ async def run(first: str, second: str, opens: list[str], *, leaves: bool) -> Non
 def test_any_race_ends_once(first: str, second: str, opens: list[str], leaves: bool) -> None:
     """However both end, in whatever order, with or without the client: every try that began has one record and one judgement."""
     asyncio.run(run(first, second, opens, leaves=leaves))
+
+
+class Slow(Race):
+    """A race whose loser takes its time to end; the winner brings a stream."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": "hangs", "b": "good"})
+        self.closed: list[str] = []
+
+    async def send(self, attempt: Attempt) -> Reply:
+        """One try."""
+        name = attempt.candidate.deployment.id
+        attempt.judge = self.judge
+        if name == "a":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await self.gates.setdefault(name, asyncio.Event()).wait()
+        return Reply(200, [], stream=_Stream(self, attempt))
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+@dataclass
+class _Stream:
+    race: Slow
+    attempt: Attempt
+
+    async def read(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def close(self) -> None:
+        """Ends the try."""
+        self.race.closed.append(self.attempt.candidate.deployment.id)
+        self.attempt.finish(AttemptError.CANCELLED)
+
+
+async def test_a_client_that_leaves_while_the_loser_ends_leaves_no_stream_open() -> None:
+    """The winner was nobody's yet: it is closed, and both tries are on the record."""
+    call, (a, b) = route()
+    race, metrics = Slow(), ProxyMetrics("0")
+    hedged = HedgedTransport(race, Loads(), metrics)
+    assert call.route is not None
+
+    def made(candidate: Candidate) -> Attempt:
+        return Attempt(call, candidate, metrics=metrics, tokens_per_s=100.0)
+
+    sending = asyncio.create_task(
+        hedged.send(made(a), (b,), entry=call.route, hedge=HEDGE, make=made, failed=lambda *_: None)
+    )
+    await turns()
+    assert not sending.done()
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert (["b"], ["a", "b"]) == (race.closed, sorted(record.deployment for record in call.attempts))
