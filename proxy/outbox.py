@@ -30,7 +30,12 @@ class Outbox:
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
         for held in waiting:
-            held.send()
+            try:
+                held.send()
+            except (
+                RuntimeError
+            ):  # its transport was closed beneath it; whoever owns it is told, and the others wait for theirs
+                held.drop()
 
 
 class HeldWrites:

@@ -69,3 +69,22 @@ async def test_a_lost_connection_is_sent_nothing() -> None:
     held.drop()
     await asyncio.sleep(0)
     assert [] == log
+
+
+async def test_a_socket_that_was_closed_keeps_nobody_waiting() -> None:
+    """What a closed transport refuses is lost; the writes behind it go out."""
+
+    class Closed(Socket):
+        """A transport that was closed beneath its owner."""
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            """As uvloop answers."""
+            raise RuntimeError(f"the handler is closed: {len(data)} bytes refused")
+
+    log: list[tuple[str, bytes]] = []
+    outbox = Outbox()
+    first, second = HeldWrites(Closed("1", log), outbox), HeldWrites(Socket("2", log), outbox)
+    first.write(b"a")
+    second.write(b"b")
+    await asyncio.sleep(0)
+    assert [("2", b"b")] == log
