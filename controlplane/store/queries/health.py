@@ -20,6 +20,8 @@ _SINCE = """
 started >= fromUnixTimestamp64Micro({from_us:Int64}, 'UTC') AND started < fromUnixTimestamp64Micro({to_us:Int64}, 'UTC')
 """
 
+_NOT_OURS = "NOT (tenant = '' AND agent = 'hephaestus')"  # probes, and copies of calls: nobody waits for them
+
 _TRAFFIC = f"""
 WITH arrayMap(q -> toInt64(ifNotFinite(q, 0)), quantilesTDigest(0.5, 0.95, 0.99)(latency_us)) AS latency,
     arrayMap(q -> toInt64(ifNotFinite(q, 0)), quantilesTDigestIf(0.5, 0.95, 0.99)(first_token_us, first_token_us > 0)) AS first
@@ -27,13 +29,13 @@ SELECT count() AS calls, countIf(outcome IN {{failed:Array(String)}}) AS errors,
     latency[1] AS latency_us_p50, latency[2] AS latency_us_p95, latency[3] AS latency_us_p99,
     first[1] AS first_token_us_p50, first[2] AS first_token_us_p95, first[3] AS first_token_us_p99,
     toInt64(ifNotFinite(quantileTDigest(0.95)(overhead_us), 0)) AS overhead_us_p95
-FROM calls WHERE {_SINCE}
+FROM calls WHERE {_SINCE} AND {_NOT_OURS}
 """  # noqa: S608 - made of constants
 
 _POINTS = f"""
 SELECT toUnixTimestamp64Micro(toDateTime64(toStartOfMinute(started), 6)) AS at_us,
     count() AS calls, countIf(outcome IN {{failed:Array(String)}}) AS errors
-FROM calls WHERE {_SINCE} GROUP BY at_us ORDER BY at_us
+FROM calls WHERE {_SINCE} AND {_NOT_OURS} GROUP BY at_us ORDER BY at_us
 """  # noqa: S608
 
 _MONEY = f"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from controlplane.store.client import Store, Value
-from controlplane.store.queries.series import FAILED, LATENCY_S_MAX, NOT_THE_DEPLOYMENTS_FAULT
+from controlplane.store.queries.series import FAILED, LATENCY_S_MAX, NOT_THE_DEPLOYMENTS_FAULT, OF_CLIENTS
 
 _WINDOW = """
     started >= fromUnixTimestamp64Micro({reach_us:Int64}, 'UTC')
@@ -21,7 +21,7 @@ SELECT count() AS calls, countIf(outcome = 'ok') AS good,
     maxOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS newest_us,
     minOrDefault(toUnixTimestamp64Micro(started) + toInt64(latency_us)) AS oldest_us
 FROM calls
-WHERE {_WINDOW} AND alias = {{name:String}} AND (outcome = 'ok' OR outcome IN {{failed:Array(String)}})
+WHERE {_WINDOW} AND {OF_CLIENTS} AND alias = {{name:String}} AND (outcome = 'ok' OR outcome IN {{failed:Array(String)}})
 """  # noqa: S608 - made of constants
 
 _DEPLOYMENT = f"""

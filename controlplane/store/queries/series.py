@@ -74,6 +74,8 @@ class Grid(msgspec.Struct, frozen=True):
         }
 
 
+OF_CLIENTS = "tenant != ''"  # probes and copies of calls are nobody's, and nobody waits for them
+
 _ENDED_IN_WINDOW = """
     started >= fromUnixTimestamp64Micro({reach_us:Int64}, 'UTC') AND started < fromUnixTimestamp64Micro({end_us:Int64}, 'UTC')
     AND toUnixTimestamp64Micro(started) + toInt64(latency_us) >= {start_us:Int64}
@@ -99,7 +101,7 @@ GROUP BY name, point ORDER BY name, point
 _CALL_SUCCESS = f"""
 SELECT alias AS name, {_POINT} AS point, countIf(outcome = 'ok') / count() AS y, count() AS samples
 FROM calls
-WHERE {_ENDED_IN_WINDOW}
+WHERE {_ENDED_IN_WINDOW} AND {OF_CLIENTS}
     AND (outcome = 'ok' OR outcome IN {{failed:Array(String)}}) AND ({{name:String}} = '' OR alias = {{name:String}})
 GROUP BY name, point ORDER BY name, point
 """  # noqa: S608
@@ -107,7 +109,7 @@ GROUP BY name, point ORDER BY name, point
 _CALL_RATE = f"""
 SELECT alias AS name, {_POINT} AS point, count() / ({{step_us:Int64}} / 1e6) AS y, count() AS samples
 FROM calls
-WHERE {_ENDED_IN_WINDOW} AND ({{name:String}} = '' OR alias = {{name:String}})
+WHERE {_ENDED_IN_WINDOW} AND {OF_CLIENTS} AND ({{name:String}} = '' OR alias = {{name:String}})
 GROUP BY name, point ORDER BY name, point
 """  # noqa: S608
 

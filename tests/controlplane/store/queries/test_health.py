@@ -43,13 +43,14 @@ def test_nothing_ever_happened(store: Store) -> None:
 
 
 def test_traffic(store: Store) -> None:
-    """Calls, errors and latencies of the window; a client's own errors are calls but not errors."""
+    """Calls, errors and latencies of the window; a client's own errors are calls but not errors, and what we send ourselves is neither."""
     fill(
         store,
         *(a_call(n, latency_us=n * 10_000, first_token_us=n * 1_000) for n in range(1, 99)),
         a_call(99, at_us=START_US + MINUTE_US, outcome=Outcome.EXHAUSTED, first_token_us=0),
         a_call(100, at_us=START_US + MINUTE_US, outcome=Outcome.DENIED, first_token_us=0),
         a_call(101, at_us=NOW_US),
+        a_call(102, outcome=Outcome.EXHAUSTED, tenant="", agent="hephaestus"),
     )
     found = health.traffic(store, from_us=START_US, to_us=NOW_US)
     assert (100, 1) == (found.calls, found.errors)

@@ -8,6 +8,7 @@ import pytest
 from controlplane.contract.records import AttemptError, Outcome
 from controlplane.errors import BadRequest
 from controlplane.store.client import Store
+from controlplane.store.queries.measures import route_measured
 from controlplane.store.queries.series import (
     Grid,
     attempt_success_ratio,
@@ -105,6 +106,20 @@ def test_call_success_ratio_leaves_out_the_clients_own_doing(store: Store) -> No
     series = call_success_ratio(store, GRID)["gpt"]
     np.testing.assert_array_equal(series.y, [np.nan, 0.5, np.nan])
     assert series.samples.tolist() == [0, 4, 0]
+
+
+def test_what_nobody_waits_for_is_no_call_of_a_client(store: Store) -> None:
+    """Copies for a shadow or a sick deployment make an alias neither worse nor busier, whatever becomes of them."""
+    copies = (
+        a_call(n, at_us=at(6, latency_s=1), outcome=Outcome.EXHAUSTED, tenant="", agent="hephaestus")
+        for n in range(1, 9)
+    )
+    fill(store, a_call(0, at_us=at(6, latency_s=1)), *copies)
+    series = call_success_ratio(store, GRID)["gpt"]
+    np.testing.assert_array_equal(series.y, [np.nan, 1.0, np.nan])
+    assert [0.0, 0.2, 0.0] == calls_per_s(store, GRID)["gpt"].y.tolist()
+    measured = route_measured(store, "gpt", from_us=GRID.start_s * 1_000_000, to_us=GRID.end_s * 1_000_000)
+    assert (1, 1) == (measured.calls, measured.good)
 
 
 def test_rates_are_zero_where_nothing_came(store: Store) -> None:
