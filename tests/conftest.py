@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +17,13 @@ from hypothesis import HealthCheck, settings
 from controlplane.store.client import Store
 from controlplane.store.migrate import migrate
 from controlplane.store.schema import TABLES
+from tests.guardian import STARTED_BY, started_by
 
 MEMORY_DISK = Path("/dev/shm")
 MEMORY_DISK_FREE_MIN_BYTES = 4 * 1024**3
 FOLDER_PREFIX = "hephaestus-tests-"
-STARTED_BY = "TESTS_STARTED_BY"  # in the environment of every process that a test process starts
 LEAVING_S_MAX = 30.0  # for processes that are about to end when the tests have
+_GUARDIAN = pytest.StashKey["subprocess.Popen[bytes]"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("alike", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("alike")
+    config.stash[_GUARDIAN] = start_guardian()
     os.environ[STARTED_BY] = str(os.getpid())
     if config.option.basetemp is None and MEMORY_DISK.is_dir():
         remove_folders_of_the_dead(MEMORY_DISK)
@@ -41,6 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Gives the memory disk back; a worker's folders are within those of the process that started it, and go with them."""
+    guardian = config.stash.get(_GUARDIAN, None)
+    if guardian is not None:
+        guardian.communicate()
     if config.option.basetemp == str(MEMORY_DISK / f"{FOLDER_PREFIX}{os.getpid()}"):
         shutil.rmtree(config.option.basetemp, ignore_errors=True)
 
@@ -58,14 +65,16 @@ def remove_folders_of_the_dead(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def start_guardian() -> subprocess.Popen[bytes]:
+    """Whoever ends what this process has started when this process is killed; it has no mark of ours, and no signal for us reaches it."""
+    environ = {name: value for name, value in os.environ.items() if name != STARTED_BY}
+    command = [sys.executable, str(Path(__file__).with_name("guardian.py")), str(os.getpid())]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environ, start_new_session=True)
+
+
 def started_here() -> dict[psutil.Process, str]:
-    """The processes that this one started, and those that they started, also when their parents are gone; each with its command."""
-    found = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
-            if process.environ().get(STARTED_BY) == str(os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
-                found[process] = " ".join(process.cmdline())
-    return found
+    """The processes that this one started, and those that they started; each with its command."""
+    return started_by(os.getpid())
 
 
 @pytest.fixture(scope="session", autouse=True)

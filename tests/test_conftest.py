@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 from hypothesis import HealthCheck, settings
 
 from tests.conftest import FOLDER_PREFIX, remove_folders_of_the_dead, started_here
+from tests.proxy.redis_server import RedisServer
 
 
 def test_examples_are_the_same_in_every_run() -> None:
@@ -35,3 +38,38 @@ def test_a_process_that_was_started_here_is_found_also_without_its_parent() -> N
         assert "sleep 600" == {process.pid: command for process, command in started_here().items()}[int(said)]
     finally:
         os.kill(int(said), signal.SIGKILL)
+
+
+async def test_a_redis_server_is_known_as_ours(tmp_path: Path) -> None:
+    """Its title does not write over its mark."""
+    redis = await RedisServer(tmp_path).start()
+    try:
+        assert any(str(redis.port) in command for command in started_here().values())
+    finally:
+        redis.kill()
+
+
+def test_what_a_killed_run_started_is_ended(tmp_path: Path) -> None:
+    """A test process that is killed takes what it has started with it, though it cannot say so any more."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, subprocess\n"
+        "from tests.conftest import STARTED_BY, start_guardian\n"
+        "start_guardian()\n"
+        "os.environ[STARTED_BY] = str(os.getpid())\n"
+        "child = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "input()\n"
+    )
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    ) as run:
+        assert run.stdout is not None
+        child = psutil.Process(int(run.stdout.readline()))
+        run.kill()
+    child.wait(30)
+    assert not child.is_running()

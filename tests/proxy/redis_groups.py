@@ -32,7 +32,8 @@ class RedisSentinel:
         await self.master.start()
         config = self._folder / "sentinel.conf"
         config.write_text(
-            f"port {self._port}\nbind 127.0.0.1\ndir {self._folder}\nsentinel monitor {MASTER} 127.0.0.1 {self.master.port} 1\n"
+            f"port {self._port}\nbind 127.0.0.1\ndir {self._folder}\nset-proc-title no\n"
+            f"sentinel monitor {MASTER} 127.0.0.1 {self.master.port} 1\n"
         )
         process = self._process = _run_sentinel(config)
         await asyncio.to_thread(wait_until_ready, process, b"+monitor master")

@@ -75,7 +75,10 @@ class RedisServer:
 
     def _run(self) -> subprocess.Popen[bytes]:
         command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *self._options]
-        return subprocess.Popen([*command, "--appendonly", "no", "--dir", str(self._folder)], stdout=subprocess.PIPE)
+        command += ["--appendonly", "no", "--dir", str(self._folder), "--set-proc-title", "no"]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE
+        )  # a title would write over the mark of tests/conftest.py
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], says: bytes = b"Ready to accept connections") -> None:
