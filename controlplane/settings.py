@@ -278,7 +278,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     redis: Annotated[
         str | None,
         Meta(
-            description="Redis where workers and hosts share stored answers: `redis://[user@]host:6379/0`, `rediss://...`, `unix:///path`; null: none."
+            description="Redis where workers and hosts share limits, stored answers and more: `redis://[user@]host:6379/0`, `rediss://...`, "
+            "`unix:///path`, `redis+sentinel://...`, `redis+cluster://...`; null: none."
         ),
     ] = None
     redis_password: Annotated[
@@ -419,11 +420,11 @@ PROXY_SENTENCES = {
     "quota_idle_s": "An instance that was idle for longer may make room for another, and what it spent is forgotten.",
     "quota_status_max": "Instances of quotas that one worker tells the control plane about, the fullest first.",
     "quota_lease_s": "How long a worker may use a slice of a shared limit without a word from Redis.",
-    "redis_timeout_s": "Longest that a call waits for a look-up in Redis.",
+    "redis_timeout_s": "Longest that one command of Redis may take while a call waits for it.",
     "redis_connect_timeout_s": "How long connecting to Redis, or a write to it, may take; no call waits for either.",
     "redis_connections_max": "Connections to Redis of one worker; one of them is for writes.",
-    "redis_waiting_max": "Look-ups that one worker may have under way in Redis; more are skipped and counted.",
-    "redis_failures_max": "Failed look-ups in a row after which Redis is left alone.",
+    "redis_waiting_max": "Commands that one worker may have under way in Redis; more are skipped and counted.",
+    "redis_failures_max": "Commands in a row that came to nothing, after which Redis is left alone.",
     "redis_pause_s": "How long Redis is left alone before it is tried again.",
     "redis_entry_bytes_max": "Largest answer that is stored in Redis.",
     "redis_pending_bytes_max": "Answers that may wait to be written to Redis; more are dropped and counted.",
@@ -470,6 +471,8 @@ def _type_name(annotation: object) -> str:
             annotation, annotation.__name__
         )
     arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
+    if get_origin(annotation) is tuple:
+        return f"list of {_type_name(arguments[0])}"
     if get_origin(annotation) is dict:
         return f"mapping of text to {_type_name(arguments[1])}"
     return " or ".join(_type_name(argument) for argument in arguments) + " or null"

@@ -53,7 +53,10 @@ class Ops:
         elif path == "/metrics":
             exchange.answer(200, _TEXT_LINE, self._metrics.render())
         else:
-            message = f"there is no {path[:128]}; the proxy serves /v1/chat/completions, /v1/embeddings and /v1/models"
+            message = (
+                f"there is no {path[:128]} here; what is served is OpenAI's and Anthropic's calls (/v1/chat/completions, /v1/responses, "
+                "/v1/embeddings, /v1/messages, ...), and for tenants with a grant any path of an upstream under /passthrough/{upstream}/"
+            )
             self.refuse(refusals.NOT_FOUND, message, exchange)
 
     def _ready(self) -> dict[str, str]:

@@ -263,10 +263,8 @@ def _server(bound: Bound[ConfigFile]) -> Iterator[Finding]:
             bound, Severity.ADVICE, "door-password", message, "set `server.door.password: env:NAME`", "server", "door"
         )
     if server.workers > 1 and server.redis is None:
-        message = (
-            f"{server.workers} workers split every limit between them, but without Redis they do not share their caches"
-        )
-        todo = "set `server.redis` to share stored answers"
+        message = f"without Redis {server.workers} workers split every limit, and share neither stored answers nor calls in flight"
+        todo = "set `server.redis` to share them"
         yield _finding(bound, Severity.ADVICE, "no-redis", message, todo, "server", "workers")
     if server.redis is not None and server.redis_password is not None:
         address = parse_redis_address(server.redis)

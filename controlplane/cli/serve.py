@@ -147,7 +147,7 @@ def proxy(config: Path, data: Path | None, workers: int | None) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything it does follows from it.")
 @speaks_plainly
 def simulate_provider(port: tuple[int, ...], faults: Path | None, latency_scale: float, seed: int) -> None:
-    """A provider that speaks OpenAI's protocol, with scripted faults and no cost."""
+    """A provider that speaks OpenAI's, Anthropic's and other protocols, with faults on demand and at no cost."""
     arguments = [word for one in port for word in ("--port", str(one))]
     arguments += ["--latency-scale", str(latency_scale), "--seed", str(seed)]
     arguments += ["--faults", str(faults)] if faults else []
