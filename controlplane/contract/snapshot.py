@@ -95,7 +95,7 @@ class Quota(msgspec.Struct, frozen=True, omit_defaults=True):
     concurrency: int | None = None
     action: QuotaAction = QuotaAction.HARD
     to: str = ""  # with DOWNGRADE: the alias
-    match: QuotaMatch = QuotaMatch()
+    match: QuotaMatch = msgspec.field(default_factory=QuotaMatch)
 
 
 class CoalesceCost(StrEnum):

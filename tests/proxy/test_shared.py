@@ -95,7 +95,7 @@ async def test_a_frozen_server_is_left_alone_and_used_again(server: RedisServer)
 
 async def test_an_answer_that_came_too_late_goes_to_nobody_else(server: RedisServer) -> None:
     """A command that nobody waits for any more leaves no answer behind for the next one."""
-    async with opened(server.url, timeout_s=0.05, failures_max=100) as shared:
+    async with opened(server.url, timeout_s=0.5, failures_max=100) as shared:
         keys = [named(shared, b"%d" % index) for index in range(5)]
         for index, key in enumerate(keys):
             await shared.ask("SET", key, index, key=key)

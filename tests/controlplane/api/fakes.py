@@ -259,15 +259,28 @@ class MemoryKeys:
         name: str = "",
         models: tuple[str, ...] | None = None,
         expires_us: int | None = None,
+        addresses: tuple[str, ...] | None = None,
         actor: str = "",
     ) -> IssuedKey:
         """A key for acme."""
         if tenant != "acme":
             raise NotFound(f"there is no tenant {tenant}")
-        record = KeyRecord(f"key_{len(self.keys)}", tenant, "hash", name, models, START_US, expires_us)
+        record = KeyRecord(
+            f"key_{len(self.keys)}", tenant, "hash", name, models, START_US, expires_us, addresses=addresses
+        )
         self.keys[record.id] = record
         self.actors.append(actor)
         return IssuedKey(record, Secret("sk-heph-secret"))
+
+    def rotate(self, key_id: str, *, grace_us: int, actor: str = "") -> IssuedKey:
+        """Another secret."""
+        if key_id not in self.keys:
+            raise NotFound(f"there is no key {key_id}")
+        self.keys[key_id] = msgspec.structs.replace(
+            self.keys[key_id], former_hash="hash", rotated_us=START_US, grace_until_us=START_US + grace_us
+        )
+        self.actors.append(actor)
+        return IssuedKey(self.keys[key_id], Secret("sk-heph-other"))
 
     def revoke(self, key_id: str, *, reason: str = "", actor: str = "") -> KeyRecord:
         """Marks it."""

@@ -40,3 +40,15 @@ async def test_a_key_is_made_shown_once_and_revoked(world: World, operator: http
 async def test_a_key_for_an_unknown_tenant_is_not_made(operator: httpx.AsyncClient) -> None:
     """The tenant must exist."""
     assert 404 == (await operator.post("/api/v1/keys", json={"tenant": "nobody"})).status_code
+
+
+async def test_a_key_is_rotated(world: World, operator: httpx.AsyncClient) -> None:
+    """The new secret is in the answer alone, with the moment until which the one before is good."""
+    made = (await operator.post("/api/v1/keys", json={"tenant": "acme", "addresses": ["10.0.0.0/8"]})).json()
+    rotated = await operator.post(f"/api/v1/keys/{made['id']}/rotate", json={"grace_s": 60})
+    assert (201, "sk-heph-other") == (rotated.status_code, rotated.json()["key"])
+    (key,) = (await operator.get("/api/v1/keys")).json()["keys"]
+    assert (["10.0.0.0/8"], START_US + 60 * US_PER_S) == (key["addresses"], key["grace_until_us"])
+    assert 404 == (await operator.post("/api/v1/keys/key_9/rotate", json={})).status_code
+    assert 400 == (await operator.post(f"/api/v1/keys/{made['id']}/rotate", json={"grace_s": -1})).status_code
+    assert ["operator", "operator"] == world.keys.actors
