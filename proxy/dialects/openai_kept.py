@@ -36,6 +36,7 @@ class Kept(Responses):
         """The view of a body, or of none. Raises Malformed, or what msgspec raises for a body that is not JSON."""
         continues: tuple[tuple[str, str], ...] = ()
         if names_ids(body):
+            written_anew(body)  # what cannot be is said now, by its name
             items = _decode_fields(body).items
             continues = tuple(("items", name) for _, name in ids_named(conversation=b"null", items=items, tools=b"[]"))
         return RequestView(model="", include_usage=True, free=True, kept=True, continues=continues)

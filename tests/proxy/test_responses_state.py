@@ -12,12 +12,13 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
-from controlplane.contract.pricing import Tokens
+from controlplane.contract.pricing import Price, ServicePrice, Tokens
 from controlplane.contract.records import CostState, Outcome
 from proxy.settlement import Settlement
-from tests.proxy.fakes import STREAM_HEAD, Clock, Received, Wire, World, chunk, sends_then_hangs, until
-from tests.proxy.responses_account import ANN, BOB, Account, two_tenants
+from tests.proxy.fakes import PRICE, STREAM_HEAD, Clock, Received, Wire, World, chunk, sends_then_hangs, until
+from tests.proxy.responses_account import ANN, BOB, Account, snapshot, two_tenants
 
 TOKENS = Tokens(input=5, cache_read=4, output=1, reasoning=5)
 
@@ -215,7 +216,25 @@ async def test_a_streamed_response_is_owned_from_its_first_event(world: World) -
     assert again.headers["content-type"].startswith("text/event-stream")
     assert "response.completed" in again.text
     await world.until_idle()
-    assert Tokens() == world.records()[-1].tokens
+    assert [Tokens()] * 2 == [record.tokens for record in world.records() if record.operation == "responses_get"]
+
+
+async def test_a_background_response_is_booked_at_its_class_with_its_searches(world: World) -> None:
+    """Who asks for it later pays what it was served for: the price of its service class, and each search."""
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    current = snapshot([item.port for item in world.upstreams], version=2)
+    (route,) = current.routes
+    flex = Price(input=10, output=10, cache_read=10, version="flex")
+    price = structs.replace(PRICE, service=(ServicePrice("flex", flex),), search=7)
+    deployment = structs.replace(route.deployments[0], price=price)
+    world.worker.apply(structs.replace(current, routes=(structs.replace(route, deployments=(deployment,)),)))
+    id_ = await make(world, background=True)
+    account.finish(id_)
+    account.things[id_] |= {"service_tier": "flex", "output": [{"type": "web_search_call", "id": "ws_1"}]}
+    await ask(world, ANN, "GET", f"/v1/responses/{id_}")
+    record = world.records()[-1]
+    assert (TOKENS, 7, "flex") == (record.tokens, record.cost_nanousd, record.price_version)
 
 
 async def test_a_background_response_is_booked_once_when_its_usage_is_known(world: World) -> None:
@@ -300,6 +319,15 @@ async def test_leaving_before_a_background_response_has_an_id_is_not_free(world:
     (record,) = world.records()
     assert (Outcome.CLIENT_CLOSED, CostState.ESTIMATED) == (record.outcome, record.cost_state)
     assert record.tokens.input
+
+
+async def test_a_number_that_nobody_can_write_again_is_said_to_be_wrong(world: World) -> None:
+    """Where a body that names ids is to be written anew; it never reaches the upstream, and is no fault of ours."""
+    account = Account()
+    await two_tenants(world, account)
+    body = b'{"metadata":{"a":1e999},"items":[{"type":"message","id":"msg_1","role":"user","content":"x"}]}'
+    got = await world.client.post("/v1/conversations", content=body, headers={"authorization": f"Bearer {ANN}"})
+    assert (400, 0) == (got.status_code, len(account.asked))
 
 
 async def test_leaving_while_a_background_response_is_booked_is_not_free(world: World) -> None:
