@@ -65,7 +65,7 @@ class Fleet:
         self.process: Process | None = None
         self.settings = {
             "data_dir": str(folder), "port": self.port, "workers": WORKERS, "control_plane_url": "http://127.0.0.1:9",
-            "redis": redis_url, "redis_timeout_s": 2.0, "coalesce_lease_s": 1.0, "drain_s": 5,
+            "redis": redis_url, "redis_timeout_s": 2.0, "coalesce_lease_s": 3.0, "drain_s": 5,
         }  # fmt: skip
         snapshot = Snapshot(
             version=3,
