@@ -33,6 +33,19 @@ def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -
         return 0, CostState.UNPRICED, price.version
 
 
+def with_searches(cost: int, state: CostState, searches: int, deployment: Deployment) -> tuple[int, CostState, int]:
+    """Cost and state with the searches that the upstream made, and how many of these have no price.
+
+    With such the cost is too low, so it is no more than an estimate.
+    """
+    if state is CostState.UNPRICED:
+        return cost, state, 0
+    price = deployment.price
+    if price is None or price.search is None:
+        return cost, CostState.ESTIMATED, searches
+    return cost + searches * price.search, state, 0
+
+
 def priced_by_unit(
     call: Call, deployment: Deployment, *, unit: str, heard_us: int | None
 ) -> tuple[int, CostState, str]:
@@ -124,7 +137,7 @@ def record_of(call: Call) -> CallRecord:
         priority=call.priority,
         trace_id=call.trace_id,
         alias="" if view is None else label(view.model),
-        routed=call.route.route.alias if call.fell_back and call.route is not None else "",
+        routed=_routed(call),
         model="" if reply is None else reply.model,
         deployment="" if reply is None else reply.deployment,
         stream=view is not None and view.stream,
@@ -144,6 +157,14 @@ def record_of(call: Call) -> CallRecord:
         attempts=tuple(call.attempts),
         payload=_payload_of(call),
     )
+
+
+def _routed(call: Call) -> str:
+    """The alias under which quotas counted the call, where that is not the one that it named: of another model, or of a path."""
+    if call.route is None or call.view is None:
+        return ""
+    alias = call.route.route.alias
+    return alias if call.fell_back or alias != call.view.model else ""
 
 
 def _payload_of(call: Call) -> Payload | None:

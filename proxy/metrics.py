@@ -67,6 +67,7 @@ class ProxyMetrics(Collector):
         self._tokens = dict.fromkeys(TOKEN_KINDS, 0)
         self._cost_nanousd = 0
         self._saved_nanousd = 0
+        self.unpriced_searches = 0  # counted up by whoever finds one
         self._bounds: dict[str, int] = {}
         self._breakers: dict[str, int] = {}
         self._labelled: dict[tuple[str, str], int] = {}
@@ -165,12 +166,17 @@ class ProxyMetrics(Collector):
         cost.add_metric([worker], self._cost_nanousd)
         saved = _counter("saved_nanousd", "What stored and shared answers would have cost, in nano-USD.")
         saved.add_metric([worker], self._saved_nanousd)
+        searches = _counter(
+            "unpriced_searches",
+            "Searches of the web by upstreams whose price has no `search`: they bill more than is booked.",
+        )
+        searches.add_metric([worker], self.unpriced_searches)
         breakers = _gauge(
             "breaker_state", "State of a deployment's breaker: 0 closed, 1 half open, 2 open.", "deployment"
         )
         for deployment, level in self._breakers.items():
             breakers.add_metric([worker, deployment], level)
-        yield from (calls, attempts, tokens, bounds, cost, saved, breakers)
+        yield from (calls, attempts, tokens, bounds, cost, saved, searches, breakers)
         for name, (label, help_) in _LABELLED.items():
             labelled = _counter(name, help_, label)
             for (counted, value), count in self._labelled.items():

@@ -109,6 +109,9 @@ class PriceKinds(msgspec.Struct, frozen=True):
     second: Annotated[Usd | None, Meta(description="One second of sound heard, where tokens are not counted.")] = None
     character: Annotated[Usd | None, Meta(description="One character spoken, where tokens are not counted.")] = None
     picture: Annotated[Usd | None, Meta(description="One picture drawn, where tokens are not counted.")] = None
+    search: Annotated[
+        Usd | None, Meta(description="One search of the web that the provider makes, beside the tokens.")
+    ] = None
 
 
 class LongPriceEntry(PriceKinds, frozen=True, kw_only=True):

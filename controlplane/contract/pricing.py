@@ -61,6 +61,7 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     long: what a call costs whose input is longer than a threshold, all its tokens included; the thresholds grow.
     service: what a call costs in another service class than the standard one, by the provider's name for it: `batch`, `flex`, `priority`.
     second, character, picture: nano-USD for one second of sound heard, character spoken, picture drawn, of models that count no tokens.
+    search: nano-USD for one search of the web that the provider makes for the model, beside its tokens.
     """
 
     input: int
@@ -79,6 +80,7 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     second: int | None = None
     character: int | None = None
     picture: int | None = None
+    search: int | None = None
 
     @property
     def by_unit_only(self) -> bool:

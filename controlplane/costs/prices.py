@@ -31,7 +31,7 @@ _MAKERS = frozenset(
 
 
 class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Published prices of one model, in nano-USD per million tokens; `second` and `character` in nano-USD for one.
+    """Published prices of one model, in nano-USD per million tokens; `second`, `character` and `search` in nano-USD for one.
 
     long: by threshold, the kinds that cost another amount in a call whose input is longer. service: by class, the same for its calls.
     output_tokens_max: the longest answer that the model gives, where that is published.
@@ -51,6 +51,7 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     image_output: int | None = None
     second: int | None = None
     character: int | None = None
+    search: int | None = None
     long: dict[int, Kinds] = {}
     service: dict[str, ServiceRow] = {}
     output_tokens_max: int | None = None
@@ -73,6 +74,7 @@ class Kinds(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     image_output: int | None = None
     second: int | None = None
     character: int | None = None
+    search: int | None = None
 
 
 class ServiceRow(Kinds, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -204,4 +206,5 @@ def _kinds(row: PriceRow | Kinds) -> dict[str, int]:
 
 def _amounts(row: PriceRow) -> tuple[object, ...]:
     """What two rows must have in common to be one price."""
-    return (sorted(_kinds(row).items()), sorted(row.long.items()), sorted(row.service.items()))
+    kinds = {kind: amount for kind, amount in _kinds(row).items() if kind != "search"}
+    return (sorted(kinds.items()), sorted(row.long.items()), sorted(row.service.items()))

@@ -47,7 +47,9 @@ SERVICES = {"batch": "batches", "flex": "flex", "priority": "priority"}
 """Our names of service classes, which are the providers' own, and what litellm's names end with."""
 ANSWERING = frozenset(("chat", "completion", "responses"))
 """Modes in which an answer has a length, and the model a longest one."""
-LONGEST = "output_tokens_max"
+LONGEST, SEARCH = "output_tokens_max", "search"
+NO_HISTORY = frozenset((LONGEST, SEARCH))
+"""What is not remembered of an earlier book: a length is no price, and searches are not costed again."""
 _ABOVE = re.compile(r"_above_(\d+)k_tokens")
 
 _NANOUSD_PER_MILLION = Decimal(10) ** 15  # US dollars a token to nano-USD a million tokens
@@ -88,6 +90,8 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
         }
         if service := {ours: kinds for ours, kinds in service.items() if kinds}:
             row["service"] = service
+        if search := _search(entry):
+            row[SEARCH] = search
         longest = entry.get("max_output_tokens")
         if entry["mode"] in ANSWERING and isinstance(longest, int) and longest > 0:
             row[LONGEST] = longest
@@ -103,6 +107,13 @@ def _units(entry: dict[str, object]) -> dict[str, int]:
         if entry.get(theirs)
     }
     return {unit: price for unit, price in found.items() if price}
+
+
+def _search(entry: dict[str, object]) -> int:
+    """The price of one search of the web, in nano-USD, at the usual size of its context; 0: none is published."""
+    sizes = entry.get("search_context_cost_per_query")
+    usd = sizes.get("search_context_size_medium") if isinstance(sizes, dict) else None
+    return int((Decimal(str(usd)) * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_UP)) if usd else 0
 
 
 def _kinds(entry: dict[str, object], ending: str) -> dict[str, int]:
@@ -136,8 +147,8 @@ def with_history(
     for name, row in models.items():
         before = dict(earlier.get(name, {}))
         was = before.pop("was", [])
-        before.pop(LONGEST, None)
-        if before and before != {field: amount for field, amount in row.items() if field != LONGEST}:
+        before = {field: amount for field, amount in before.items() if field not in NO_HISTORY}
+        if before and before != {field: amount for field, amount in row.items() if field not in NO_HISTORY}:
             was = [*(was if isinstance(was, list) else []), {**before, "until": until}]
         result[name] = {**row, "was": was} if was else row
     return result

@@ -9,7 +9,9 @@ from msgspec import Meta
 
 from controlplane.contract.pricing import Tokens
 from proxy.dialects.openai import TOKENS_MAX
+from proxy.dialects.searches import searches_in_use
 
+_NOTHING = msgspec.Raw(b"")
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"{}"))
 _NO_CREDIT = "credit balance is too low"
 _encode = msgspec.json.Encoder().encode
@@ -40,6 +42,7 @@ class Usage(msgspec.Struct):
     cache_read_input_tokens: _Count = None
     cache_creation: CacheCreation | None = None
     output_tokens_details: OutputDetails | None = None
+    server_tool_use: msgspec.Raw = _NOTHING
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -58,10 +61,19 @@ _decode_error = msgspec.json.Decoder(_ErrorFields).decode
 class UsageSum:
     """What a stream has said of its usage so far. Its counts are cumulative, so of each the largest is the latest."""
 
-    __slots__ = ("cache_read", "cache_write", "cache_write_1h", "cache_write_5m", "input", "output", "thinking")
+    __slots__ = (
+        "cache_read",
+        "cache_write",
+        "cache_write_1h",
+        "cache_write_5m",
+        "input",
+        "output",
+        "searches",
+        "thinking",
+    )
 
     def __init__(self) -> None:
-        self.input = self.output = self.thinking = 0
+        self.input = self.output = self.thinking = self.searches = 0
         self.cache_read = self.cache_write = self.cache_write_5m = self.cache_write_1h = 0
 
     def add(self, usage: Usage | None) -> None:
@@ -77,6 +89,8 @@ class UsageSum:
             self.cache_write_1h = max(self.cache_write_1h, usage.cache_creation.ephemeral_1h_input_tokens or 0)
         if usage.output_tokens_details is not None:
             self.thinking = max(self.thinking, usage.output_tokens_details.thinking_tokens or 0)
+        if usage.server_tool_use:
+            self.searches = max(self.searches, searches_in_use(usage.server_tool_use))
 
     def tokens(self) -> Tokens | None:
         """Tokens by disjoint kinds, which sum to the provider's counts; None if they make no sense, as an answer to nothing does not.

@@ -69,6 +69,7 @@ class MessagesScanner:
         "error_event",
         "events",
         "finish_reason",
+        "searches",
         "tokens",
         "tokens_in",
     )
@@ -83,6 +84,7 @@ class MessagesScanner:
         self.error_event = b""  # the upstream's own error event, once it has sent one
         self.events = 0
         self.finish_reason = ""
+        self.searches = 0  # of the web, made by the upstream
         self.tokens: Tokens | None = None
         self.tokens_in: Tokens | None = None
 
@@ -146,6 +148,7 @@ class MessagesScanner:
             if usage is not None:
                 self._usage.add(usage)
                 self.tokens = self._usage.tokens()
+                self.searches = self._usage.searches
         elif not self.content_seen:
             self.content_seen = _has_content(fields)
 

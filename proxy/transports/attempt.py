@@ -94,7 +94,7 @@ class Attempt:
     __slots__ = (
         "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_byte_timeout_s", "first_token_us",
         "forced", "heard_us", "judge", "load", "patient", "probe", "reply", "reported_nanousd",
-        "reported_ratio_max", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in",
+        "reported_ratio_max", "searches", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in",
     )  # fmt: skip
 
     def __init__(self, call: Call, candidate: Candidate, *, metrics: ProxyMetrics, tokens_per_s: float) -> None:
@@ -117,6 +117,7 @@ class Attempt:
         self.reported_ratio_max = 0.0  # how far that may be from our own figure
         self.probe = False
         self.service_class = ""  # the upstream's name for how it served; empty: the standard one
+        self.searches = 0  # of the web, made by the upstream for this answer
         self.judge: Judge | None = None  # None: the try has not begun
         self.load: DeploymentLoad | None = None  # where it takes up a place, if anybody counts them
         self.forced = False  # goes past an open breaker
@@ -152,6 +153,9 @@ class Attempt:
                     state = CostState.ESTIMATED
             elif state is CostState.FINAL:
                 state = CostState.UNPRICED if deployment.price is None else CostState.ESTIMATED
+        if self.searches:
+            cost, state, unpriced = meter.with_searches(cost, state, self.searches, deployment)
+            self._metrics.unpriced_searches += unpriced
         record = AttemptRecord(
             deployment=deployment.id,
             upstream=deployment.upstream,

@@ -21,6 +21,7 @@ from proxy.dialects.openai_media import heard_us
 from proxy.dialects.openai_media_stream import SoundScanner
 from proxy.dialects.operations import OPERATIONS, dialect_of
 from proxy.dialects.reported_cost import reported_nanousd
+from proxy.dialects.searches import searches_of
 from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
@@ -39,6 +40,7 @@ _RETURNED = frozenset(
 _RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-", b"anthropic-")
 _JSON = b"application/json"
 _RETRY_AFTER_S_MAX = 86_400.0
+_SEARCHING = frozenset(("messages", "responses"))  # languages in which an upstream says that it searched the web
 
 
 class HttpTransport:
@@ -193,6 +195,8 @@ class HttpTransport:
             price = attempt.candidate.deployment.price
             if price is not None and price.service:
                 attempt.service_class = service_class_of(body)
+            if wire.dialect.name in _SEARCHING:
+                attempt.searches = searches_of(body)
             if translation is not None:
                 reply.body = translation.reply(body, alias=attempt.call.view.model if attempt.call.view else "")
                 _, reply.finish_reason = dialect_of(attempt.call.operation).read_reply(reply.body)

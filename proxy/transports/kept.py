@@ -24,6 +24,8 @@ from proxy.dialects.events import data_of, events_in
 from proxy.dialects.openai_usage import read_io_usage
 from proxy.dialects.operations import OPERATIONS
 from proxy.dialects.responses_state import Made, made_by
+from proxy.dialects.searches import searches_of
+from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 from proxy.runtime import Candidate, RouteEntry, Runtime

@@ -37,6 +37,10 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
             "output_cost_per_token": Decimal("6e-07"),
             "cache_read_input_token_cost": 0,
             "max_output_tokens": 4_096,
+            "search_context_cost_per_query": {
+                "search_context_size_low": Decimal("0.03"),
+                "search_context_size_medium": Decimal("0.035"),
+            },
         },
         "tiered": {
             "litellm_provider": "gemini",
@@ -89,7 +93,13 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
     }
     assert {
         "embed": {"input": 20_000_000, "output": 0, "mode": "embedding"},
-        "good": {"input": 150_000_000, "output": 600_000_000, "mode": "chat", "output_tokens_max": 4_096},
+        "good": {
+            "input": 150_000_000,
+            "output": 600_000_000,
+            "mode": "chat",
+            "search": 35_000_000,
+            "output_tokens_max": 4_096,
+        },
         "image": {"input": 10**9, "image_output": 4 * 10**9, "output": 0, "mode": "image_generation"},
         "listener": {"input": 0, "output": 0, "second": 283_333, "mode": "audio_transcription"},
         "speaker": {"input": 0, "output": 0, "character": 15_000, "mode": "audio_speech"},

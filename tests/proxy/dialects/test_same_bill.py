@@ -1,0 +1,124 @@
+"""A call costs the same streamed or not: for each protocol, any usage, however its stream reports it and wherever that is cut."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.contract.pricing import Price, cost_nanousd
+from proxy.dialects.dialect import RequestView
+from proxy.dialects.operations import dialect_of
+
+Said = dict[str, Any]
+PRICE = Price(
+    input=2_000_003, output=8_000_009, cache_read=200_003, cache_write=2_500_007, cache_write_1h=4_000_037, reasoning=9_000_011,
+    audio_input=40_000_003, audio_output=80_000_023, image_input=5_000_011, image_output=30_000_001,
+)  # fmt: skip
+COUNT = st.integers(0, 5_000)
+PART = st.one_of(st.none(), st.integers(0, 3_000))
+
+
+def event(document: Said) -> bytes:
+    """One event, named by its type if it has one."""
+    name = f"event: {document['type']}\n" if "type" in document else ""
+    return f"{name}data: {json.dumps(document)}\n\n".encode()
+
+
+@st.composite
+def chats(draw: st.DrawFn, *, text: bool = False) -> tuple[bytes, bytes, int]:
+    """A whole answer, the same as a stream, and the total that it reports: OpenAI's chats, or with `text` its completions."""
+    given_, made = draw(COUNT), draw(COUNT.map(lambda count: count + 1))
+    usage: Said = {"prompt_tokens": given_, "completion_tokens": made, "total_tokens": given_ + made}
+    usage["prompt_tokens_details"] = {
+        name: draw(PART) for name in ("cached_tokens", "cache_write_tokens", "audio_tokens")
+    }
+    usage["completion_tokens_details"] = {name: draw(PART) for name in ("reasoning_tokens", "audio_tokens")}
+    content: Said = {"text": "Hi"} if text else {"message": {"role": "assistant", "content": "Hi"}}
+    piece: Said = {"text": "Hi"} if text else {"delta": {"content": "Hi"}}
+    whole = {"choices": [{"index": 0, "finish_reason": "stop", **content}], "usage": usage}
+    begun = {"choices": [{"index": 0, "finish_reason": None, **piece}], "usage": None}
+    ended: Said = {"choices": [{"index": 0, "finish_reason": "stop", **({"text": ""} if text else {"delta": {}})}]}
+    if draw(st.booleans()):  # some report it with the last choice, some behind it, some again and again
+        stream = [begun, {**ended, "usage": usage}]
+    else:
+        stream = [begun, {**ended, "usage": draw(st.sampled_from([None, usage]))}, {"choices": [], "usage": usage}]
+    return json.dumps(whole).encode(), b"".join(map(event, stream)) + b"data: [DONE]\n\n", given_ + made
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[bytes, bytes, int]:
+    """The same of Anthropic's messages, whose stream says part of its usage at the start, part or all of it at the end."""
+    five, hour = draw(COUNT), draw(COUNT)
+    final: Said = {
+        "input_tokens": draw(COUNT),
+        "output_tokens": draw(COUNT) + 1,
+        "cache_read_input_tokens": draw(COUNT),
+    }
+    final["input_tokens"] += not (final["input_tokens"] + final["cache_read_input_tokens"] + five + hour)
+    final["cache_creation_input_tokens"] = five + hour
+    final["cache_creation"] = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
+    final["output_tokens_details"] = {"thinking_tokens": draw(st.integers(0, final["output_tokens"]))}
+    first = {**final, "output_tokens": draw(st.integers(0, final["output_tokens"]))}
+    del first["output_tokens_details"]
+    last = {name: final[name] for name in ("output_tokens", "output_tokens_details")}
+    last = draw(st.sampled_from([last, final]))
+    whole = {"type": "message", "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn", "usage": final}
+    stream: list[Said] = [
+        {"type": "message_start", "message": {**whole, "content": [], "stop_reason": None, "usage": first}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "ping"},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+        {"type": "content_block_stop", "index": 0},
+        *draw(st.sampled_from([[], [{"type": "message_delta", "delta": {}, "usage": {"output_tokens": 1}}]])),
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": last},
+        {"type": "message_stop"},
+    ]
+    total = sum(final[name] for name in final if name.endswith("_tokens"))
+    return json.dumps(whole).encode(), b"".join(map(event, stream)), total
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> tuple[bytes, bytes, int]:
+    """The same of OpenAI's responses, which say it all in their last event."""
+    given_, made = draw(COUNT), draw(COUNT.map(lambda count: count + 1))
+    names = ("cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens")
+    usage: Said = {"input_tokens": given_, "output_tokens": made, "total_tokens": given_ + made}
+    usage["input_tokens_details"] = {name: draw(PART) for name in names}
+    usage["output_tokens_details"] = {name: draw(PART) for name in ("reasoning_tokens", "audio_tokens", "image_tokens")}
+    done: Said = {"id": "resp_1", "object": "response", "status": "completed", "usage": usage, "output": []}
+    done["status"] = draw(st.sampled_from(["completed", "incomplete"]))
+    stream: list[Said] = [
+        {"type": "response.created", "response": {**done, "status": "in_progress", "usage": None}},
+        {"type": "response.output_text.delta", "delta": "Hi"},
+        {"type": f"response.{done['status']}", "response": done},
+    ]
+    return json.dumps(done).encode(), b"".join(map(event, stream)), given_ + made
+
+
+ANSWERS = {"chat": chats(), "completions": chats(text=True), "messages": messages(), "responses": responses()}
+
+
+@pytest.mark.parametrize("operation", list(ANSWERS))
+@given(data=st.data())
+def test_streamed_or_not(operation: str, data: st.DataObject) -> None:
+    """The tokens by kind are the same and sum to the provider's own total, and so the cost is the same."""
+    whole, stream, total = data.draw(ANSWERS[operation])
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(stream) - 1), max_size=6)))
+    dialect = dialect_of(operation)
+    of_whole, reason = dialect.read_reply(whole)
+    scanner = dialect.scanner(
+        view=RequestView(model="m", stream=True, include_usage=data.draw(st.booleans())), event_bytes_max=100_000
+    )
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        scanner.feed(stream[start:end])
+    scanner.finish()
+    assert scanner.done
+    assert of_whole is not None
+    assert total == of_whole.total
+    assert (of_whole, reason) == (scanner.tokens, scanner.finish_reason)
+    assert scanner.tokens is not None
+    assert cost_nanousd(of_whole, PRICE) == cost_nanousd(scanner.tokens, PRICE)
