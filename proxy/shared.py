@@ -92,6 +92,11 @@ class SharedState:
                 loop.create_task(self._listen(), name="shared-messages"),
             ]
 
+    @property
+    def listening(self) -> bool:
+        """Whether messages of all subscriptions arrive, as far as is known."""
+        return self._listening.is_set()
+
     async def ready(self) -> None:
         """Waits until Redis has answered and all subscriptions stand; callers put a deadline around it."""
         await self._up.wait()

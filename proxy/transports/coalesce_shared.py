@@ -11,6 +11,7 @@ What can go wrong, and what then happens:
 - The leader dies: its lease runs out. A follower that has had nothing yet claims the flight and asks upstream itself; one whose client
   has had a part of the answer ends with a broken stream, because nobody else can continue it.
 - A message is lost: chunks are counted, and a follower that misses some, or has heard nothing for a while, asks for the rest.
+- The leader lives but is not heard at all: after a few silences the follower asks upstream itself.
 - The leader lost its lease though it lives: another may ask upstream too. Words carry the token of their flight, so its followers
   never mix two answers.
 - The follower's client leaves: the leader's worker hears of it, and counts it out as one of its own.
@@ -33,7 +34,7 @@ from proxy.refusals import TIMED_OUT, refuse
 from proxy.savings import avoided_nanousd
 from proxy.shared import Script, SharedState, SharedUnavailable
 from proxy.transports.flight_follow import Followed
-from proxy.transports.flight_lead import Led
+from proxy.transports.flight_lead import Buffers, Led
 from proxy.transports.flight_words import Attach, Detach, Gone, News, Seals, Word
 
 LINGER_S = 1.0
@@ -67,9 +68,13 @@ class SharedFlights:
         lease_s: float,
         buffer_bytes_max: int,
         flights_max: int,
+        buffers_bytes_max: int = 128 * 1024 * 1024,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """shared: None where there is no Redis. lease_s: how soon a dead leader is noticed. flights_max: led or followed at any moment."""
+        """shared: None where there is no Redis. lease_s: how soon a dead leader is noticed. flights_max: led or followed at any moment.
+
+        buffer_bytes_max: kept of one flight; buffers_bytes_max: of all that are led here.
+        """
         self._inner = inner
         self._shared = shared
         self._seals = Seals(secret)
@@ -77,6 +82,7 @@ class SharedFlights:
         self._lease_s = lease_s
         self._buffer_bytes_max = buffer_bytes_max
         self._flights_max = flights_max
+        self.buffers = Buffers(buffers_bytes_max)
         self._monotonic = monotonic
         self._name = os.urandom(_NAME_BYTES).hex().encode()
         self._led: dict[bytes, Led] = {}  # by the flight's tag
@@ -113,6 +119,8 @@ class SharedFlights:
         """The reply of this call's flight, wherever it is led."""
         shared = self._shared
         if shared is None or shared.degraded or call.cache is not CacheState.MISS or not call.cache_key:
+            return await self._inner.send(call)
+        if not shared.listening:  # nobody's words would be heard here
             return await self._inner.send(call)
         tag = self._seals.tag_of(call.cache_key)
         for _ in range(TRIES_MAX):
@@ -158,7 +166,15 @@ class SharedFlights:
         await self._inner.aclose()
 
     async def _lead(self, call: Call, tag: bytes, token: bytes) -> Reply:
-        led = Led(tag, token, call.cache_key, leader=self._name, pump=self._pump, bytes_max=self._buffer_bytes_max)
+        led = Led(
+            tag,
+            token,
+            call.cache_key,
+            leader=self._name,
+            pump=self._pump,
+            bytes_max=self._buffer_bytes_max,
+            buffers=self.buffers,
+        )
         self._led[tag] = led
         self.led_total += 1
         if self._renewing is None:
@@ -196,6 +212,7 @@ class SharedFlights:
     def _forget(self, led: Led) -> None:
         if self._led.get(led.tag) is led:
             del self._led[led.tag]
+        led.leave()
         self._spawn(self._release(led))
 
     async def _release(self, led: Led) -> None:
@@ -414,6 +431,7 @@ def watch_flights(watch: Callable[[str, str, Callable[[], float]], None], flight
     watch("flights_led_total", "Flights that other workers could follow.", lambda: flights.led_total)
     watch("flights_followed_total", "Flights of other workers that were followed.", lambda: flights.followed_total)
     watch("flights_taken_over_total", "Flights whose leader was gone.", lambda: flights.taken_over_total)
+    watch("flights_buffer_bytes", "Bytes of streams held for other workers now.", lambda: flights.buffers.bytes_used)
     watch("flights_full_total", "Calls not shared between workers because too many were.", lambda: flights.full_total)
     watch("flights_unheard_total", "Messages that no proxy of ours sent.", lambda: flights.unheard_total)
 

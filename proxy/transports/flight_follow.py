@@ -11,6 +11,7 @@ from proxy.call import Reply, StreamBroken
 from proxy.transports.flight_words import End, Head, News
 
 UNKNOWN_MAX = 3  # looks in a row that could not tell
+UNHEARD_MAX = 3  # wishes in a row to which a leader that lives said nothing
 Alive = Callable[[], Awaitable[bool | None]]  # None: it cannot be found out
 
 
@@ -30,10 +31,12 @@ class Followed:
         self._end: End | None = None
         self._lost = False
         self._unknown = 0
+        self._unheard = 0
         self._news = asyncio.Event()
 
     def take(self, news: News) -> None:
         """More has come; what came before is passed over, and what is missing is asked for."""
+        self._unheard = 0
         if news.position > self._have:
             self.ask(self._have)
             return
@@ -125,7 +128,10 @@ class Followed:
                 return
             found = await alive()
             self._unknown = self._unknown + 1 if found is None else 0
+            self._unheard += found is True
             if found is False or self._unknown >= UNKNOWN_MAX:
                 self._lost = True
+            elif self._unheard > UNHEARD_MAX:
+                self.lose(alone=True)
             else:
                 self.ask(self._have)

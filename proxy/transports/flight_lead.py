@@ -15,21 +15,38 @@ MESSAGE_BYTES = 256 * 1024  # about
 
 @dataclass(slots=True)
 class Place:
-    """How far one follower has come. pumping: somebody is sending to it."""
+    """How far one follower has come. pumping: somebody is sending to it. greeted: it was told since it asked that it is heard."""
 
     position: int
+    greeted: bool = False
     head_sent: bool = False
     end_sent: bool = False
     pumping: bool = False
+
+
+@dataclass(slots=True)
+class Buffers:
+    """What all flights led here keep together."""
+
+    bytes_max: int
+    bytes_used: int = 0
 
 
 class Led:
     """What is kept for those who follow from elsewhere, up to a limit in bytes; above it nobody attaches any more."""
 
     def __init__(
-        self, tag: bytes, token: bytes, key: bytes, *, leader: bytes, pump: Callable[[Led, bytes], None], bytes_max: int
+        self,
+        tag: bytes,
+        token: bytes,
+        key: bytes,
+        *,
+        leader: bytes,
+        pump: Callable[[Led, bytes], None],
+        bytes_max: int,
+        buffers: Buffers | None = None,
     ) -> None:
-        """leader: this worker's inbox. pump: called when there is news for a follower that nobody is sending to."""
+        """leader: this worker's inbox. pump: called when there is news for a follower that nobody is sending to. buffers: of all flights."""
         self.tag = tag
         self.token = token
         self.key = key
@@ -39,6 +56,7 @@ class Led:
         self._leader = leader
         self._pump = pump
         self._bytes_max = bytes_max
+        self._buffers = buffers or Buffers(bytes_max)
         self._bytes = 0
         self._head: Head | None = None
         self._end: End | None = None
@@ -56,7 +74,7 @@ class Led:
         if not self.may_attach or self._given_up or not self._dropped <= position <= self._dropped + len(self._chunks):
             return False
         place = self.followers.setdefault(inbox, Place(position))
-        place.position, place.head_sent, place.end_sent = position, False, False
+        place.position, place.greeted, place.head_sent, place.end_sent = position, False, False, False
         self._tell(inbox)
         return True
 
@@ -84,7 +102,8 @@ class Led:
         """One more chunk of a stream."""
         self._chunks.append(chunk)
         self._bytes += len(chunk)
-        if self._bytes > self._bytes_max:
+        self._buffers.bytes_used += len(chunk)
+        if self._bytes > self._bytes_max or self._buffers.bytes_used > self._buffers.bytes_max:
             self.may_attach = False
         if not self.may_attach:
             self._trim()
@@ -106,6 +125,11 @@ class Led:
         self.may_attach = False
         self._tell_all()
 
+    def leave(self) -> None:
+        """Nobody finds it any more; what its followers still lack is counted no longer."""
+        self._buffers.bytes_used -= self._bytes
+        self._buffers = Buffers(self._bytes_max, self._bytes)
+
     def news_for(self, inbox: bytes) -> News | Gone | None:
         """What a follower does not have yet; None: nothing now."""
         place = self.followers.get(inbox)
@@ -119,8 +143,9 @@ class Led:
         position = place.position
         last = position + len(chunks) == self._dropped + len(self._chunks)
         end = self._end if last and not place.end_sent else None
-        if head is None and not chunks and end is None:
+        if head is None and not chunks and end is None and place.greeted:
             return None
+        place.greeted = True
         place.head_sent = place.head_sent or head is not None
         place.end_sent = end is not None
         place.position += len(chunks)
@@ -142,7 +167,9 @@ class Led:
             (place.position for place in self.followers.values()), default=self._dropped + len(self._chunks)
         )
         while self._chunks and (self._dropped < keep_from or self._bytes > self._bytes_max):
-            self._bytes -= len(self._chunks.pop(0))
+            size = len(self._chunks.pop(0))
+            self._bytes -= size
+            self._buffers.bytes_used -= size
             self._dropped += 1
 
     def _tell_all(self) -> None:

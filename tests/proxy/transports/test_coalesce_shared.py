@@ -220,6 +220,20 @@ async def test_without_redis_each_worker_shares_its_own(server: RedisServer, con
     await host.close()
 
 
+async def test_who_hears_nothing_neither_leads_nor_follows(server: RedisServer) -> None:
+    """As long as messages do not arrive, though commands are answered, each call asks for itself at once."""
+    host = Host(server.url)
+    assert host.shared is not None
+    host.shared.open()
+    await until(lambda: not host.shared.degraded)  # type: ignore[union-attr]  # asserted above
+    host.shared.subscribe(b"heph:not-confirmed", lambda _: None)
+    host.inner.gate.set()
+    client = Client(host.coalesce)
+    await until(lambda: client.ended)
+    assert (1, 0) == (len(host.inner.calls), host.flights.led_total)
+    await host.close()
+
+
 async def test_another_installation_shares_nothing(server: RedisServer) -> None:
     """Under another secret flights have other names, and what is said there is not heard."""
     one, two = await Host(server.url).open(), await Host(server.url, secret=b"other").open()

@@ -12,8 +12,8 @@ from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import Outcome
 from proxy.call import Reply, StreamBroken
 from proxy.refusals import EXHAUSTED, refuse
-from proxy.transports.flight_follow import UNKNOWN_MAX, Followed
-from proxy.transports.flight_lead import Led
+from proxy.transports.flight_follow import UNHEARD_MAX, UNKNOWN_MAX, Followed
+from proxy.transports.flight_lead import Buffers, Led
 from proxy.transports.flight_words import Attach, Detach, End, Gone, Head, News, Seals
 from tests.proxy.state_fakes import FakeStream, complete_reply, stream_reply
 
@@ -179,6 +179,21 @@ def test_a_stream_beyond_the_limit_is_closed_to_joiners_and_bounded() -> None:
     assert [Gone(TAG, TOKEN, alone=True)] == line.words
 
 
+def test_all_flights_together_are_bounded() -> None:
+    """What would be too much for all of them is closed to joiners and kept for nobody; who leaves takes its part along."""
+    buffers = Buffers(10)
+    flights = [
+        Led(TAG, TOKEN, b"key", leader=b"me", pump=lambda *_: None, bytes_max=10**6, buffers=buffers) for _ in "ab"
+    ]
+    for led in flights:
+        led.begin(stream_reply(FakeStream()))
+        led.add(b"123456")
+    assert ([True, False], 6) == ([led.may_attach for led in flights], buffers.bytes_used)
+    for led in flights:
+        led.leave()
+    assert 0 == buffers.bytes_used
+
+
 async def test_a_leader_of_whom_nobody_knows_is_given_up() -> None:
     """After a silence the lease is looked at: gone means lost, unknown some times in a row too; alive means to ask again."""
     for answers, lost in (([False], True), ([None] * UNKNOWN_MAX, True), ([None, True, None, True, None, False], True)):
@@ -192,6 +207,22 @@ async def test_a_leader_of_whom_nobody_knows_is_given_up() -> None:
         assert (True, lost, []) == (in_time, line.followed.reply() is None, said)
     late = Line()
     assert not await late.followed.wait_for_beginning(left_s=0.001, silence_s=60, alive=_alive)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_leader_that_is_not_heard_is_not_waited_for(heard: bool) -> None:
+    """Who has its lease and answers is waited for, however long it has nothing; whose words do not arrive is not."""
+    line, looks = Line(), 0
+
+    async def alive() -> bool:
+        nonlocal looks
+        looks += 1
+        if heard:
+            await line.exchange()
+        return looks < 10
+
+    assert await line.followed.wait_for_beginning(left_s=None, silence_s=0.0001, alive=alive)
+    assert (10 if heard else UNHEARD_MAX + 1, not heard) == (looks, line.followed.alone)
 
 
 @given(st.binary(max_size=20), st.binary(max_size=20), st.integers(0, 200), st.integers(0, 7))
