@@ -117,7 +117,7 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: str = ""
     trace_id: str = ""
     alias: str = ""  # the model the client asked for
-    routed: str = ""  # the alias that was served instead, by a quota or a fallback; empty: the one asked for
+    routed: str = ""  # the alias that was served instead, by a quota, a fallback or a path; empty: the one asked for
     model: str = ""  # the model that served
     deployment: str = ""
     stream: bool = False

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import httpx
+import msgspec
 import pytest
 
 from controlplane.contract.keys import hash_key
@@ -16,6 +17,8 @@ from controlplane.contract.snapshot import (
     CachePolicy,
     KeyEntry,
     PassthroughGrant,
+    Quota,
+    QuotaScope,
     TenantPolicy,
     Unpriced,
     Window,
@@ -258,6 +261,56 @@ async def test_budgets_hold(world: World) -> None:
     response = await world.client.post("/passthrough/u0/chat/completions", json=body)
     assert (429, "over_budget") == (response.status_code, response.json()["error"]["code"])
     assert not upstream.received
+
+
+async def test_quotas_of_a_model_count_it_on_every_path(world: World) -> None:
+    """What a path uses of a model is settled where it was held: under the alias of its deployment."""
+    quota = Quota("two", per=QuotaScope.MODEL, window=Window.DAY, requests=2)
+    policy = msgspec.structs.replace(tenant(), quotas=(quota,))
+    await serve(world, replies(answer(completion())), policy=policy)
+    asked = [
+        await world.client.post("/passthrough/u0/chat/completions", json={"model": "upstream-model"}),
+        await world.chat(),
+        await world.chat(),
+    ]
+    assert [200, 200, 429] == [response.status_code for response in asked]
+    assert ["gpt", "", ""] == [record.routed for record in world.records()]
+
+
+async def test_nothing_passes_when_the_money_is_spent(world: World) -> None:
+    """What has no known price may cost anything: a file or a batch passes while something is left of every budget in USD, and then no more."""
+    upstream = await serve(
+        world,
+        replies(answer(completion())),
+        policy=tenant(budgets=(Budget("usd", Window.TOTAL, nanousd=2 * COST_NANOUSD),)),
+    )
+    assert 200 == (await world.client.post("/passthrough/u0/batches", json={"input_file_id": "f"})).status_code
+    world.apply(tenant=tenant(budgets=(Budget("usd", Window.TOTAL, nanousd=10**9),)))
+    body = {"model": "upstream-model", "messages": []}
+    for _ in range(2):
+        assert 200 == (await world.client.post("/passthrough/u0/chat/completions", json=body)).status_code
+    world.apply(tenant=tenant(budgets=(Budget("usd", Window.TOTAL, nanousd=2 * COST_NANOUSD),)))
+    for path, content in (
+        ("batches", b'{"input_file_id":"f"}'),
+        ("files", b"--x"),
+        ("chat/completions", b'{"model":"new"}'),
+    ):
+        response = await world.client.post(f"/passthrough/u0/{path}", content=content)
+        assert (429, "over_budget") == (response.status_code, response.json()["error"]["code"])
+    assert 3 == len(upstream.received)
+
+
+async def test_quotas_in_requests_and_for_one_agent_hold(world: World) -> None:
+    """A call that is passed through is a request like any other."""
+    quota = Quota("calls", per=QuotaScope.AGENT, window=Window.DAY, requests=1)
+    policy = msgspec.structs.replace(tenant(), quotas=(quota,))
+    upstream = await serve(world, replies(answer(b"{}")), policy=policy)
+    statuses = [
+        (await world.client.get("/passthrough/u0/files", headers={"x-heph-agent": agent})).status_code
+        for agent in ("a", "a", "b")
+    ]
+    assert [200, 429, 200] == statuses
+    assert 2 == len(upstream.received)
 
 
 async def test_what_has_no_price_is_refused_where_the_tenant_says_so(world: World) -> None:
