@@ -43,3 +43,11 @@ def test_every_decision_is_numbered_and_has_its_parts() -> None:
         text = page.read_text()
         for part in ("**Status:**", "**Context.**", "**Decision.**", "**Consequences.**"):
             assert part in text, f"{page.name} lacks {part}"
+
+
+def test_every_page_is_reachable() -> None:
+    """The index of the documentation has a link to every page."""
+    docs = ROOT / "docs"
+    index = (docs / "README.md").read_text()
+    pages = [str(page.relative_to(docs)) for page in sorted(docs.rglob("*.md")) if page.parent != docs]
+    assert [] == [page for page in pages if f"({page})" not in index]
