@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.transport: asyncio.Transport | None = None
         self.started = 0.0
+        self.due = 0.0  # of the next call, where calls are paced
         self.first = 0.0
         self.tail = b""
 
@@ -105,7 +106,9 @@ class Connection(asyncio.Protocol):
             return
         if plan.rate:
             every_s = plan.connections / plan.rate
-            pause = every_s - (now - self.started) if self.started else random.uniform(0, every_s)
+            # by its own clock and with chance, or calls that were once late together would come together for ever
+            self.due = self.due + every_s * random.uniform(0.5, 1.5) if self.due else now + random.uniform(0, every_s)
+            pause = self.due - now
             if pause > 0:
                 asyncio.get_running_loop().call_later(pause, self._send)
                 return
