@@ -178,6 +178,7 @@ class Worker:
             sound_tokens_max=settings.sound_tokens_max,
             metrics=metrics,
             stored=self.cache.lookup,
+            deeper=self.cache.deeper,
             order=balancer.order,
             refill=None if self.lending is None else self.lending.refill,
         )

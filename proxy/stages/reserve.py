@@ -8,12 +8,14 @@ The worst case is an upper bound, not a guess, or a budget could be overspent:
   short URL, hence its own count from settings.
 - Output: the client's own ceiling for an answer, else the tenant's, which the proxy writes into the body, else the deployment's; times
   the answers asked for.
-- Money: both at the dearest price of their direction, and of all candidates the dearest.
+- Money: both at the dearest price of their direction, and of all candidates the dearest. A model that an operator gave no price is not stopped by
+  money. What is passed through without a known price may cost anything: one nano-USD is held for it, so that it stops where nothing is left.
 
-Who is over a ceiling is not always refused. First the cache's memory is asked: a stored answer costs nothing. Then a quota may downgrade the call to
-another model, or the route may name other models for this case; what they may cost is held instead. A soft quota lets the call pass with a
-warning. With a Redis the ceiling on this worker is what it has leased; then a call that finds it too small says so
-(`Call.shortage`), and the pipeline asks for more once before the refusal counts.
+Who is over a ceiling is not always refused. First the cache is asked: a stored answer costs nothing. Memory is asked at once; where a tier
+below may have one, the pipeline waits for it (`Call.shortage`) and comes back once. Then a quota may downgrade the call to another model, or
+the route may name other models for this case; what they may cost is held instead. A soft quota lets the call pass with a warning. With a Redis the
+ceiling on this worker is what it has leased; then a call that finds it too small says so, in the same way, and the pipeline asks for more
+once before the refusal counts.
 
 What is outside the bound: documents that a request names by file id, and attempts that fail after they have begun to cost. A call
 that costs more than its reservation is booked in full and counted (`Ledger.exceeded_total`).
@@ -44,9 +46,12 @@ SOUND_TOKENS_MAX = 16_000  # what no setting says otherwise
 _CHANGES_MAX = 5  # of the model, for one call
 _CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a token is a byte at least
 _WAITED = 4  # for larger leases
+_LOOKED = 8  # for a stored answer below memory
+_PASSTHROUGH = "passthrough"
 _TAG = "heph-quota"  # on the record of a call that passed a soft quota or was downgraded
 
 Stored = Callable[[Call], Reply | None]
+Deeper = Callable[[Call], Callable[[], Awaitable[None]] | None]
 Order = Callable[[Call, RouteEntry], tuple[Candidate, ...]]
 Refill = Callable[[tuple[tuple[Line, int], ...]], Awaitable[None]]
 
@@ -64,20 +69,22 @@ class Reserve:
         sound_tokens_max: int = SOUND_TOKENS_MAX,
         metrics: ProxyMetrics | None = None,
         stored: Stored = lambda call: None,  # noqa: ARG005 - a cache with nothing in it
+        deeper: Deeper = lambda call: None,  # noqa: ARG005 - no tier below memory
         order: Order = lambda call, entry: entry.plain or (),  # noqa: ARG005 - a route that leaves nothing to decide
         refill: Refill | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         """image_tokens_max, sound_tokens_max: reserved for each image and each file with sound. now_us: the wall clock, Unix microseconds.
 
-        stored: an answer from the cache's memory. order: the candidates of another route. refill: asks Redis for larger leases; None: there
-        is no Redis.
+        stored: an answer from the cache's memory. deeper: what brings one up from the tiers below, after `stored`; None: nothing can.
+        order: the candidates of another route. refill: asks Redis for larger leases; None: there is no Redis.
         """
         self._ledger = ledger
         self._image_tokens_max = image_tokens_max
         self._sound_tokens_max = sound_tokens_max
         self._metrics = metrics
         self._stored = stored
+        self._deeper = deeper
         self._order = order
         self._refill = refill
         self._now_us = now_us
@@ -140,6 +147,11 @@ class Reserve:
         reply = self._stored(call)
         if reply is not None:
             return reply
+        if not call.refilled & _LOOKED:
+            call.refilled |= _LOOKED
+            call.shortage = self._deeper(call)
+            if call.shortage is not None:
+                return refuse_over(plan.policy, refused, now_us=now_us)
         asked, why = call.route, ""
         passed: tuple[str, ...] = ()
         fallbacks = () if asked is None else asked.route.fallbacks.budget
@@ -197,14 +209,13 @@ def worst_case(
 ) -> tuple[int, int]:
     """The most tokens and nano-USD that one answer to this request can need at any of its candidates.
 
-    Candidates without a price count with their tokens alone.
+    Candidates without a price count with their tokens alone; what is passed through, with one nano-USD too.
     """
     files = view.image_parts * image_tokens_max + view.sound_parts * sound_tokens_max
     tokens_in = len(call.body) - view.file_bytes + files
     ceiling = call.output_ceiling if view.max_output_tokens is None else view.max_output_tokens
     unit = OPERATIONS[call.operation].unit
-    tokens_out_max = 0
-    nanousd_max = 0
+    tokens_out_max = nanousd_max = nanousd_min = 0
     for candidate in _reachable(call):
         deployment = candidate.deployment
         tokens_out = (deployment.max_output_tokens if ceiling is None else ceiling) * view.n
@@ -220,8 +231,10 @@ def worst_case(
             if unit:
                 nanousd += _units_nanousd_max(unit, view, price)
             nanousd_max = max(nanousd_max, nanousd)
+        elif call.operation == _PASSTHROUGH:
+            nanousd_min = 1
     at_once = 1 if call.route is None or call.route.route.hedge is None else 2  # tries that may run side by side
-    return (tokens_in + tokens_out_max) * at_once, nanousd_max * at_once
+    return (tokens_in + tokens_out_max) * at_once, max(nanousd_max * at_once, nanousd_min)
 
 
 def _units_nanousd_max(unit: str, view: RequestView, price: Price) -> int:

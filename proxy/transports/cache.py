@@ -20,7 +20,7 @@ Headers of the first call are not kept, but for the content type.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from controlplane.contract.pricing import NO_TOKENS
@@ -128,6 +128,26 @@ class Cache:
             return self._negative(call) if _keeps_refusals(call) else None
         self.store.hits_memory_total += 1
         return reply
+
+    def deeper(self, call: Call) -> Callable[[], Awaitable[None]] | None:
+        """After a `lookup` without an answer: what brings one up into memory, if a tier below may have it; it never raises."""
+        if call.cache is not CacheState.MISS:
+            return None
+        parts = call.parts
+        if isinstance(parts, Parts):
+            if any(self.store.may_hold(parts.keys[at]) for at in parts.missing):
+                return partial(self._items.bring_up, call, parts)
+        elif self.store.may_hold(call.cache_key):
+            return partial(self._bring_up, call)
+        return None
+
+    async def _bring_up(self, call: Call) -> None:
+        store, key = self.store, call.cache_key
+        entry = await store.from_disk(key)
+        if entry is None or not self._may_serve(call, entry):
+            entry = await store.from_redis(key) or entry
+        if entry is not None:
+            store.remember(key, entry)
 
     async def send(self, call: Call) -> Reply:
         """A stored answer from any tier, or what the inner transport says, stored on its way if it is worth it."""

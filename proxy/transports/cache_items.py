@@ -94,10 +94,14 @@ class Items:
 
     async def from_below(self, call: Call, parts: Parts) -> Reply | None:
         """The whole answer if the tiers below memory have what memory lacks."""
+        await self.bring_up(call, parts)
+        return None if parts.missing else self._whole(call, parts, CacheState.HIT)
+
+    async def bring_up(self, call: Call, parts: Parts) -> None:
+        """Finds below what memory lacks, and leaves it in memory."""
         keys = [key for at in parts.missing if self._store.may_hold(key := parts.keys[at])]
         for start in range(0, len(keys), _AT_ONCE_MAX):
             await asyncio.gather(*(self._find(call, parts, key) for key in keys[start : start + _AT_ONCE_MAX]))
-        return None if parts.missing else self._whole(call, parts, CacheState.HIT)
 
     async def _find(self, call: Call, parts: Parts, key: bytes) -> None:
         store = self._store

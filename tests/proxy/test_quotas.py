@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from controlplane.contract.pricing import Price
-from controlplane.contract.records import CallRecord, Outcome
+from controlplane.contract.records import CacheState, CallRecord, Outcome
 from controlplane.contract.routing import Fallbacks
 from controlplane.contract.snapshot import (
     Budget,
@@ -20,9 +24,18 @@ from controlplane.contract.snapshot import (
     Unpriced,
     Window,
 )
-from tests.proxy.fakes import World, answer, completion, replies
+from tests.proxy.fakes import World, answer, completion, replies, until
+from tests.proxy.redis_server import RedisServer
 
 UNCACHED = CachePolicy(enabled=False)
+VECTORS = json.dumps(
+    {
+        "object": "list",
+        "model": "m",
+        "data": [{"object": "embedding", "index": at, "embedding": [0.5]} for at in range(2)],
+        "usage": {"prompt_tokens": 9, "total_tokens": 9},
+    }
+).encode()
 CHEAP = Price(input=1_000_000, output=1_000_000)
 
 
@@ -137,6 +150,64 @@ async def test_a_stored_answer_is_served_over_budget(world: World) -> None:
     assert 429 == (await world.chat(max_tokens=4)).status_code
     assert 1 == len(upstream.received)
     assert [Outcome.OK, Outcome.OK, Outcome.OVER_BUDGET] == [record.outcome for record in world.records()]
+
+
+SPENT = TenantPolicy("acme", budgets=(Budget("b", Window.TOTAL, tokens=1),))
+
+
+async def test_an_answer_that_left_memory_is_served_over_budget_too(tmp_path: Path) -> None:
+    """It lies on disk: it is waited for, given again and costs nothing; what is stored nowhere is refused."""
+    world = await World(tmp_path).start(cache_memory_bytes=2_500)
+    try:
+        upstream = await world.upstream(replies(answer(completion())))
+        world.apply(tenant=TenantPolicy("acme"))
+        memory, disk = world.worker.cache.memory, world.worker.cache.disk
+        asked = 0
+        while not memory.evicted_total:
+            asked += 1
+            assert 200 == (await world.chat(max_tokens=asked)).status_code
+        assert disk is not None
+        await disk.flush()
+        world.apply(tenant=SPENT)
+        again = await world.chat(max_tokens=1)
+        assert (200, "hit") == (again.status_code, again.headers["x-heph-cache"])
+        assert 429 == (await world.chat(max_tokens=1_000)).status_code
+        assert asked == len(upstream.received)
+        hit, refused = world.records()[-2:]
+        assert (CacheState.HIT, 0, Outcome.OK, Outcome.OVER_BUDGET) == (
+            hit.cache, hit.cost_nanousd, hit.outcome, refused.outcome,
+        )  # fmt: skip
+    finally:
+        await world.stop()
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "embeddings"])
+async def test_another_worker_s_answer_is_served_over_budget_too(tmp_path: Path, path: str) -> None:
+    """It lies in Redis alone, whole or by inputs: this worker, which never saw it, gives it to a tenant that has nothing left."""
+    redis = await RedisServer(tmp_path).start()
+    worlds = [World(tmp_path / name) for name in ("a", "b")]
+    try:
+        for world in worlds:
+            await world.start(redis=redis.url, redis_timeout_s=5.0)
+            await world.upstream(replies(answer(completion() if path != "embeddings" else VECTORS)))
+            world.apply(tenant=TenantPolicy("acme"))
+            assert world.worker.shared is not None
+            await world.worker.shared.ready()
+            await until(lambda one=world: one.worker.cache.redis is not None and not one.worker.cache.redis.degraded)
+        one, other = worlds
+        body = {"model": "gpt", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}], "input": ["a", "b"]}
+        assert 200 == (await one.client.post(f"/v1/{path}", json=body)).status_code
+        other.apply(tenant=SPENT)
+        async with asyncio.timeout(10.0):  # until the first one's answer is in Redis
+            while (again := await other.client.post(f"/v1/{path}", json=body)).status_code != 200:
+                assert 429 == again.status_code
+        assert "hit" == again.headers["x-heph-cache"]
+        assert [] == other.upstreams[0].received
+        assert 429 == (await other.client.post(f"/v1/{path}", json=body | {"input": ["a", "c"], "n": 2})).status_code
+    finally:
+        for world in worlds:
+            await world.stop()
+        redis.kill()
 
 
 async def test_what_has_no_price_is_not_stopped_by_an_empty_pocket(world: World) -> None:
