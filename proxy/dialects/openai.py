@@ -9,6 +9,9 @@ from proxy.dialects.dialect import Malformed
 
 TOKENS_MAX = 1_000_000_000  # a count above this is a provider's mistake, not a usage
 CHOICES_MAX = 128
+METADATA_BYTES_MAX = (
+    64 * 1024
+)  # more labels nothing, whatever the upstream does with it; millions of names would hold up all calls
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"[]", b"{}"))
 NOTHING = msgspec.Raw(b"")
 NO_LABELS: dict[str, str] = {}
@@ -216,7 +219,7 @@ def labels_of(user: msgspec.Raw, metadata: msgspec.Raw) -> tuple[str, dict[str, 
     if bytes(user) not in _EMPTY:
         value = _decode_any(user)
         name = value if isinstance(value, str) else ""
-    if bytes(metadata) not in _EMPTY:
+    if bytes(metadata) not in _EMPTY and len(bytes(metadata)) <= METADATA_BYTES_MAX:
         found = _decode_any(metadata)
         if isinstance(found, dict):
             tags = {str(key): str(value) for key, value in found.items() if isinstance(value, (str, int, float, bool))}

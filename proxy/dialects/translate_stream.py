@@ -15,6 +15,7 @@ from controlplane.contract.pricing import Tokens
 from proxy.dialects.dialect import Malformed, Scanner
 from proxy.dialects.events import data_of, events_in
 
+STREAM_BYTES_MAX = 64 * 1024 * 1024  # some of what was said is kept until an item or the stream ends
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -22,11 +23,12 @@ class TranslatedScanner(ABC):
     """A scanner of the upstream's language that gives out the client's. Subclasses say how one event, the end and an error are told."""
 
     __slots__ = (
-        "_inner", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens", "tokens_in",
+        "_bytes", "_inner", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens", "tokens_in",
     )  # fmt: skip
 
     def __init__(self, inner: Scanner) -> None:
         self._inner = inner
+        self._bytes = 0
         self.content_seen = False
         self.done = False
         self.error_event = b""
@@ -50,6 +52,9 @@ class TranslatedScanner(ABC):
         self.tokens_in = getattr(inner, "tokens_in", None)  # not every protocol says it
         told = b""
         if shown:
+            self._bytes += len(shown)
+            if self._bytes > STREAM_BYTES_MAX:
+                raise Malformed(f"the upstream's stream is larger than {STREAM_BYTES_MAX} bytes")
             told = b"".join([self._event(event) for event in events_in(shown)])
         if inner.error_event and not self.error_event:
             self.error_event = self._error(data_of(inner.error_event) or b"")

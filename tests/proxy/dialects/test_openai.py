@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from controlplane.contract.pricing import Tokens
 from proxy.dialects.openai import error_body, read_error, read_reply, read_usage, rewritten
+from proxy.dialects.openai_chat import OpenAiChat
 
 COUNTS = st.integers(-10, 3_000_000_000) | st.integers(0, 1000) | st.none()
 
@@ -142,3 +143,11 @@ def test_errors_are_read_as_far_as_they_go(expected: tuple[str, str], body: byte
 def test_a_reply_without_usage_is_no_usage() -> None:
     """Missing usage is not zero usage."""
     assert (None, "stop") == read_reply(b'{"choices":[{"finish_reason":"stop"}]}')
+
+
+@pytest.mark.parametrize(("names", "kept"), [(1_000, 1_000), (100_000, 0)])
+def test_endless_metadata_labels_nothing(names: int, kept: int) -> None:
+    """What is far beyond any provider's limit goes on as it came, and is not looked at."""
+    metadata = {str(number): "" for number in range(names)}
+    body = json.dumps({"model": "m", "messages": [], "metadata": metadata}).encode()
+    assert kept == len(OpenAiChat().read_view(body).metadata)

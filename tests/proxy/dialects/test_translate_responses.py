@@ -15,6 +15,7 @@ from proxy.dialects.openai_chat import OpenAiChat
 from proxy.dialects.responses import Responses
 from proxy.dialects.translate_chat import ChatToMessages
 from proxy.dialects.translate_responses import ResponsesToChat
+from proxy.dialects.translate_stream import STREAM_BYTES_MAX
 from tests.proxy.dialects.test_translate_messages import Call, call, call_lists, chunk, completion, stream, words
 
 TRANSLATION = ResponsesToChat(OpenAiChat(), now_s=lambda: 5.5)
@@ -232,3 +233,14 @@ def test_through_two_translations() -> None:
     )
     status, error = both.error(529, b'{"error":{"type":"overloaded_error","message":"no"}}')
     assert (503, "no") == (status, json.loads(error)["error"]["message"])
+
+
+def test_a_stream_without_end_is_given_up() -> None:
+    """What was said is repeated at the end, so it is kept; an upstream that never stops is cut off before it fills our memory."""
+    scanner = TRANSLATION.scanner(view=RequestView("m", stream=True), event_bytes_max=10_000_000)
+    choice = {"index": 0, "delta": {"content": "x" * 8_000_000}, "finish_reason": None}
+    event = b"data: " + json.dumps({"id": "c", "choices": [choice]}).encode() + b"\n\n"
+    for _ in range(STREAM_BYTES_MAX // len(event)):
+        scanner.feed(event)
+    with pytest.raises(Malformed, match="larger"):
+        scanner.feed(event)
