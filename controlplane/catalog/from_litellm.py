@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from enum import StrEnum
 
 import msgspec
 import yaml
 
-from controlplane.catalog.from_litellm_models import Deployment, Document, Object, deployment_of, name_of, seconds_of
+from controlplane.catalog.from_litellm_models import (
+    ENVIRON,
+    Deployment,
+    Document,
+    Object,
+    deployment_of,
+    name_of,
+    plain,
+    seconds_of,
+)
+from controlplane.catalog.from_litellm_reasons import NOT_SERVED, NOT_SERVED_REASON, reason_of
+from controlplane.catalog.from_litellm_redis import address_of
 from controlplane.errors import ConfigError
 
 BYTES_MAX = 4 * 1024 * 1024
@@ -95,12 +106,12 @@ class _Import:
         self._read_router()
         self._read_fallbacks()
         self._read_cache()
+        router = self._document.inner("router_settings")
+        if "redis" not in self._server and (router.has("redis_host") or router.has("redis_url")):
+            self._read_redis(router, "router_settings", prefix="redis_")
         self._read_budget()
         self._read_operation()
-        self._lines += [
-            Line(Fate.REFUSED, place, reason="there is nothing like it here, or it is not read")
-            for place in self._document.unread()
-        ]
+        self._lines += [Line(Fate.REFUSED, place, reason=reason_of(place)) for place in self._document.unread()]
         whole: Object = {"server": self._server} if self._server else {}
         whole |= {"upstreams": list(self._upstreams.values()), "models": list(self._models.values())}
         whole |= {"tenants": [{"name": _TENANT, **self._rest.pop("tenant", {})}], **self._rest}
@@ -116,17 +127,35 @@ class _Import:
         self._lines.append(Line(Fate.REFUSED, place, reason=reason))
 
     def _read_models(self) -> None:
+        credentials = self._credentials()
         for place, entry in self._document.take_list("model_list", MODELS_MAX):
             alias = entry.take_text("model_name")
             if alias is None or "*" in alias:
                 self._refused(f"{place}.model_name", "a model is asked for by its name; wildcards have no route here")
                 entry.close()
                 continue
-            found = deployment_of(entry, place, mode=entry.inner("model_info").take_text("mode") or "")
+            mode = entry.inner("model_info").take_text("mode") or ""
+            if mode in NOT_SERVED:
+                self._refused(f"{place}.model_info.mode", NOT_SERVED_REASON)
+                entry.close()
+                continue
+            entry.inner("litellm_params").lend(credentials, by="litellm_credential_name")
+            found = deployment_of(entry, place, mode=mode)
             self._lines += [Line(Fate(fate), at, ours, reason) for fate, at, ours, reason in found.lines]
             if found.upstream is None:
                 continue
             self._join(place, alias, found)
+
+    def _credentials(self) -> dict[str, Object]:
+        """What `credential_list` lends to the models that name it."""
+        found: dict[str, Object] = {}
+        for place, entry in self._document.take_list("credential_list", MODELS_MAX):
+            name, values = entry.take_text("credential_name"), entry.take("credential_values")
+            if name is not None and isinstance(values, dict):
+                found[name] = {str(key): value for key, value in values.items()}
+                self._mapped(place, f"what models take from `{name}`")
+                entry.close()
+        return found
 
     def _join(self, place: str, alias: str, found: Deployment) -> None:
         upstream = self._named(found)
@@ -222,7 +251,7 @@ class _Import:
 
     def _add_fallbacks(self, place: str, alias: str, targets: object, ours: str, *, quiet: bool = False) -> None:
         names = [name_of(alias)] if alias != "*" else list(self._models)
-        wanted = [name_of(str(target)) for target in targets] if isinstance(targets, list) else []
+        wanted = [name_of(_target(each)) for each in targets] if isinstance(targets, list) else []
         known = [target for target in wanted if target in self._models]
         if len(known) < len(wanted) or not wanted or not all(name in self._models for name in names):
             self._refused(f"{place}.{alias}", "it names a model that is not there")
@@ -257,22 +286,25 @@ class _Import:
             self._refused(place, f"there is no cache like `{kind[:64]}`; exact answers are kept in memory and on disk")
         self._mapped("litellm_settings.cache", f"cache.enabled: {str(bool(enabled)).lower()}")
 
-    def _read_redis(self, params: Document, place: str) -> None:
-        host, port = params.take("host"), params.take("port") or 6_379
-        password = params.take("password")
-        if isinstance(host, str) and not host.startswith("os.environ/") and str(port).isdigit():
-            self._server["redis"] = f"redis://{host}:{port}/0"
-            self._mapped(f"{place}.host", f"server.redis: {self._server['redis']}")
-        else:
-            self._refused(f"{place}.host", "write the address as `server.redis`; it cannot come from the environment")
+    def _read_redis(self, params: Document, place: str, *, prefix: str = "") -> None:
+        address = address_of(params, prefix=prefix)
+        password = params.take(f"{prefix}password")
+        if address is None:
+            reason = "write the address as `server.redis`; it cannot come from the environment"
+            self._refused(f"{place}.{prefix}host", reason)
+            return
+        self._server["redis"] = address
+        self._mapped(f"{place}.{prefix}host", f"server.redis: {address}")
         if password is not None:
-            name = str(password).removeprefix("os.environ/") if str(password).startswith("os.environ/") else ""
+            name = str(password).removeprefix(ENVIRON) if str(password).startswith(ENVIRON) else ""
             self._server["redis_password"] = f"env:{name or 'REDIS_PASSWORD'}"
             if name:
-                self._mapped(f"{place}.password", self._server["redis_password"])
+                self._mapped(f"{place}.{prefix}password", self._server["redis_password"])
             else:
                 self._near(
-                    f"{place}.password", "env:REDIS_PASSWORD", "a secret is not copied; put it into the environment"
+                    f"{place}.{prefix}password",
+                    "env:REDIS_PASSWORD",
+                    "a secret is not copied; put it into the environment",
                 )
 
     def _read_budget(self) -> None:
@@ -285,16 +317,20 @@ class _Import:
         except InvalidOperation:
             self._refused("litellm_settings.max_budget", "it is no amount")
             return
-        budget: Object = {"usd": float(usd) if usd != usd.to_integral_value() else int(usd), "window": "total"}
+        if not usd.is_finite() or usd <= 0:
+            self._refused("litellm_settings.max_budget", "it is no amount")
+            return
+        budget: Object = {"usd": plain(usd), "window": "total"}
         place = "litellm_settings.max_budget"
         if duration is None:
             self._mapped(place, f"tenants[0].budgets: {amount} USD in total")
         else:
-            length_s = seconds_of(duration)
-            near = min(_WINDOWS, key=lambda window: abs(window[0] - (length_s or 0)))
-            budget["window"] = near[1]
-            reason = "windows are those of the calendar, in UTC"
-            self._near(f"{place}, budget_duration", f"tenants[0].budgets: {amount} USD a {near[1]}", reason)
+            length_s = seconds_of(duration) or _WINDOWS[-1][0]
+            window_s, window = min(_WINDOWS, key=lambda near: abs(near[0] - length_s))
+            share = (usd * window_s / length_s).quantize(Decimal("0.000001"), ROUND_DOWN)
+            budget |= {"usd": plain(share), "window": window}
+            reason = "windows are those of the calendar, in UTC, and the amount is of the same rate"
+            self._near(f"{place}, budget_duration", f"tenants[0].budgets: {budget['usd']} USD a {window}", reason)
         self._rest["tenant"] = {"budgets": [budget]}
 
     def _read_operation(self) -> None:
@@ -305,6 +341,11 @@ class _Import:
         for key in ("database_url", "store_model_in_db"):
             if general.take(key) is not None:
                 self._refused(f"general_settings.{key}", "records and journal are kept by the control plane itself")
+
+
+def _target(target: object) -> str:
+    """The model of a fallback, which may be written with messages of its own."""
+    return str(target.get("model") if isinstance(target, Mapping) else target)
 
 
 def counted(lines: tuple[Line, ...]) -> Iterator[tuple[Fate, int]]:

@@ -43,16 +43,16 @@ _PRICES = {
     "audio_input": "input_cost_per_audio_token",
     "audio_output": "output_cost_per_audio_token",
 }
-_OPTIONS = ("api_version", "aws_region_name", "vertex_project", "vertex_location", "organization", "region_name")
+_OPTIONS = (
+    "api_version", "aws_profile_name", "aws_region_name", "aws_role_name", "aws_session_name", "client_id", "organization", "region_name",
+    "tenant_id", "vertex_location", "vertex_project",
+)  # fmt: skip
 _SECRET_OPTIONS = (
-    "aws_access_key_id",
-    "aws_secret_access_key",
-    "aws_session_token",
-    "vertex_credentials",
-    "azure_ad_token",
-)
+    "aws_access_key_id", "aws_secret_access_key", "aws_session_token", "azure_ad_token", "client_secret", "vertex_credentials",
+)  # fmt: skip
+_LONG_THRESHOLDS = (128, 200, 256, 272)  # thousands of tokens above which their prices know another amount
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "mo": 30 * 86_400}
-_ENVIRON = "os.environ/"
+ENVIRON = "os.environ/"
 
 
 class Deployment(msgspec.Struct):
@@ -73,6 +73,10 @@ class Document:
         self._taken: set[str] = set()
         self._inner: dict[str, Document] = {}
         self._lists: list[Document] = []
+
+    def has(self, key: str) -> bool:
+        """Whether there is a value."""
+        return self._content.get(key) is not None
 
     def take(self, key: str) -> object:
         """A value; None if it is not there."""
@@ -128,6 +132,12 @@ class Document:
         self._taken |= set(self._content)
         for each in self._inner.values():
             each.close()
+
+    def lend(self, lenders: Mapping[str, Object], *, by: str) -> None:
+        """Fills in what is missing here from the lender that is named under `by`."""
+        if (name := self._content.get(by)) in lenders:
+            self._taken.add(by)
+            self._content = {**lenders[str(name)], **self._content}
 
     def unread(self) -> Iterator[str]:
         """Where the values stand that nobody took."""
@@ -187,7 +197,7 @@ def _upstream(provider: str, params: Document, place: str, lines: list[Told]) ->
             upstream["base_url"] = base_url
         lines.append(("mapped", f"{place}.litellm_params.model", f"an upstream of dialect litellm for {provider}", ""))
         _read_options(params, place, upstream, lines)
-    if base_url and (base_url.startswith(_ENVIRON) or not urlsplit(base_url).hostname):
+    if base_url and (base_url.startswith(ENVIRON) or not urlsplit(base_url).hostname):
         upstream["base_url"] = "https://example.invalid/v1"
         lines.append(("refused", f"{place}.litellm_params.api_base", "", "write the address itself as `base_url`"))
     elif base_url:
@@ -195,6 +205,10 @@ def _upstream(provider: str, params: Document, place: str, lines: list[Told]) ->
         if upstream["dialect"] == "openai":
             upstream["name"] = name_of(urlsplit(base_url).hostname or provider)
     upstream["name"] = name_of(str(upstream["name"]))
+    host = urlsplit(base_url or "").hostname
+    if host is not None and provider == "openai" and not host.endswith(".openai.com"):
+        variable = f"{re.sub(r'[^A-Z0-9]+', '_', host.upper())}_API_KEY"  # OpenAI's own key is not for others
+        variable = variable if variable[0].isalpha() else f"UPSTREAM_{variable}"
     _read_key(key, variable, upstream, place, lines, own_address=base_url is not None)
     return upstream
 
@@ -204,8 +218,8 @@ def _read_key(
 ) -> None:
     """own_address: the upstream is one of theirs, which may well need no key."""
     at = f"{place}.litellm_params.api_key"
-    if isinstance(key, str) and key.startswith(_ENVIRON):
-        upstream["credential"] = f"env:{key.removeprefix(_ENVIRON)}"
+    if isinstance(key, str) and key.startswith(ENVIRON):
+        upstream["credential"] = f"env:{key.removeprefix(ENVIRON)}"
         lines.append(("mapped", at, f"credential: {upstream['credential']}", ""))
     elif key is not None:
         upstream["credential"] = f"env:{variable}"
@@ -220,15 +234,18 @@ def _read_options(params: Document, place: str, upstream: Object, lines: list[To
     for name in _OPTIONS:
         value = params.take(name)
         if isinstance(value, str):
-            options[name] = f"env:{value.removeprefix(_ENVIRON)}" if value.startswith(_ENVIRON) else value
+            options[name] = f"env:{value.removeprefix(ENVIRON)}" if value.startswith(ENVIRON) else value
             lines.append(("mapped", f"{place}.litellm_params.{name}", f"options.{name}", ""))
     for name in _SECRET_OPTIONS:
         value = params.take(name)
         if value is None:
             continue
-        if isinstance(value, str) and value.startswith(_ENVIRON):
-            options[name] = f"env:{value.removeprefix(_ENVIRON)}"
+        if isinstance(value, str) and value.startswith(ENVIRON):
+            options[name] = f"env:{value.removeprefix(ENVIRON)}"
             lines.append(("mapped", f"{place}.litellm_params.{name}", f"options.{name}", ""))
+        elif name == "vertex_credentials" and isinstance(value, str) and value.startswith("/"):
+            options[name] = f"file:{value}"
+            lines.append(("mapped", f"{place}.litellm_params.{name}", f"options.{name}: {options[name]}", ""))
         else:
             options[name] = f"env:{name.upper()}"
             reason = "a secret is not copied; put it into the environment"
@@ -272,25 +289,37 @@ def _read_identity(info: Document, place: str, found: Deployment) -> None:
 
 
 def _read_price(params: Document, info: Document, place: str, found: Deployment) -> None:
-    prices: Object = {}
+    prices = _kinds(params, info, "", place, found.lines)
+    long = {above: _kinds(params, info, f"_above_{above}k_tokens", place, found.lines) for above in _LONG_THRESHOLDS}
+    if "input" not in prices and "output" not in prices:
+        return
+    price: Object = {"input": 0, "output": 0, **prices}
+    said = ", ".join(f"{kind} {amount}" for kind, amount in price.items())
+    both = {kind: price[kind] for kind in ("input", "output")}
+    rows = [{"above_tokens": above * 1000, **both, **kinds} for above, kinds in long.items() if kinds]
+    if rows:
+        price["long"] = rows
+        said += f", and more above {rows[0]['above_tokens']} tokens"
+    found.entry["price"] = price
+    found.lines.append(("mapped", f"{place}.litellm_params.input_cost_per_token", f"price per million: {said}", ""))
+
+
+def _kinds(params: Document, info: Document, ending: str, place: str, lines: list[Told]) -> Object:
+    """Prices per million tokens of the kinds whose names end so."""
+    found: Object = {}
     for ours, theirs in _PRICES.items():
-        values = [source.take(theirs) for source in (params, info)]
+        values = [source.take(theirs + ending) for source in (params, info)]
         value = next((each for each in values if each is not None), None)
         if value is None:
             continue
         try:
-            per_million = Decimal(str(value)) * 1_000_000
-        except InvalidOperation:
-            found.lines.append(("refused", f"{place}.litellm_params.{theirs}", "", "it is no price"))
-            continue
-        prices[ours] = _plain(per_million)
-    if "input" in prices or "output" in prices:
-        found.entry["price"] = {"input": 0, "output": 0, **prices}
-        said = ", ".join(f"{kind} {amount}" for kind, amount in found.entry["price"].items())
-        found.lines.append(("mapped", f"{place}.litellm_params.input_cost_per_token", f"price per million: {said}", ""))
+            found[ours] = plain(Decimal(str(value)) * 1_000_000)
+        except (InvalidOperation, ValueError, OverflowError):
+            lines.append(("refused", f"{place}.litellm_params.{theirs}{ending}", "", "it is no price"))
+    return found
 
 
-def _plain(amount: Decimal) -> int | float:
+def plain(amount: Decimal) -> int | float:
     """A number that YAML writes as a person would."""
     return int(amount) if amount == amount.to_integral_value() else float(amount)
 

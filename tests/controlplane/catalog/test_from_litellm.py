@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
+from pathlib import Path
 from typing import Any  # a foreign file holds anything
 
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 
 from controlplane.catalog.file import ConfigFile
 from controlplane.catalog.from_litellm import Fate, Imported, import_litellm
+from controlplane.catalog.from_litellm_reasons import REASONS, reason_of
 from controlplane.catalog.load import parse
 from controlplane.errors import ConfigError
 
+ROOT = Path(__file__).parents[3]
 EAST: dict[str, Any] = {
     "model_name": "gpt-4o",
     "litellm_params": {"model": "openai/gpt-4o", "api_key": "os.environ/OPENAI_API_KEY"},
@@ -141,13 +146,17 @@ def test_router_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("duration", "window"), [(None, "total"), ("1h", "hour"), ("24h", "day"), ("7d", "day"), ("30d", "month"), ("1mo", "month")]
+    ("duration", "usd", "window"),
+    [
+        (None, "12.6", "total"), ("1h", "12.6", "hour"), ("24h", "12.6", "day"), ("7d", "1.8", "day"), ("30d", "12.6", "month"),
+        ("1mo", "12.6", "month"), ("90d", "4.2", "month"),
+    ],
 )  # fmt: skip
-def test_budgets(duration: str | None, window: str) -> None:
-    """The proxy's own budget becomes one of the only tenant's, in the nearest window of the calendar."""
-    settings = {"max_budget": 12.5, **({} if duration is None else {"budget_duration": duration})}
+def test_budgets(duration: str | None, usd: str, window: str) -> None:
+    """The proxy's own budget becomes one of the only tenant's, in the nearest window of the calendar and at the same rate."""
+    settings = {"max_budget": 12.6, **({} if duration is None else {"budget_duration": duration})}
     (budget,) = config(imported(EAST, litellm_settings=settings)).tenants[0].budgets
-    assert (12_500_000_000, window) == (budget.usd, budget.window.value)
+    assert (int(Decimal(usd) * 10**9), window) == (budget.usd, budget.window.value)
 
 
 def test_the_cache() -> None:
@@ -158,6 +167,117 @@ def test_the_cache() -> None:
     assert ("redis://cache:6380/0", "env:REDIS_PW") == (ours.server.redis, ours.server.redis_password)
     semantic = imported(EAST, litellm_settings={"cache": True, "cache_params": {"type": "qdrant-semantic"}})
     assert [Fate.REFUSED] == fates(semantic, "litellm_settings.cache_params.type")
+
+
+@pytest.mark.parametrize(
+    ("params", "address"),
+    [
+        (
+            {"service_name": "mymaster", "sentinel_nodes": [["a", 26379], ["b", 26380]]},
+            "redis+sentinel://a:26379,b:26380/mymaster",
+        ),
+        (
+            {"redis_startup_nodes": [{"host": "a", "port": "7001"}, {"host": "b", "port": "7002"}]},
+            "redis+cluster://a:7001,b:7002",
+        ),
+        ({"host": "a", "ssl": True, "db": 3}, "rediss://a:6379/3"),
+        ({"url": "redis://a:6390/1"}, "redis://a:6390/1"),
+        ({"url": "redis://:hunter2@a:6390/1"}, None),
+        ({"host": "os.environ/REDIS_HOST", "password": "os.environ/REDIS_PW"}, None),
+    ],
+)
+def test_redis_alone_and_in_groups(params: dict[str, Any], address: str | None) -> None:
+    """Servers, sentinels and clusters become one address; what cannot be known is refused, and no password stays behind."""
+    found = imported(EAST, litellm_settings={"cache": True, "cache_params": {"type": "redis", **params}})
+    ours = config(found)
+    assert address == ours.server.redis
+    assert None is ours.server.redis_password
+    assert ([] if address else [Fate.REFUSED]) == [
+        fate for fate in fates(found, "litellm_settings.cache_params.host") if fate is Fate.REFUSED
+    ]
+    assert "hunter2" not in found.text + "".join(map(str, found.lines))
+
+
+def test_the_redis_of_the_router() -> None:
+    """It is the same one thing here, also where no cache names it."""
+    router = {"redis_host": "r", "redis_port": 6380, "redis_password": "os.environ/PW"}
+    ours = config(imported(EAST, router_settings=router)).server
+    assert ("redis://r:6380/0", "env:PW") == (ours.redis, ours.redis_password)
+
+
+def test_credentials_that_models_share() -> None:
+    """A model takes what its credential says; what it says itself comes first."""
+    shared = {"api_key": "os.environ/EU_KEY", "api_base": "https://eu.api.openai.com/v1"}
+    params = {"model": "openai/gpt-4o", "litellm_credential_name": "eu"}
+    found = imported(
+        {"model_name": "a", "litellm_params": params},
+        {"model_name": "b", "litellm_params": {**params, "api_key": "os.environ/OWN_KEY"}},
+        credential_list=[
+            {"credential_name": "eu", "credential_values": shared, "credential_info": {"about": "Europe"}}
+        ],
+    )
+    assert [("https://eu.api.openai.com/v1", "env:EU_KEY"), ("https://eu.api.openai.com/v1", "env:OWN_KEY")] == [
+        (one.base_url, one.credential) for one in config(found).upstreams
+    ]
+    assert [] == [line.place for line in found.lines if line.fate is Fate.REFUSED]
+
+
+def test_a_key_of_openais_goes_to_nobody_else() -> None:
+    """A secret that stands in the file for somebody else's address has a variable of its own."""
+    ours = config(
+        imported(
+            {
+                "model_name": "m",
+                "litellm_params": {"model": "openai/x", "api_base": "http://gpu-1:8000/v1", "api_key": "none"},
+            }
+        )
+    )
+    assert ["env:GPU_1_API_KEY"] == [one.credential for one in ours.upstreams]
+
+
+def test_what_stands_in_for_a_setting_is_said() -> None:
+    """Well-known settings are refused with what to do instead, and a model without an operation is not taken along."""
+    rerank = {"model_name": "r", "litellm_params": {"model": "cohere/rerank"}, "model_info": {"mode": "rerank"}}
+    found = imported(
+        {**EAST, "model_info": {"base_model": "azure/gpt-4o"}},
+        rerank,
+        litellm_settings={"success_callback": ["langfuse"], "drop_params": True},
+        router_settings={"enable_pre_call_checks": True},
+        general_settings={"enable_jwt_auth": True, "alerting": ["slack"]},
+    )
+    reasons = {line.place: line.reason for line in found.lines if line.fate is Fate.REFUSED}
+    assert 7 == len(reasons)
+    assert reason_of("of.nothing_known") not in reasons.values()
+    assert ["gpt-4o"] == [model.name for model in config(found).models]
+    pages = {page for reason in REASONS.values() for page in re.findall(r"docs/[a-z/-]+\.md", reason)}
+    assert pages
+    assert set() == {page for page in pages if not (ROOT / page).exists()}
+
+
+def test_long_prompts_and_fallbacks_with_messages() -> None:
+    """A price above a threshold comes along, each kind that it leaves out at its usual price; a fallback's own messages do not."""
+    prices = {
+        "input_cost_per_token": 1e-6,
+        "output_cost_per_token": 2e-6,
+        "input_cost_per_token_above_200k_tokens": 3e-6,
+    }
+    found = imported(
+        {**EAST, "model_info": prices},
+        CLAUDE,
+        litellm_settings={"fallbacks": [{"gpt-4o": [{"model": "claude", "messages": []}]}]},
+    )
+    model = config(found).models[0]
+    price = model.deployments[0].price
+    assert price is not None
+    assert [(200_000, 3 * 10**9, 2 * 10**9)] == [(long.above_tokens, long.input, long.output) for long in price.long]
+    assert ("claude",) == model.fallbacks.general
+
+
+def test_credentials_of_googles_in_a_file() -> None:
+    """The path of a key file is no secret: the file is read where the proxy runs."""
+    params = {"model": "vertex_ai/gemini-2.5-pro", "vertex_credentials": "/etc/heph/google.json"}
+    (upstream,) = config(imported({"model_name": "m", "litellm_params": params})).upstreams
+    assert {"vertex_credentials": "file:/etc/heph/google.json"} == upstream.options
 
 
 def test_no_secret_is_copied() -> None:
