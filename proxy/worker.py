@@ -133,6 +133,7 @@ class Worker:
             lease_s=settings.coalesce_lease_s,
             buffer_bytes_max=settings.cache_entry_bytes_max,
             flights_max=settings.coalesce_calls_max,
+            buffers_bytes_max=settings.cache_memory_bytes,
         )
         self.coalesce = Coalesce(
             self.flights,
@@ -342,6 +343,11 @@ class Worker:
             "coalesce_ejected_total",
             "Readers that fell too far behind a shared stream.",
             lambda: coalesce.ejected_total,
+        )
+        watch(
+            "coalesce_parted_total",
+            "Followers that started over, because their keys may use other models than their leader's.",
+            lambda: coalesce.parted_total,
         )
         watch("coalesce_buffer_bytes", "Bytes of shared streams held now.", lambda: coalesce.buffered_bytes)
 

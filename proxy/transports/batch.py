@@ -1,7 +1,7 @@
 """Embeddings calls of one tenant that come at about the same time are asked as one, where their route says so.
 
 Who may share: calls of one tenant for one route, with the same request but for the input, the same headers that reach an upstream, and the
-same deployments to try. Each gets its own answer, in its own order.
+same deployments to try; where another model could stand in, also the same list of models that the key may use. Each gets its own answer, in its own order.
 
 When a call waits: only while a request of its group is under way *and* another call is to be expected within the window, going by the
 mean time between the last ones. In quiet times nobody waits at all. A batch leaves when the request before it has come
@@ -106,7 +106,9 @@ class Batch:
         tenant = "" if call.identity is None else call.identity.tenant.id
         alias = "" if call.route is None else call.route.route.alias
         candidates = tuple(candidate.deployment.id for candidate in call.candidates)
-        key = (tenant, alias, ask.rest, ask.exact, headers, candidates, call.runtime.version)
+        spares = call.route is not None and call.route.spares
+        models = call.identity.models if spares and call.identity is not None else None  # which may stand in
+        key = (tenant, alias, ask.rest, ask.exact, headers, candidates, models, call.runtime.version)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(key, policy)

@@ -18,7 +18,8 @@ The protocol between the pipeline and a flight:
 4. Who pays is the tenant's policy (`coalesce_cost`): the leader, or all who are in the flight when it ends, in equal parts.
    Where the leader pays a follower has `call.cache = COALESCED`, no attempts, no tokens and no cost; `call.saved_nanousd` is set when the answer is complete.
    Refusals and errors of the leader are shared with the followers, but for two: a leader that ran out of its own time, and one
-   whose task died. Then a follower that has time left starts over, alone or with the other followers.
+   whose task died. Then a follower that has time left starts over, alone or with the other followers. So does a follower whose key may use
+   other models than the leader's, where another model stood in that it may not use, or one could stand in that the leader may not.
 
 Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can
 take a chunk away. Chunks are kept for those who join later, up to a limit in bytes; above it nobody joins any more and what all
@@ -38,7 +39,7 @@ from controlplane.contract.snapshot import CoalesceCost
 from proxy.call import Call, Reply, Transport
 from proxy.refusals import TIMED_OUT, refuse
 from proxy.savings import split_attempt
-from proxy.transports.flight import Flight, Reader, copy_of, resolve, saved_nanousd
+from proxy.transports.flight import Flight, Reader, copy_of, is_for, resolve, saved_nanousd
 
 
 class Coalesce:
@@ -75,6 +76,7 @@ class Coalesce:
         self.full_total = 0  # calls that went alone because of calls_max
         self.unjoinable_total = 0  # flights that nobody could join any more because of the buffer limits
         self.ejected_total = 0  # readers that fell too far behind
+        self.parted_total = 0  # followers that started over, because their keys may use other models
 
     @property
     def flights(self) -> int:
@@ -94,6 +96,9 @@ class Coalesce:
             flight = self._joinable.get(call.cache_key)
             if flight is None:
                 break
+            head = flight.head
+            if head is not None and not is_for(call, flight.leader, head):
+                return await self._inner.send(call)
             if self.followers >= self._calls_max:
                 self.full_total += 1
                 return await self._inner.send(call)
@@ -141,13 +146,22 @@ class Coalesce:
             raise
         if reply.stream is None:
             self.forget(call, flight)
+            self._part(flight, reply)
             if reply.outcome is not Outcome.TIMED_OUT:  # or its followers start over
                 self.share_bill(flight)
         else:
             flight.stream = reply.stream
             reply.stream = Reader(self, flight, call, reply)
+            self._part(flight, reply)
         flight.deliver(reply)
         return reply
+
+    def _part(self, flight: Flight, reply: Reply) -> None:
+        """Takes those out who would have got something else: they start over."""
+        for follower in tuple(flight.calls.values()):
+            if not is_for(follower, flight.leader, reply):
+                self.parted_total += 1
+                self.forget(follower, flight)
 
     async def _follow(self, call: Call, flight: Flight) -> Reply | None:
         """The flight's reply for this call, our refusal when its time is over, or None when it must start over."""
@@ -163,6 +177,8 @@ class Coalesce:
             self.forget(call, flight)
             raise
         head = flight.head
+        if self._members.get(call.call_id) is not flight:
+            return None
         if in_time and head is not None and head.stream is not None:
             call.fell_back = flight.leader.fell_back
             call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000

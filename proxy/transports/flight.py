@@ -271,6 +271,25 @@ def copy_of(head: Reply) -> Reply:
     return reply
 
 
+def is_for(call: Call, leader: Call, reply: Reply) -> bool:
+    """Whether what a leader got is also for a follower whose key may use other models.
+
+    Another model's answer is, if the follower may use that model too. A failure is not, where other models could stand in: those of the
+    follower's list may do better.
+    """
+    route, own, its = leader.route, call.identity, leader.identity
+    if route is None or not route.spares or own is None or its is None or own.models == its.models:
+        return True
+    if reply.outcome is not Outcome.OK or not leader.fell_back:
+        return reply.outcome is Outcome.OK
+    if own.models is None:
+        return True
+    entries = (leader.runtime.routes.get(alias) for alias in own.models)
+    return any(
+        reply.deployment == item.id for entry in entries if entry is not None for item in entry.route.deployments
+    )
+
+
 def know_the_end(reply: Reply, head: Reply) -> None:
     """Tells a follower's reply what is known when an answer is whole."""
     reply.finish_reason = head.finish_reason

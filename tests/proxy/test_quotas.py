@@ -117,6 +117,22 @@ async def test_a_downgrade_is_served_by_the_cheaper_model_and_booked_to_it(world
     assert [0, 12] == amounts
 
 
+async def test_a_key_is_downgraded_only_to_models_that_it_may_use(world: World) -> None:
+    """A quota grants nothing: a key that is limited to the dear model is refused, and the cheap one is not asked."""
+    large = await world.upstream(replies(answer(completion())))
+    small = await world.upstream(replies(answer(completion())))
+    tenant = TenantPolicy("acme", cache=UNCACHED, quotas=(_quota(QuotaAction.DOWNGRADE, to="small"),))
+    _with_small(world, tenant)
+    runtime = world.worker.app.runtime
+    assert runtime is not None
+    snapshot = runtime.snapshot
+    for allowed, status in ((("gpt",), 429), (("gpt", "small"), 200)):
+        keys = tuple(msgspec.structs.replace(key, models=allowed) for key in snapshot.keys)
+        world.worker.apply(msgspec.structs.replace(snapshot, keys=keys))
+        assert status == (await world.chat(max_tokens=3)).status_code
+    assert (0, 1) == (len(large.received), len(small.received))
+
+
 async def test_a_route_s_budget_fallback_serves_when_the_budget_is_too_small(world: World) -> None:
     """Too little money for the model asked for, enough for the one it falls back to; then for neither."""
     large = await world.upstream(replies(answer(completion())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -199,6 +200,27 @@ async def test_only_calls_that_ask_for_the_same_share(one: dict[str, object], ot
     await settle_down()
     await _finish(scene, tasks)
     assert [["x"], ["x"], ["a", "b"], ["a", "b"]] == scene.provider.asked
+
+
+@pytest.mark.parametrize("falls_back", [True, False])
+async def test_keys_with_other_models_share_only_what_stays_with_one_model(falls_back: bool) -> None:
+    """Where another model could stand in, each list of models has requests of its own; else it does not matter."""
+    scene = Scene()
+    tasks = []
+    for text in "xab":
+        for models in (None, frozenset({"small"})):
+            call = scene.call(text)
+            assert call.identity is not None
+            assert call.route is not None
+            call.identity = replace(call.identity, models=models)
+            call.route = replace(call.route, spares=call.candidates if falls_back else ())
+            tasks.append(scene.send(call))
+            await asyncio.sleep(0)
+    await settle_down()
+    await _finish(scene, tasks)
+    assert (
+        [["x"], ["x"], ["a", "b"], ["a", "b"]] if falls_back else [["x"], ["x", "a", "a", "b", "b"]]
+    ) == scene.provider.asked
 
 
 @pytest.mark.parametrize("how", ["off", "idempotent", "chat"])
