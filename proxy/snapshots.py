@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import random
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import structlog
 
 from controlplane.contract.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from controlplane.contract.wire import SNAPSHOT_PATH
@@ -33,7 +33,7 @@ RETRY_S_MIN = 0.1
 SLACK_S = 10.0  # how much longer than the server's own wait a poll may take
 DOCUMENT_BYTES_MAX = 64 * 1024 * 1024
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger("proxy.snapshots")
 
 
 class Snapshots:
@@ -142,18 +142,21 @@ class Snapshots:
             partial.replace(self._path)
         except OSError as error:
             self.unsaved_total += 1
-            _log.warning("the snapshot cannot be kept on disk: %s", error)
+            log.warning("the snapshot cannot be kept on disk", reason=str(error))
 
     def _refuse(self, reason: str) -> bool:
         if reason != self.last_error:
-            _log.error("snapshot refused, the last good one stays: %s", reason)
+            log.error("a snapshot is refused, the last good one stays", reason=reason)
         self.refused_total += 1
         self.last_error = reason
         return False
 
     def _failed(self, error: str) -> float:
         if not self.last_error:
-            _log.warning("no snapshots from the control plane, going on with the last one: %s", error)
+            meanwhile = (
+                "going on with the last one" if self.current is not None else "calls are refused until there is one"
+            )
+            log.warning(f"no snapshots from the control plane, {meanwhile}", reason=error)
         self.failures_total += 1
         self._interrupted = True
         self.last_error = error
