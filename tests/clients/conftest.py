@@ -13,7 +13,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # that client fet
 
 
 def catalog(made: World) -> str:
-    """Models of both protocols, and each served to the other's clients too."""
+    """Models of both protocols, and each served to the other's clients too; some clients know no names but OpenAI's."""
     return f"""
   - {{name: claude, dialect: anthropic, base_url: "http://127.0.0.1:{made.primary_port}", credential: "env:SIM_KEY"}}
   - {{name: slow, dialect: openai, base_url: "http://127.0.0.1:{made.secondary_port}/v1", credential: "env:SIM_KEY_2", first_byte_timeout_s: 30}}
@@ -28,6 +28,8 @@ models:
   - {{name: tts-1, deployments: [{{upstream: primary, model: tts-1}}]}}
   - {{name: whisper-1, deployments: [{{upstream: primary, model: whisper-1}}]}}
   - {{name: gpt-image-1, deployments: [{{upstream: primary, model: gpt-image-1}}]}}
+  - {{name: gpt-4.1, deployments: [{{upstream: claude, model: claude-sonnet-4-6}}]}}
+  - {{name: gpt-4, deployments: [{{upstream: slow, model: gpt-4o-mini}}]}}
   - {{name: hanging, deployments: [{{upstream: slow, model: gpt-4o-mini}}]}}
 tenants:
   - {{name: acme, cache: {{enabled: false}}, limits: {{requests_per_minute: 1000000, concurrency: 2000}}}}

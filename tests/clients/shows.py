@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 FEATURES = {
     "plain": "a whole answer",
     "stream": "an answer as it is made",
-    "async": "the asynchronous client",
+    "async": "the asynchronous client, of Node the only one",
     "tools": "tool calls",
     "structured": "answers that fit a schema",
     "images": "images in the request",

@@ -7,6 +7,7 @@ from typing import Any  # the SDK's typed dictionaries accept plain ones
 import anthropic
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
+from pydantic import BaseModel
 
 from tests.clients.shows import shows
 from tests.e2e.processes import World
@@ -152,3 +153,22 @@ def test_a_model_of_openai(client: Anthropic) -> None:
         called.stop_reason,
         [block.name for block in called.content if block.type == "tool_use"],
     )
+
+
+class Hammer(BaseModel):
+    """A hammer."""
+
+    name: str
+    weight_kg: float
+
+
+@shows("Anthropic, Python", "structured")
+def test_structured_answers(client: Anthropic) -> None:
+    """Its helper gives objects of the asked type, whole and streamed, from a model of Anthropic's and from one of OpenAI's."""
+    for model in (CLAUDE, "gpt-4o-mini"):
+        asked: Any = {"model": model, "max_tokens": 1_000, "messages": QUESTION, "output_format": Hammer}
+        with client.messages.stream(**asked) as stream:
+            streamed = stream.get_final_message().parsed_output
+        whole = client.messages.parse(**asked).parsed_output
+        assert isinstance(whole, Hammer)
+        assert whole == streamed

@@ -97,3 +97,15 @@ def test_a_body_it_sends_is_the_body_that_arrives(gateway: World, client: httpx.
     ).json()["usage"]
     kinds = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
     assert [straight[kind] for kind in kinds] == [through[kind] for kind in kinds]
+
+
+@shows("Claude Code, gateway protocol", "cross", "tools")
+def test_a_model_of_openais_with_the_ceiling_that_it_always_names(client: httpx.Client) -> None:
+    """It asks for up to 32,000 tokens whatever the model: one that gives fewer answers all the same, and uses its tools."""
+    tool = {"name": "Bash", "input_schema": {"type": "object", "properties": {"command": {"type": "string"}}}}
+    messages = [{"role": "user", "content": "Use the Bash tool."}]
+    body = {**BODY, "messages": messages, "tools": [tool], "tool_choice": {"type": "any"}, "max_tokens": 32_000}
+    for model in ("gpt-4o-mini", CLAUDE):
+        answer = client.post("/v1/messages?beta=true", json={**body, "model": model})
+        assert 200 == answer.status_code, answer.text
+        assert ("tool_use", "Bash") == (answer.json()["stop_reason"], answer.json()["content"][-1]["name"])

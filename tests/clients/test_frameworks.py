@@ -159,7 +159,7 @@ async def test_the_agents_sdk(gateway: World) -> None:
             assert streamed.final_output
 
 
-@shows("curl and plain HTTP", "plain", "errors")
+@shows("curl and plain HTTP", "plain", "stream", "errors")
 def test_plain_http(gateway: World) -> None:
     """A request made by hand is answered, with or without `/v1`, and a wrong one is told what to do."""
     headers = {"authorization": f"Bearer {gateway.key()}"}
@@ -167,5 +167,8 @@ def test_plain_http(gateway: World) -> None:
     for url in (gateway.base_url, gateway.base_url.removesuffix("/v1")):
         answer = httpx.post(f"{url}/chat/completions", json=body, headers=headers, timeout=30)
         assert 200 == answer.status_code
+        with httpx.stream("POST", f"{url}/chat/completions", json={**body, "stream": True}, headers=headers) as stream:
+            lines = [line for line in stream.iter_lines() if line]
+        assert ("data: {", "data: [DONE]") == (lines[0][:7], lines[-1])
     wrong = httpx.post(f"{gateway.base_url}/chat/completions", content=b"{", headers=headers, timeout=30)
     assert (400, "malformed") == (wrong.status_code, wrong.json()["error"]["code"])

@@ -30,7 +30,7 @@ def run(gateway: World, script: str, scenario: str) -> dict[str, Any]:
     return found
 
 
-@shows("OpenAI, Node", "plain", "stream", "usage")
+@shows("OpenAI, Node", "plain", "stream", "async", "usage")
 def test_openai_chat(gateway: World) -> None:
     """Text and usage are the same, streamed or not."""
     found = run(gateway, "openai.mjs", "chat")
@@ -53,6 +53,13 @@ def test_openai_responses(gateway: World) -> None:
     assert {"response.created", "response.output_text.delta", "response.completed"} <= set(found["kinds"])
 
 
+@shows("OpenAI, Node", "images", "media")
+def test_openai_images_and_sound(gateway: World) -> None:
+    """Images are read and drawn, sound is made and heard, texts are moderated."""
+    wanted = {"seen": True, "sound": True, "heard": True, "drawn": True, "flagged": 1}
+    assert wanted == run(gateway, "openai.mjs", "media")
+
+
 @shows("OpenAI, Node", "embeddings", "models", "cross")
 def test_openai_embeddings_models_and_a_claude_model(gateway: World) -> None:
     """Embeddings in order, the list of models, and an answer of a model of Anthropic's."""
@@ -70,7 +77,7 @@ def test_openai_errors(gateway: World) -> None:
     assert "APIConnectionTimeoutError" == found["late"][0]
 
 
-@shows("Anthropic, Node", "plain", "stream", "usage")
+@shows("Anthropic, Node", "plain", "stream", "async", "usage")
 def test_anthropic_messages(gateway: World) -> None:
     """Content, stop reason and usage are the same, streamed or not."""
     found = run(gateway, "anthropic.mjs", "messages")
@@ -85,6 +92,13 @@ def test_anthropic_tools_counting_and_a_model_of_openai(gateway: World) -> None:
     assert counted["tokens"] > 0
     assert "claude-sonnet-4-6" in counted["names"]
     assert run(gateway, "anthropic.mjs", "cross")["text"]
+
+
+@shows("Anthropic, Node", "structured", "images")
+def test_anthropic_schemas_and_images(gateway: World) -> None:
+    """Its helper for schemas gives objects and images are read, by a model of Anthropic's and by one of OpenAI's."""
+    found = run(gateway, "anthropic.mjs", "typed")
+    assert [{"keys": ["name", "weight_kg"], "seen": True}] * 2 == [found["claude-sonnet-4-6"], found["gpt-4o-mini"]]
 
 
 @shows("Anthropic, Node", "errors", "time-outs")

@@ -1,5 +1,6 @@
 // Anthropic's own client for Node: one scenario a run, its findings as JSON on standard output.
 import Anthropic from "@anthropic-ai/sdk";
+import { jsonSchemaOutputFormat } from "@anthropic-ai/sdk/helpers/json-schema";
 
 const [, , scenario, baseURL, apiKey] = process.argv;
 const client = new Anthropic({ baseURL, apiKey, maxRetries: 0 });
@@ -9,6 +10,12 @@ const tools = [{
   name: "weather",
   input_schema: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
 }];
+const hammer = {
+  type: "object",
+  properties: { name: { type: "string" }, weight_kg: { type: "number" } },
+  required: ["name", "weight_kg"],
+};
+const pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
 const scenarios = {
   async messages() {
@@ -24,6 +31,18 @@ const scenarios = {
     const streamed = await client.messages.stream(options).finalMessage();
     const use = (answer) => answer.content.find((block) => block.type === "tool_use");
     return { whole: use(whole).input, streamed: use(streamed).input, name: use(streamed).name };
+  },
+  async typed() {
+    const output_config = { format: jsonSchemaOutputFormat(hammer) };
+    const read = { type: "image", source: { type: "base64", media_type: "image/png", data: pixel } };
+    const asked = [{ role: "user", content: [read, { type: "text", text: "What is it?" }] }];
+    const found = {};
+    for (const name of [model, "gpt-4o-mini"]) {
+      const typed = await client.messages.parse({ model: name, max_tokens: 1000, messages, output_config });
+      const seen = await client.messages.create({ model: name, max_tokens: 50, messages: asked });
+      found[name] = { keys: Object.keys(typed.parsed_output).sort(), seen: seen.content[0].text.length > 0 };
+    }
+    return found;
   },
   async counting() {
     const counted = await client.messages.countTokens({ model, messages });

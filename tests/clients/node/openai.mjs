@@ -1,5 +1,5 @@
 // OpenAI's own client for Node: one scenario a run, its findings as JSON on standard output.
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { zodTextFormat, zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
@@ -58,6 +58,20 @@ const scenarios = {
     const answer = await client.embeddings.create({ model: "text-embedding-3-small", input: ["a", "b", "a"], dimensions: 64 });
     const [first, second, third] = answer.data.map((item) => item.embedding);
     return { length: second.length, same: first.every((x, i) => x === third[i]), different: first.some((x, i) => x !== second[i]) };
+  },
+  async media() {
+    const url = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+    const asked = [{ role: "user", content: [{ type: "text", text: "What is it?" }, { type: "image_url", image_url: { url } }] }];
+    const seen = await client.chat.completions.create({ model, messages: asked });
+    const spoken = await client.audio.speech.create({ model: "tts-1", voice: "alloy", input: "A hammer.", response_format: "wav" });
+    const sound = Buffer.from(await spoken.arrayBuffer());
+    const heard = await client.audio.transcriptions.create({ model: "whisper-1", file: await toFile(sound, "a.wav") });
+    const drawn = await client.images.generate({ model: "gpt-image-1", prompt: "A hammer." });
+    const flagged = await client.moderations.create({ input: "A hammer." });
+    return {
+      seen: seen.choices[0].message.content.length > 0, sound: sound.length > 0, heard: typeof heard.text === "string",
+      drawn: drawn.data[0].b64_json.length > 0, flagged: flagged.results.length,
+    };
   },
   async models() {
     const names = [];
