@@ -58,7 +58,12 @@ class _Fields(msgspec.Struct):
     response: msgspec.Raw = msgspec.Raw(b"")
 
 
+class _Given(msgspec.Struct):
+    items: msgspec.Raw = msgspec.Raw(b"[]")
+
+
 _decode_fields = msgspec.json.Decoder(_Fields).decode
+_decode_given = msgspec.json.Decoder(_Given).decode
 
 
 def names_ids(body: bytes) -> bool:
@@ -119,6 +124,15 @@ def made_by(body: bytes | msgspec.Raw, *, kept: bool) -> Made:
         return Made()
     known = [name for name in dict.fromkeys(ids) if 0 < len(name) <= ID_CHARS_MAX]
     return Made(id=fields.id, status=fields.status or "", ids=tuple(known[:IDS_MAX]), usage=fields.usage)
+
+
+def ids_given(body: bytes) -> frozenset[str]:
+    """The ids that a request's own items bear. Whoever sends an item whole may call it what they like, so these prove nothing."""
+    try:
+        given = _decode_given(body).items
+    except (msgspec.DecodeError, RecursionError):
+        return frozenset()
+    return frozenset(name for item in _objects(_decode(given)) if isinstance(name := item.get("id"), str))
 
 
 def _id_of(value: Json, field: str) -> str:

@@ -23,7 +23,7 @@ from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import data_of, events_in
 from proxy.dialects.openai_usage import read_io_usage
 from proxy.dialects.operations import OPERATIONS
-from proxy.dialects.responses_state import Made, made_by
+from proxy.dialects.responses_state import Made, ids_given, made_by
 from proxy.dialects.searches import searches_of
 from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
@@ -36,6 +36,8 @@ KEPT_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.kept
 _ID = re.compile(r"[A-Za-z0-9_\-]{1,256}")
 _NOUNS = {"previous_response_id": "Previous response", "conversation": "Conversation", "tools": "Container"}
 _ENDED = frozenset(("completed", "incomplete", "cancelled", "failed"))
+# What they list came from clients, under ids that those may have chosen: it makes nothing its reader's.
+_LISTS = frozenset(("responses_input_items", "conversations_items_list", "conversations_items_get"))
 _STORED = frozenset((CacheState.HIT, CacheState.STALE))
 
 
@@ -188,6 +190,10 @@ class Kept:
     async def note(self, call: Call, said: bytes, owner: Owner) -> None:
         """Writes down what an answer or an event of one says. A client that leaves meanwhile makes nothing nobody's, and nothing free."""
         made = made_by(said, kept=_is_kept(call))
+        if call.operation in _LISTS:
+            return
+        if call.operation == "conversations_items_create" and (given := ids_given(call.body)):
+            made = msgspec.structs.replace(made, ids=tuple(name for name in made.ids if name not in given))
         noting = asyncio.ensure_future(self._remember(call, made, owner, said))
         try:
             await asyncio.shield(noting)

@@ -34,12 +34,16 @@ Document = dict[str, object]
 
 @dataclass
 class Account:
-    """What one upstream keeps. busy: responses made in the background are not finished while it is set."""
+    """What one upstream keeps. busy: responses made in the background are not finished while it is set.
+
+    renames: items that are put into a conversation get ids of its own.
+    """
 
     name: str = "a"
     things: dict[str, Document] = field(default_factory=dict)
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)  # method, target, body
     busy: bool = False
+    renames: bool = True
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     async def script(self, wire: Wire, request: Received) -> None:
@@ -116,7 +120,8 @@ class Account:
         if segments[2:] and segments[2] in ("input_items", "items"):
             items: list[Document] = thing.setdefault("items", [])  # type: ignore[assignment]
             if method == "POST":
-                items += [dict(item, id=self._id("msg")) for item in document["items"]]  # type: ignore[attr-defined]
+                given: list[Document] = document["items"]  # type: ignore[assignment]
+                items += [item | {"id": self._id("msg")} if self.renames else item for item in given]
             found: Document = {"object": "list", "data": items, "first_id": None, "last_id": None, "has_more": False}
             return answer(json.dumps(found if len(segments) < 4 else items[0]).encode())
         if method == "DELETE":

@@ -161,6 +161,30 @@ async def test_items_that_carry_their_content_need_no_owner(world: World) -> Non
     assert 200 == got.status_code
 
 
+async def test_nobody_comes_to_own_what_they_only_named(world: World) -> None:
+    """An upstream that lists whole items under the ids that a client gave them makes nothing of another tenant's that client's."""
+    account = Account()
+    await two_tenants(world, account)
+    foreign = (await ask(world, ANN, "POST", "/v1/responses", {"model": "gpt", "input": "hi"})).json()["output"][0][
+        "id"
+    ]
+    item = {"type": "message", "id": foreign, "role": "user", "content": "mine"}
+    id_ = await make(world, BOB, input=[item])
+    account.things[id_]["items"] = [item]
+    home = (await ask(world, BOB, "POST", "/v1/conversations", {})).json()["id"]
+    account.renames = False
+    assert 200 == (await ask(world, BOB, "POST", f"/v1/conversations/{home}/items", {"items": [item]})).status_code
+    for path in (
+        f"responses/{id_}/input_items",
+        f"conversations/{home}/items",
+        f"conversations/{home}/items/{foreign}",
+    ):
+        assert foreign in (await ask(world, BOB, "GET", f"/v1/{path}")).text
+    for named in ({"type": "item_reference", "id": foreign}, {"id": foreign}):
+        got = await ask(world, BOB, "POST", "/v1/responses", {"model": "gpt", "input": [named]})
+        assert (404, "not_found") == (got.status_code, got.json()["error"]["code"])
+
+
 async def test_a_response_is_found_where_it_was_made(world: World) -> None:
     """With several deployments, what is kept is asked for and continued at its own, whatever the route prefers now."""
     first, second = Account("a"), Account("b")
