@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import structlog
 import uvloop
+from structlog.typing import Processor
 
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.listening import Listening
@@ -45,16 +47,7 @@ def main() -> int:
     parser.add_argument("--sockets", default="", help=argparse.SUPPRESS)  # listening, by worker
     parser.add_argument("--started", type=int, default=-1, help=argparse.SUPPRESS)  # a pipe, to be told that it serves
     arguments = parser.parse_args()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        # One write for each line, also when PYTHONUNBUFFERED is set: the workers share what they write to.
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-    )
+    _open_log()
     try:
         settings = load_settings(arguments.settings)
         secrets = load_secrets(os.environ)
@@ -71,6 +64,27 @@ def main() -> int:
     except (OSError, SpoolLocked) as error:
         log.critical("the worker cannot serve", reason=str(error))
         return 1
+
+
+def _open_log() -> None:
+    """Every line is JSON and one write, for workers share what they write to; a log that cannot be written stops nothing."""
+    shared: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    last: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.JSONRenderer(),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=shared))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("proxy").setLevel(logging.INFO)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
 
 
 class Family(NamedTuple):

@@ -9,11 +9,11 @@ the control plane's trouble or the operator's, not the batch's, and is tried aga
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 
 import httpx
-import structlog
 
 from controlplane.contract.wire import BATCH_PATH, TOKEN_HEADER, batch_token
 from proxy.spool import Spool
@@ -22,7 +22,7 @@ from proxy.uplink import Backoff
 POISON = frozenset({400, 409, 410, 411, 413, 414, 415, 422})
 RETRY_S_MIN = 0.25
 
-log = structlog.get_logger("proxy.shipper")
+_log = logging.getLogger(__name__)
 
 
 class Shipper:
@@ -87,7 +87,7 @@ class Shipper:
         try:
             data = await asyncio.to_thread(self._spool.read, number)
         except FileNotFoundError:
-            log.critical("a segment is gone from the spool's directory; its records are lost", segment=token)
+            _log.error("segment %s is gone from the spool's directory; its records are lost", token)
             if not self._spool.remove(number):
                 return "a segment is gone from the spool's directory, and the ledger's checkpoint cannot be written"
             self.lost_total += 1
@@ -105,15 +105,13 @@ class Shipper:
             self.shipped_bytes_total += len(data)
             return ""
         if answer.status_code in POISON:
-            log.error(
-                "a batch is refused and set aside", batch=token, status=answer.status_code, answer=answer.text[:200]
-            )
+            _log.error("batch %s refused with %d and set aside: %.200s", token, answer.status_code, answer.text)
             return "" if self._spool.set_aside(number) else "a refused segment cannot be set aside"
         return f"the control plane answered {answer.status_code}"
 
     def _failed(self, error: str) -> float:
         if not self.last_error:
-            log.warning("records cannot be shipped and wait in the spool", reason=error)
+            _log.warning("records cannot be shipped and wait in the spool: %s", error)
         self.failures_total += 1
         self.last_error = error
         return self._backoff.failed()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from pathlib import Path
 
 import httpx
 import msgspec
-import structlog
 
 from controlplane.contract.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from controlplane.contract.wire import SNAPSHOT_PATH
@@ -33,7 +33,7 @@ RETRY_S_MIN = 0.1
 SLACK_S = 10.0  # how much longer than the server's own wait a poll may take
 DOCUMENT_BYTES_MAX = 64 * 1024 * 1024
 
-log = structlog.get_logger("proxy.snapshots")
+_log = logging.getLogger(__name__)
 
 
 class Snapshots:
@@ -142,21 +142,19 @@ class Snapshots:
             partial.replace(self._path)
         except OSError as error:
             self.unsaved_total += 1
-            log.warning("the snapshot cannot be kept on disk", reason=str(error))
+            _log.warning("the snapshot cannot be kept on disk: %s", error)
 
     def _refuse(self, reason: str) -> bool:
         if reason != self.last_error:
-            log.error("a snapshot is refused, the last good one stays", reason=reason)
+            _log.error("snapshot refused, the last good one stays: %s", reason)
         self.refused_total += 1
         self.last_error = reason
         return False
 
     def _failed(self, error: str) -> float:
         if not self.last_error:
-            meanwhile = (
-                "going on with the last one" if self.current is not None else "calls are refused until there is one"
-            )
-            log.warning(f"no snapshots from the control plane, {meanwhile}", reason=error)
+            meanwhile = "calls are refused until one comes" if self.current is None else "going on with the last one"
+            _log.warning("no snapshots from the control plane, %s: %s", meanwhile, error)
         self.failures_total += 1
         self._interrupted = True
         self.last_error = error

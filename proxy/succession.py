@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,6 @@ from typing import NamedTuple
 
 import httpx
 import msgspec
-import structlog
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.snapshot import ProxyStatus, Window
@@ -37,7 +37,7 @@ from proxy.spool import Spool, SpoolLocked, replace_file
 
 _PLAN = "share-out.plan"
 
-log = structlog.get_logger("proxy.succession")
+_log = logging.getLogger(__name__)
 
 
 def share_out(settings: ProxySettings, *, now_us: int | None = None) -> None:
@@ -72,8 +72,8 @@ def share_out(settings: ProxySettings, *, now_us: int | None = None) -> None:
             if not complete or any(found[name].tenants for name in retired):
                 raise
             # The same workers as before, each within its part: a full disk must not keep them from serving.
-            log.warning(
-                "what was spent cannot be shared out evenly and stays with the workers that have it", reason=str(error)
+            _log.warning(
+                "what was spent cannot be shared out evenly and stays with the workers that have it: %s", error
             )
             return
         _carry_out(plan, states, spools)
@@ -118,7 +118,7 @@ class Retired:
             try:
                 self._spools.append(open_spool(settings, name, Ledger()))
             except (SpoolLocked, OSError) as error:
-                log.warning("the spool of a retired worker cannot be opened", worker=name, reason=str(error))
+                _log.error("the spool of the retired worker %s cannot be opened: %s", name, error)
         self._shippers = [
             Shipper(spool, uplink, tick_s=settings.segment_age_s, retry_s_max=settings.ship_retry_s_max)
             for spool in self._spools
@@ -136,7 +136,7 @@ class Retired:
                 try:
                     pause_s = await shipper.step()
                 except OSError as error:
-                    log.warning("a retired worker's spool cannot be read", reason=str(error))
+                    _log.error("a retired worker's spool cannot be read: %s", error)
                     break
                 await asyncio.sleep(pause_s)
 
@@ -209,7 +209,7 @@ def _read_plan(plan: Path) -> dict[str, LedgerState] | None:
             return msgspec.msgpack.decode(data[4:], type=dict[str, LedgerState])
     except msgspec.DecodeError:
         pass
-    log.error("a plan of shares is damaged and set aside; each ledger is taken as it is", plan=str(plan))
+    _log.error("%s is damaged and set aside; each ledger is taken as it is", plan)
     plan.rename(plan.with_suffix(".damaged"))
     return None
 

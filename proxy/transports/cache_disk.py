@@ -14,6 +14,7 @@ Keys and values are plain bytes; the pickles that `diskcache` would make of anyt
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import sqlite3
 import struct
@@ -26,7 +27,6 @@ from typing import Any  # diskcache has no types
 
 import diskcache
 import msgspec
-import structlog
 
 from proxy.transports.cache_entry import CacheEntry, decode_entry, encode_entry
 
@@ -45,7 +45,7 @@ _TROUBLE = (sqlite3.Error, OSError, ValueError, TypeError, diskcache.Timeout)
 _Directory = list[tuple[bytes, bytes]]  # key and place of each entry of a page
 _encode_directory = msgspec.msgpack.Encoder().encode
 _decode_directory = msgspec.msgpack.Decoder(_Directory).decode
-log = structlog.get_logger("proxy.cache_disk")
+_log = logging.getLogger(__name__)
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
@@ -311,7 +311,7 @@ class DiskTier:
 
     def _failed(self, message: str) -> None:
         if not self.errors_total:
-            log.warning("the cache's disk tier is left out", reason=message)
+            _log.warning("%s; going on without it", message)
         self.errors_total += 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import socket
@@ -26,6 +27,26 @@ def test_each_line_of_the_log_is_one_write(tmp_path: Path) -> None:
         written = ours.recv(65536)
     assert 1 == status
     assert (b"the worker cannot serve" in written, b"\n") == (True, written[-1:])
+
+
+def test_every_line_of_the_log_is_json(tmp_path: Path) -> None:
+    """Also what modules say that know nothing of each other; and who has no snapshot does not speak of the last one."""
+    settings = f'{{"data_dir": "{tmp_path}", "port": 0, "control_plane_url": "http://127.0.0.1:1"}}'
+    (tmp_path / "settings.json").write_text(settings)
+    with subprocess.Popen(
+        [sys.executable, "-m", "proxy", "--settings", str(tmp_path / "settings.json")],
+        env=os.environ | {"HEPH_KEY_PEPPER": "07" * 32, "HEPH_INTERNAL_TOKEN": "t"},
+        stderr=subprocess.PIPE,
+    ) as worker:
+        assert worker.stderr is not None
+        lines = []
+        for line in worker.stderr:
+            lines.append(json.loads(line))
+            if "no snapshots" in lines[-1]["event"]:
+                break
+        worker.kill()
+    assert ("warning", True) == (lines[-1]["level"], "until one comes" in lines[-1]["event"])
+    assert {"event", "level", "timestamp"} == set.intersection(*map(set, lines))
 
 
 def test_a_worker_may_open_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
