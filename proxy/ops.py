@@ -41,9 +41,11 @@ class Ops:
 
     def answer(self, path: str, method: str, exchange: Exchange) -> None:
         """One request that is no call."""
-        if method not in ("GET", "HEAD"):
-            refusal = refusals.METHOD_NOT_ALLOWED if path in ("/livez", "/readyz", "/metrics") else refusals.NOT_FOUND
-            self.refuse(refusal, f"{method} {path[:128]} is not something this proxy serves", exchange)
+        if method not in ("GET", "HEAD") and path in ("/livez", "/readyz", "/metrics"):
+            message = f"{method} {path} is not something this proxy serves; use GET"
+            self.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange)
+        elif method not in ("GET", "HEAD"):
+            self.refuse(refusals.NOT_FOUND, _nothing_at(path), exchange)
         elif path in ("/livez", "/", "/v1"):  # clients look whether anything answers at their base address
             exchange.answer(200, _JSON_LINE, b'{"status":"alive"}')
         elif path == "/readyz":
@@ -53,11 +55,7 @@ class Ops:
         elif path == "/metrics":
             exchange.answer(200, _TEXT_LINE, self._metrics.render())
         else:
-            message = (
-                f"there is no {path[:128]} here; what is served is OpenAI's and Anthropic's calls (/v1/chat/completions, /v1/responses, "
-                "/v1/embeddings, /v1/messages, ...), and for tenants with a grant any path of an upstream under /passthrough/{upstream}/"
-            )
-            self.refuse(refusals.NOT_FOUND, message, exchange)
+            self.refuse(refusals.NOT_FOUND, _nothing_at(path), exchange)
 
     def _ready(self) -> dict[str, str]:
         degraded = self._degraded()
@@ -69,6 +67,14 @@ class Ops:
         shape(reply, protocol_of(operation, exchange.headers), new_id("call"))
         source = (b"x-heph-error-source", refusal.source.encode())
         exchange.answer(reply.status, header_lines([*reply.headers, source]), reply.body)
+
+
+def _nothing_at(path: str) -> str:
+    """What is said of a path that is none of ours."""
+    return (
+        f"there is no {path[:128]} here; what is served is OpenAI's and Anthropic's calls (/v1/chat/completions, /v1/responses, "
+        "/v1/embeddings, /v1/messages, ...), and for tenants with a grant any path of an upstream under /passthrough/{upstream}/"
+    )
 
 
 def models_reply(call: Call) -> Reply:
