@@ -83,14 +83,15 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Reservation:
-    """What one call may cost at worst, held until it is released. warnings: the soft quotas that it passed."""
+    """What one call may cost at worst, held until it is released. warnings: the soft quotas that it passed. requests: 0 when it has ended."""
 
-    __slots__ = ("accounts", "nanousd", "tokens", "warnings")
+    __slots__ = ("accounts", "nanousd", "requests", "tokens", "warnings")
 
     def __init__(
         self, accounts: tuple[Account, ...], *, tokens: int, nanousd: int, warnings: tuple[Refused, ...] = ()
     ) -> None:
         self.accounts = accounts
+        self.requests = 1
         self.tokens = tokens
         self.nanousd = nanousd
         self.warnings = warnings
@@ -211,9 +212,15 @@ class Ledger:
         accounts, reservation.accounts = reservation.accounts, ()
         for account in accounts:
             held = account.held
-            held.requests -= 1
+            held.requests -= reservation.requests
             held.tokens -= reservation.tokens
             held.nanousd -= reservation.nanousd
+
+    def outlive(self, reservation: Reservation) -> None:
+        """The call has ended and is no request any more, but what it may cost stays held."""
+        for account in reservation.accounts:
+            account.held.requests -= reservation.requests
+        reservation.requests = 0
 
     def book(self, record: CallRecord) -> None:
         """Settles one call: the only way in which settled amounts move."""
