@@ -133,6 +133,11 @@ def watch_kept(
     watch("owners_forged_total", "Owners that were found and that we did not write.", lambda: owners.forged_total)
     watch("owners_refused_total", "Ids that the asking tenant did not make.", lambda: kept.refused_total)
     watch("owners_unsettled", "Responses in the background whose usage is not known yet.", lambda: settlement.waiting)
+    watch(
+        "owners_held",
+        "Responses in the background whose cost this worker holds against budgets.",
+        lambda: kept.promises.held,
+    )
     watch("owners_unsettled_looks_total", "Looks at those.", lambda: settlement.looks_total)
     watch(
         "owners_given_up_total",

@@ -58,6 +58,7 @@ from proxy.transports.kept import KEPT_OPERATIONS, Kept
 from proxy.transports.litellm import LitellmTransport
 from proxy.transports.owners import Owners
 from proxy.transports.passthrough import Passthrough
+from proxy.transports.promises import Promises
 from proxy.transports.shadow import Shadow
 from proxy.uplink import open_uplink
 
@@ -237,7 +238,13 @@ class Worker:
     def _join_kept(self, stages: Sequence[Stage]) -> None:
         """The pipeline, with what knows whose the things are that upstreams keep."""
         settings = self.settings
-        self.kept = Kept(self.cache, self.owners, settings, self.metrics)
+        self.promises = Promises(
+            self.owners,
+            self.ledger,
+            unsettled_max=settings.background_responses_max,
+            every_s=settings.background_look_every_s,
+        )
+        self.kept = Kept(self.cache, self.owners, settings, self.metrics, self.promises)
         local = dict.fromkeys(KEPT_OPERATIONS, self.kept)
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, self.metrics, local=local)
         self.settlement = Settlement(
@@ -418,6 +425,7 @@ class Worker:
                 *(() if self.hints is None else (("hints", self.hints.run()),)),
                 *(() if self.retired is None else (("retired", self.retired.run()),)),
                 *(() if self._share.worker else (("settlement", self.settlement.run()),)),
+                ("promises", self.promises.run()),
             )
         ]
 

@@ -30,6 +30,7 @@ from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 from proxy.runtime import Candidate, RouteEntry, Runtime
 from proxy.transports.owners import Owner, Owners, OwnersUnavailable, Unsettled
+from proxy.transports.promises import Promises
 from proxy.view import read_view
 
 KEPT_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.kept)
@@ -38,19 +39,23 @@ _NOUNS = {"previous_response_id": "Previous response", "conversation": "Conversa
 _ENDED = frozenset(("completed", "incomplete", "cancelled", "failed"))
 # What they list came from clients, under ids that those may have chosen: it makes nothing its reader's.
 _LISTS = frozenset(("responses_input_items", "conversations_items_list", "conversations_items_get"))
+_FULL_RETRY_S = 5.0
 _STORED = frozenset((CacheState.HIT, CacheState.STALE))
 
 
 class Kept:
     """Holds every call on what upstreams keep against its owner, sends it there, and writes down what comes to be."""
 
-    def __init__(self, inner: Transport, owners: Owners, settings: ProxySettings, metrics: ProxyMetrics) -> None:
+    def __init__(
+        self, inner: Transport, owners: Owners, settings: ProxySettings, metrics: ProxyMetrics, promises: Promises
+    ) -> None:
         self._inner = inner
         self._owners = owners
         self._settings = settings
         self._metrics = metrics
         self._places: tuple[Runtime, _Places] | None = None
         self.look: Callable[[Unsettled], Awaitable[None]] | None = None  # set by whoever settles what is unsettled
+        self.promises = promises
         self.refused_total = 0  # ids that the tenant did not make
 
     async def send(self, call: Call) -> Reply:
@@ -93,6 +98,10 @@ class Kept:
         view, entry = call.view, call.route
         assert view is not None and entry is not None, "decode and route come first"  # noqa: S101, PT018
         if view.background:
+            if self.promises.full:
+                self._metrics.bound_hit("background_responses_max")
+                message = "too many responses in the background are not finished; try again when some are"
+                return refuse(refusals.OVERLOADED, message, retry_after_s=_FULL_RETRY_S), None
             call.route = _pinned(entry, call.candidates)
         if not view.continues:
             return None, None
@@ -210,10 +219,13 @@ class Kept:
         if made.status not in _ENDED:
             if call.operation == "responses":
                 await self._owners.promise(_unsettled(call, made.id))
+                self.promises.hold(call, _unsettled(call, made.id))
             return
         tokens = read_io_usage(made.usage) if bytes(made.usage) else None
         try:
-            if not await self._owners.settle(_tenant_of(call), made.id) or tokens is None:
+            first = await self._owners.settle(_tenant_of(call), made.id)
+            self.promises.settled(_unsettled(call, made.id))
+            if not first or tokens is None:
                 return
         except OwnersUnavailable:
             self._metrics.bound_hit("state_wait_s")

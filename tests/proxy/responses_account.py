@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 
 from controlplane.contract.keys import hash_key
-from controlplane.contract.snapshot import Deployment, KeyEntry, Route, Snapshot, TenantPolicy, Upstream
+from controlplane.contract.snapshot import Budget, Deployment, KeyEntry, Route, Snapshot, TenantPolicy, Upstream
 from tests.proxy.fakes import (
     PEPPER,
     PRICE,
@@ -137,16 +137,24 @@ class Account:
         return f"{prefix}_{self.name}{next(self._numbers):04d}"
 
 
-async def two_tenants(world: World, *accounts: Account, models: tuple[str, ...] = ("gpt",), version: int = 1) -> None:
+async def two_tenants(
+    world: World,
+    *accounts: Account,
+    models: tuple[str, ...] = ("gpt",),
+    version: int = 1,
+    budgets: tuple[Budget, ...] = (),
+) -> None:
     """Ann's and Bob's tenants, and a model at each account; with one model, all accounts are its deployments."""
     if not world.upstreams:
         for account in accounts:
             await world.upstream(account.script)
     ports = [item.port for item in world.upstreams]
-    world.worker.apply(snapshot(ports, models=models, version=version))
+    world.worker.apply(snapshot(ports, models=models, version=version, budgets=budgets))
 
 
-def snapshot(ports: list[int], *, models: tuple[str, ...] = ("gpt",), version: int = 1) -> Snapshot:
+def snapshot(
+    ports: list[int], *, models: tuple[str, ...] = ("gpt",), version: int = 1, budgets: tuple[Budget, ...] = ()
+) -> Snapshot:
     """What `two_tenants` applies."""
     deployments = [Deployment(f"u{n}/m", f"u{n}", f"model-{n}", price=PRICE, order=n) for n in range(len(ports))]
     routes = (
@@ -157,7 +165,7 @@ def snapshot(ports: list[int], *, models: tuple[str, ...] = ("gpt",), version: i
     return Snapshot(
         version=version,
         created_us=1,
-        tenants=(TenantPolicy("ann"), TenantPolicy("bob")),
+        tenants=(TenantPolicy("ann", budgets=budgets), TenantPolicy("bob")),
         keys=tuple(
             KeyEntry(hash_key(f"sk-heph-{name}".encode(), PEPPER), f"key_{name}", name) for name in ("ann", "bob")
         ),

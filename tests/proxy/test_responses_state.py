@@ -16,6 +16,7 @@ from msgspec import structs
 
 from controlplane.contract.pricing import Price, ServicePrice, Tokens
 from controlplane.contract.records import CostState, Outcome
+from controlplane.contract.snapshot import Budget, Window
 from proxy.settlement import Settlement
 from tests.proxy.fakes import PRICE, STREAM_HEAD, Clock, Received, Wire, World, chunk, sends_then_hangs, until
 from tests.proxy.responses_account import ANN, BOB, Account, snapshot, two_tenants
@@ -299,6 +300,46 @@ async def test_a_background_response_that_nobody_reads_is_booked_all_the_same(wo
     assert [0, 0, 0, 0, 19_000] == [record.cost_nanousd for record in records]
     await ask(world, ANN, "GET", f"/v1/responses/{id_}")
     assert 0 == world.records()[-1].cost_nanousd
+
+
+async def test_what_runs_in_the_background_is_held_against_its_tenant_s_budget(world: World) -> None:
+    """A budget for one response is one for one at a time, whoever settles it: the proxy, its client, or another worker."""
+    account = Account(busy=True)
+    await two_tenants(world, account, budgets=(Budget("b", Window.TOTAL, nanousd=2_000_000),))
+    ends = (
+        lambda id_: ask(world, ANN, "GET", f"/v1/responses/{id_}"),
+        lambda _: world.worker.settlement.look_at_all(),
+        lambda id_: world.worker.owners.settle("ann", id_),
+    )
+    body = {"model": "gpt", "input": "hi", "max_output_tokens": 500, "background": True}
+    for settle in ends:
+        id_ = str((await ask(world, ANN, "POST", "/v1/responses", body)).json()["id"])
+        assert {0} == {account.held.requests for account in world.worker.ledger.accounts()}
+        assert 1 == world.worker.promises.held
+        got = await ask(world, ANN, "POST", "/v1/responses", body)
+        assert (429, "over_budget") == (got.status_code, got.json()["error"]["code"])
+        await world.worker.promises.look()
+        assert 1 == world.worker.promises.held
+        account.finish(id_)
+        await settle(id_)
+        await world.worker.promises.look()
+        assert (0, (0, 0)) == (world.worker.promises.held, world.worker.ledger.reserved("ann"))
+
+
+async def test_no_more_run_in_the_background_than_can_be_settled(tmp_path: Path) -> None:
+    """One more would push out one whose usage nobody could learn any more; when some are finished there is room again."""
+    account = Account(busy=True)
+    world = await World(tmp_path).start(background_responses_max=2)
+    await two_tenants(world, account)
+    body = {"model": "gpt", "input": "hi", "background": True}
+    first, _ = await make(world, background=True), await make(world, background=True)
+    got = await ask(world, ANN, "POST", "/v1/responses", body)
+    assert (503, "overloaded") == (got.status_code, got.json()["error"]["code"])
+    account.finish(first)
+    await ask(world, ANN, "GET", f"/v1/responses/{first}")
+    await world.worker.promises.look()
+    await make(world, background=True)
+    await world.stop()
 
 
 async def test_a_background_stream_whose_client_leaves_is_booked_later(world: World) -> None:
