@@ -19,10 +19,11 @@ import msgspec
 import structlog
 
 from controlplane.contract.proxy_settings import ProxySettings
-from proxy.shared import SharedState, SharedUnavailable
+from proxy.shared import Answer, SharedState, SharedUnavailable
 from proxy.transports.owners_disk import TROUBLE, OwnersDisk
 
 THREADS = 2
+AT_ONCE_MAX = 32  # questions of one call to Redis; a request may name a thousand things
 RECENT_MAX = 4096  # keys that this process has just written and need not write again
 _KEY_PERSON = b"heph-owners-1"
 _SEAL_PERSON = b"heph-owners-2"
@@ -106,10 +107,8 @@ class Owners:
         missing = [name for name, value in values.items() if value is None]
         if missing and self._shared is not None:
             try:
-                asked = (
-                    self._shared.ask("GET", self._name(keys[name]), key=self._name(keys[name])) for name in missing
-                )
-                for name, value in zip(missing, await asyncio.gather(*asked), strict=True):
+                answers = await self._each(self._shared, [("GET", self._name(keys[name])) for name in missing])
+                for name, value in zip(missing, answers, strict=True):
                     values[name] = value if isinstance(value, bytes) else None
             except SharedUnavailable as error:
                 self.unavailable_total += 1
@@ -139,12 +138,9 @@ class Owners:
             kept = False
         if self._shared is not None:
             ttl_ms = int(self._settings.state_ttl_s * 1000)
-            asked = (
-                self._shared.ask("SET", self._name(key), value, "PX", ttl_ms, key=self._name(key))
-                for key, value in entries.items()
-            )
+            commands = [("SET", self._name(key), value, "PX", ttl_ms) for key, value in entries.items()]
             try:
-                await asyncio.gather(*asked)
+                await self._each(self._shared, commands)
             except SharedUnavailable:
                 kept = False
         if kept:
@@ -162,7 +158,7 @@ class Owners:
         try:
             await self._run(self._disk.remove, keys)
             if self._shared is not None:
-                await asyncio.gather(*(self._shared.ask("DEL", self._name(key), key=self._name(key)) for key in keys))
+                await self._each(self._shared, [("DEL", self._name(key)) for key in keys])
         except (OwnersUnavailable, SharedUnavailable):
             self.lost_total += len(keys)
 
@@ -207,6 +203,16 @@ class Owners:
         if threads is not None:
             await asyncio.get_running_loop().run_in_executor(threads, self._close)
             threads.shutdown(wait=False)
+
+    async def _each(
+        self, shared: SharedState, commands: Sequence[tuple[str, bytes, *tuple[bytes | str | int, ...]]]
+    ) -> list[Answer]:
+        """What Redis answers, some commands at once: one call's many must not keep all others away. Raises SharedUnavailable."""
+        answers: list[Answer] = []
+        for start in range(0, len(commands), AT_ONCE_MAX):
+            asked = (shared.ask(*command, key=command[1]) for command in commands[start : start + AT_ONCE_MAX])
+            answers += await asyncio.gather(*asked)
+        return answers
 
     async def _run(self, work: Callable[..., _Answer], *arguments: object) -> _Answer:
         """What a method of the file answers, from a thread. Raises OwnersUnavailable."""

@@ -178,3 +178,21 @@ async def test_hosts_share_them_through_redis(tmp_path: Path, server: RedisServe
     await shared[0].aclose()
     await first.aclose()
     await second.aclose()
+
+
+async def test_a_request_that_names_many_keeps_nobody_from_redis(tmp_path: Path, server: RedisServer) -> None:
+    """A thousand ids are kept and found, though no more than a few questions may wait for Redis at once."""
+    settings = ProxySettings(redis=server.url, redis_timeout_s=5.0, redis_waiting_max=40)
+    shared = SharedState(settings, SECRETS)
+    shared.open()
+    async with asyncio.timeout(30):
+        await shared.ready()
+    names = [f"msg_{number}" for number in range(1000)]
+    first, second = (Owners(tmp_path / str(n), settings, shared=shared, secret=SECRET) for n in range(2))
+    await first.keep("acme", names, Owner("u", "d"))
+    assert (set(names), 0) == (set(await second.find("acme", names)), shared.busy_total)
+    await second.forget("acme", names)
+    assert {} == await second.find("acme", names)
+    await first.aclose()
+    await second.aclose()
+    await shared.aclose()
