@@ -7,6 +7,7 @@ from collections.abc import Callable
 from controlplane.contract.records import Outcome
 from proxy.call import ChunkStream, Reply, Sink, tap
 from proxy.transports.cache_entry import CacheEntry, joined
+from proxy.transports.flight import Reader
 
 _ERROR_STATUS_MIN = 400
 _NEGATIVE = (b"x-heph-cache-detail", b"negative")
@@ -76,6 +77,13 @@ class Recording:
         """Chunks that a sink takes in passing are kept too."""
         self._sink = sink
         tap(self._inner, self._pass)
+        if isinstance(self._inner, Reader):  # which keeps the same chunks: both keep the same blocks then
+            self._inner.on_joined = self._joined
+
+    def _joined(self, count: int, block: bytes) -> None:
+        """So many chunks, the last ones, are one."""
+        if self._chunks is not None:
+            self._chunks[-count:] = (block,)
 
     def _pass(self, chunk: bytes) -> bool:
         if self._sink is None or not self._sink(chunk):

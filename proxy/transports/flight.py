@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from controlplane.contract.records import Outcome
 from proxy.call import Call, ChunkStream, Reply, Sink, StreamBroken, tap
 from proxy.savings import avoided_nanousd
+
+_BLOCK_BYTES = 4096
+_BLOCK_CHUNKS_MIN = 8  # fewer are not worth a copy
 
 
 class Owner(Protocol):
@@ -37,7 +41,7 @@ class Flight:
 
     __slots__ = (
         "abandoned", "buffered_bytes", "calls", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
-        "leader_finished", "leader_gone", "puller", "pulling", "readers", "stream", "task", "trimming", "waiting",
+        "leader_finished", "leader_gone", "loose", "loose_bytes", "puller", "pulling", "readers", "stream", "task", "trimming", "waiting",
     )  # fmt: skip
 
     def __init__(self, coalesce: Owner, leader: Call, task: asyncio.Task[object] | None) -> None:
@@ -51,6 +55,7 @@ class Flight:
         self.stream: ChunkStream | None = None
         self.chunks: list[bytes] = []
         self.dropped = 0  # chunks that were here before chunks[0]
+        self.loose = self.loose_bytes = 0  # chunks at the end that can be joined to one
         self.buffered_bytes = 0
         self.readers: list[Reader] = []
         self.pulling = False
@@ -106,6 +111,11 @@ class Flight:
 
     def keep(self, chunk: bytes) -> None:
         """One more chunk has come."""
+        self.loose = self.loose_bytes = 0
+        self.keep_loose(chunk)
+
+    def keep_loose(self, chunk: bytes) -> None:
+        """The same for a chunk that everybody has who keeps chunks of this flight."""
         self.chunks.append(chunk)
         self.buffered_bytes += len(chunk)
         self.coalesce.account(self, len(chunk))
@@ -165,7 +175,7 @@ class Flight:
 class Reader:
     """One client's view of a flight's stream: the chunks so far, then the live ones."""
 
-    __slots__ = ("call", "coalesce", "ejected", "flight", "position", "reply", "sink")
+    __slots__ = ("call", "coalesce", "ejected", "flight", "on_joined", "position", "reply", "sink")
 
     def __init__(self, coalesce: Owner, flight: Flight, call: Call, reply: Reply) -> None:
         self.coalesce = coalesce
@@ -175,6 +185,9 @@ class Reader:
         self.position = 0
         self.ejected = False
         self.sink: Sink | None = None
+        self.on_joined: Callable[[int, bytes], None] | None = (
+            None  # told that so many chunks, the last ones, are one now
+        )
         flight.readers.append(self)
 
     async def read(self) -> bytes:
@@ -215,8 +228,24 @@ class Reader:
         ):
             return False
         self.position += 1
-        flight.keep(chunk)
+        flight.keep_loose(chunk)
+        flight.loose += 1
+        flight.loose_bytes += len(chunk)
+        if flight.loose_bytes >= _BLOCK_BYTES:
+            self._join()
         return True
+
+    def _join(self) -> None:
+        """Makes one of many small chunks that nobody reads any more: thousands of streams are kept at once, and each event would weigh twice."""
+        flight, count = self.flight, self.flight.loose
+        flight.loose = flight.loose_bytes = 0
+        if count < _BLOCK_CHUNKS_MIN or flight.trimming or len(flight.readers) != 1:
+            return
+        block = b"".join(flight.chunks[-count:])
+        flight.chunks[-count:] = (block,)
+        self.position -= count - 1
+        if self.on_joined is not None:
+            self.on_joined(count, block)
 
     def close(self) -> None:
         """This client reads no more; the upstream is given up with the last one."""
