@@ -146,7 +146,10 @@ class PriceEntry(ServicePriceEntry, frozen=True, kw_only=True):
 
     service: Annotated[
         dict[str, ServicePriceEntry],
-        Meta(description="By the provider's name for a service class: `batch`, `flex`, `priority`."),
+        Meta(
+            description="By the provider's name for a service class: `batch`, `flex`, `priority`; for Anthropic also `fast` and `us` "
+            "(data that stays there), and `fast+us` for both."
+        ),
     ] = {}
     changes: Annotated[
         tuple[PriceChangeEntry, ...],

@@ -59,7 +59,8 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
 
     version names the price-book row and its effective date, and is kept on every record that used it.
     long: what a call costs whose input is longer than a threshold, all its tokens included; the thresholds grow.
-    service: what a call costs in another service class than the standard one, by the provider's name for it: `batch`, `flex`, `priority`.
+    service: what a call costs in another service class than the standard one, by the provider's name for it: `batch`, `flex`, `priority`, `fast`;
+        several at once are joined by `+`, and cost as the first of them where they have no price together.
     second, character, picture: nano-USD for one second of sound heard, character spoken, picture drawn, of models that count no tokens.
     search: nano-USD for one search of the web that the provider makes for the model, beside its tokens.
     """
@@ -112,10 +113,10 @@ def priced_at(price: Price, *, input_tokens: int, service_class: str = "") -> Pr
 
     input_tokens: all that went in, prompt cache included, because that is what providers hold against their threshold.
     """
-    for service in price.service:
-        if service.name == service_class:
-            price = service.price
-            break
+    if service_class:
+        classes = {service.name: service.price for service in price.service}
+        names = (service_class, *service_class.split("+"))
+        price = next((classes[name] for name in names if name in classes), price)
     found = price
     for long in price.long:
         if input_tokens > long.above_tokens:

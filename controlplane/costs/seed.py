@@ -88,7 +88,8 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
         service = {
             ours: {**_kinds(entry, f"_{theirs}"), **_long(entry, f"_{theirs}")} for ours, theirs in SERVICES.items()
         }
-        if service := {ours: kinds for ours, kinds in service.items() if kinds}:
+        service = {ours: kinds for ours, kinds in service.items() if kinds}
+        if service := service | _dearer(entry, {"": {**prices, **_long(entry, "")}, **service}):
             row["service"] = service
         if search := _search(entry):
             row[SEARCH] = search
@@ -107,6 +108,31 @@ def _units(entry: dict[str, object]) -> dict[str, int]:
         if entry.get(theirs)
     }
     return {unit: price for unit, price in found.items() if price}
+
+
+def _dearer(entry: dict[str, object], classes: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """What Anthropic's faster answers cost, and those of each class for whose data it keeps to one country: factors of the other prices."""
+    factors = entry.get("provider_specific_entry")
+    if entry.get("litellm_provider") != "anthropic" or not isinstance(factors, dict):
+        return {}
+    found: dict[str, dict[str, object]] = {}
+    if "fast" in factors:
+        found["fast"] = _times(classes[""], Decimal(str(factors["fast"])))
+    if "us" in factors:
+        for name, kinds in {**classes, **found}.items():
+            found[f"{name}+us" if name else "us"] = _times(kinds, Decimal(str(factors["us"])))
+    return found
+
+
+def _times(kinds: dict[str, object], factor: Decimal) -> dict[str, object]:
+    """The same prices, so many times as high; those of long prompts too."""
+    result: dict[str, object] = {}
+    for kind, amount in kinds.items():
+        if isinstance(amount, int):
+            result[kind] = int((amount * factor).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+        elif isinstance(amount, dict):
+            result[kind] = {above: _times(row, factor) for above, row in amount.items()}
+    return result
 
 
 def _search(entry: dict[str, object]) -> int:

@@ -33,7 +33,7 @@ from controlplane.contract.snapshot import QuotaAction, TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
 from proxy.dialects.operations import OPERATIONS
-from proxy.dialects.service_class import MARK
+from proxy.dialects.service_class import may_ask_for_one
 from proxy.ledger import Ledger, Refused, Reservation
 from proxy.metrics import ProxyMetrics
 from proxy.quotas.account import REQUESTS, TOKENS, Line, left_of
@@ -226,7 +226,7 @@ def worst_case(
                 tokens_in=tokens_in,
                 tokens_out=tokens_out,
                 price=price,
-                any_class=bool(price.service) and MARK in call.body,
+                any_class=bool(price.service) and may_ask_for_one(call.operation, call.body),
             )
             if unit:
                 nanousd += _units_nanousd_max(unit, view, price)

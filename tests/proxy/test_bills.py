@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from controlplane.contract.pricing import LongPrice, Price, ServicePrice
 from controlplane.contract.records import CallRecord, CostState
@@ -74,9 +75,9 @@ def responses(*, tokens_in: int, tier: str | None, searches: int, stream: bool) 
     return STREAM_HEAD + chunk(sent) + STREAM_END
 
 
-def messages(*, tokens_in: int, tier: str | None, searches: int, stream: bool) -> bytes:
+def messages(*, tokens_in: int, tier: str | None, searches: int, stream: bool, extra: Said | None = None) -> bytes:
     """A message; class and searches stand in its usage, of a stream the class at its start and the searches at its end."""
-    first: Said = {"input_tokens": tokens_in, "output_tokens": 1, "service_tier": tier or "standard"}
+    first: Said = {"input_tokens": tokens_in, "output_tokens": 1, "service_tier": tier or "standard", **(extra or {})}
     use = {"server_tool_use": {"web_search_requests": searches}} if searches else {"server_tool_use": None}
     if not stream:
         return answer(message(usage={**first, "output_tokens": OUT, **use}))
@@ -115,6 +116,22 @@ async def test_each_service_class_has_its_price(world: World, protocol: str, *, 
         assert (wanted, CostState.FINAL) == (record.cost_nanousd, record.cost_state)
         assert (tier if factor > 1 else "p") == record.price_version
     assert OUT == (await billed(world, protocol, tier="batch", stream=stream)).cost_nanousd
+
+
+@both
+async def test_a_fast_answer_and_one_that_stays_in_a_country(world: World, *, stream: bool) -> None:
+    """What Anthropic's usage says of speed and place is a class too; several at once cost as their first where they have no price together."""
+    dear = ServicePrice("fast+us", Price(input=9 * MILLION, output=0, version="fast+us"))
+    us = ServicePrice("us", Price(input=4 * MILLION, output=0, version="us"))
+    price = structs.replace(PRICE, service=(*PRICE.service, dear, us))
+    for extra, wanted in (
+        ({"speed": "fast", "inference_geo": "us"}, 900),
+        ({"speed": "standard", "inference_geo": "us"}, 400),
+        ({"speed": "standard", "inference_geo": "global"}, 100 + 2 * OUT),
+        ({"service_tier": "batch", "inference_geo": "us"}, OUT),
+    ):
+        record = await billed(world, "messages", price=price, stream=stream, extra=extra)
+        assert (wanted, CostState.FINAL) == (record.cost_nanousd, record.cost_state)
 
 
 @both

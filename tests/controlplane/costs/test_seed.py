@@ -113,6 +113,30 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
     } == reduced(table)
 
 
+def test_faster_answers_and_those_of_one_country_cost_more() -> None:
+    """Anthropic's factors become classes, together and with the batch class; long prompts too, and nobody else's factors count."""
+    entry: dict[str, object] = {
+        "litellm_provider": "anthropic",
+        "mode": "chat",
+        "input_cost_per_token": Decimal("1e-06"),
+        "output_cost_per_token": Decimal("2e-06"),
+        "input_cost_per_token_above_200k_tokens": Decimal("3e-06"),
+        "input_cost_per_token_batches": Decimal("5e-07"),
+        "provider_specific_entry": {"us": Decimal("1.1"), "fast": 2},
+    }
+    rows = reduced({"claude": entry, "other": {**entry, "litellm_provider": "openai"}})
+    usual = {"input": 10**9, "output": 2 * 10**9, "long": {"200000": {"input": 3 * 10**9}}}
+    assert usual.items() <= rows["claude"].items()
+    assert {
+        "batch": {"input": 500_000_000},
+        "fast": {"input": 2 * 10**9, "output": 4 * 10**9, "long": {"200000": {"input": 6 * 10**9}}},
+        "us": {"input": 1_100_000_000, "output": 2_200_000_000, "long": {"200000": {"input": 3_300_000_000}}},
+        "batch+us": {"input": 550_000_000},
+        "fast+us": {"input": 2_200_000_000, "output": 4_400_000_000, "long": {"200000": {"input": 6_600_000_000}}},
+    } == rows["claude"]["service"]
+    assert {"batch": {"input": 500_000_000}} == rows["other"]["service"]
+
+
 def test_the_committed_file_is_what_the_command_makes(tmp_path: Path) -> None:
     """With the litellm of the lock file and the file's own date, the command writes the committed file to the byte."""
     head = json.loads(TARGET.read_text())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.service_class import service_class_of
+from proxy.dialects.service_class import may_ask_for_one, service_class_of
 
 
 def event(document: dict[str, object]) -> bytes:
@@ -31,6 +31,15 @@ def event(document: dict[str, object]) -> bytes:
         (event({"service_tier": "auto"}) + event({"service_tier": "priority"}), "priority"),
         (event({"type": "message_start", "message": {"usage": {"service_tier": "batch"}}}), "batch"),
         (b"event: response.completed\n" + event({"response": {"service_tier": "flex"}}), "flex"),
+        (b'{"service_tier":"fast","choices":[]}', "priority"),
+        (b'{"usage":{"service_tier":"standard","speed":"fast"}}', "fast"),
+        (b'{"usage":{"service_tier":"standard","speed":"standard","inference_geo":"us"}}', "us"),
+        (b'{"usage":{"service_tier":"batch","speed":"fast","inference_geo":"us"}}', "batch+fast+us"),
+        (b'{"usage":{"service_tier":"standard","speed":null,"inference_geo":"global"}}', ""),
+        (
+            event({"message": {"usage": {"service_tier": "standard", "speed": "fast", "inference_geo": "us"}}}),
+            "fast+us",
+        ),
         (b'{"metadata":{"service_tier":"batch"}}', ""),
         (b'{"message":{"content":{"service_tier":"batch"}}}', ""),
         (b'{"choices":[{"message":{"content":"{\\"service_tier\\":\\"batch\\"}"}}]}', ""),
@@ -39,6 +48,21 @@ def event(document: dict[str, object]) -> bytes:
 def test_where_it_is_read(data: bytes, expected: str) -> None:
     """The protocols' own places count; what a client or a model wrote elsewhere in the reply does not."""
     assert expected == service_class_of(data)
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "expected"),
+    [
+        ("chat", b'{"service_tier":"flex"}', True),
+        ("chat", b'{"speed":"fast"}', False),
+        ("messages", b'{"speed":"fast"}', True),
+        ("messages", b'{"inference_geo":"us"}', True),
+        ("messages", b"{}", False),
+    ],
+)
+def test_what_a_request_may_ask_for(operation: str, body: bytes, *, expected: bool) -> None:
+    """Where it may be served in a dearer class, more is held against budgets."""
+    assert expected == may_ask_for_one(operation, body)
 
 
 @given(st.binary(max_size=100))
