@@ -26,6 +26,7 @@ _BACKOFF_S_MAX = 10.0
 _STABLE_S = 30.0  # a worker that lived so long did not die of its start
 _INHERIT_RETRY_S = 1.0
 _STOP_SLACK_S = 10.0  # beyond the drain, before a worker is killed
+_ACCEPTING_S = 0.5  # that a worker may go on accepting after it was told to stop; it looks ten times a second
 _TICK_S = 0.05  # while something is under way
 _STARTED = b"+"
 
@@ -223,9 +224,12 @@ class Supervisor:
     def _stop(self) -> None:
         """Every worker gets its time to drain; one that needs longer is killed."""
         for slot in self._slots:
+            self._tell_siblings(slot, "release")
+        for slot in self._slots:
             if slot.process is not None and slot.process.poll() is None:
                 slot.process.terminate()
         expires = time.monotonic() + self._settings.drain_s + _STOP_SLACK_S
+        self._stop_listening()
         for slot in self._slots:
             if slot.process is not None:
                 try:
@@ -236,6 +240,20 @@ class Supervisor:
                     slot.process.wait()
                 self._close(slot)
             slot.sock.close()
+
+    def _stop_listening(self) -> None:
+        """Who connects from now on is refused, and goes elsewhere at once instead of waiting for the end of the drain.
+
+        Our copies of the sockets would else keep them open, and the kernel would queue connections that nobody takes.
+        """
+        expires = time.monotonic() + _ACCEPTING_S
+        for slot in self._slots:
+            if slot.process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    slot.process.wait(max(0.0, expires - time.monotonic()))
+        for slot in self._slots:
+            with contextlib.suppress(OSError):
+                slot.sock.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
     def _close(slot: _Slot) -> None:

@@ -92,6 +92,33 @@ async def test_a_worker_that_dies_is_replaced_and_all_stop_when_told(running: tu
     assert [False, False] == [worker.is_running() for worker in workers]
 
 
+async def refused(port: int) -> None:
+    """Returns when nobody listens any more."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:
+            continue
+        writer.close()
+
+
+async def test_who_connects_during_the_drain_is_refused_at_once(running: tuple[Process, int]) -> None:
+    """After SIGTERM a worker may need its time, and meanwhile a new connection is refused, so that it can go elsewhere."""
+    process, port = running
+    await said(process, "proxy listens", times=2)
+    busy, _ = psutil.Process(process.pid).children()
+    busy.suspend()
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30.0):
+        await refused(port)
+        assert busy.is_running()
+        busy.resume()
+        _, log = await process.communicate()
+    assert (0, False) == (process.returncode, b"Traceback" in log)
+
+
 async def test_workers_do_not_outlive_their_supervisor(running: tuple[Process, int]) -> None:
     """After `kill -9` of the supervisor the workers stop by themselves."""
     process, _ = running
