@@ -293,7 +293,11 @@ class SharedState:
             return
         self.messages_total += 1
         for on_message in self._subscriptions.get(message["channel"], ()):
-            on_message(message["data"])
+            try:
+                on_message(message["data"])
+            except Exception:  # one that is not understood must not end all others
+                self.errors_total += 1
+                log.exception("a message could not be taken")
 
 
 def watch_shared(watch: Callable[[str, str, Callable[[], float]], None], shared: SharedState | None) -> None:

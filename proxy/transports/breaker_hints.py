@@ -15,8 +15,10 @@ import msgspec
 from controlplane.contract.snapshot import BreakerStatus
 from proxy.shared import OnMessage, SharedUnavailable
 from proxy.transports.breaker import BreakerTransport
+from proxy.view import label
 
 REPEAT_S = 10.0
+_REASON_CHARS_MAX = 200
 
 
 class Messages(Protocol):
@@ -104,8 +106,9 @@ class BreakerHints:
     def _take(self, data: bytes) -> None:
         try:
             hint = _decode(data)
-        except msgspec.DecodeError:  # of another version
+        except (msgspec.DecodeError, RecursionError):  # of another version
             return
         if hint.sender != self._sender:
             self.taken_total += 1
-            self._breakers.hint(hint.deployment, healthy=hint.healthy, reason=hint.reason)
+            reason = label(hint.reason, _REASON_CHARS_MAX)  # anybody who can write to Redis may have sent it
+            self._breakers.hint(hint.deployment, healthy=hint.healthy, reason=reason)

@@ -343,6 +343,8 @@ class Cache:
         if age_us >= min(entry.ttl_s, call.identity.tenant.cache.negative_ttl_s) * 1_000_000:
             self._memory.remove(key)
             return None
+        if call.request_cache is not PLAIN and _too_old(call, age_us):
+            return None
         reply = self._reply_of(call, entry, age_us, CacheState.HIT)
         self.negative_total += reply is not None
         return reply

@@ -79,7 +79,8 @@ class Shadow:
         if entry is None or call.operation not in _REPEATABLE or call.view is None:
             return
         shadow = entry.route.shadow
-        if shadow is not None and entry.shadow is not None and self._draw() < shadow.ratio:
+        asked = bool(call.attempts)  # a stored or shared answer is no news, and its copy would be paid all the same
+        if asked and shadow is not None and entry.shadow is not None and self._draw() < shadow.ratio:
             self._start(call, entry.shadow, "copy")
         if self._sick and call.runtime.snapshot.breaker.probe_idle:
             for group in entry.groups:
@@ -131,6 +132,8 @@ class Shadow:
         finally:
             if call.reply is not None and call.reply.stream is not None:
                 call.reply.stream.close()
+            if attempt.judge is not None:  # whatever happened, its place and its probe are given back
+                attempt.finish(AttemptError.CANCELLED)
         self.sent_total += 1
         meter.sum_up(call)
         record = meter.record_of(call)

@@ -14,6 +14,7 @@ from controlplane.contract.proxy_settings import ProxySettings
 from proxy.leases import REPORT
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import Script, SharedState, SharedUnavailable
+from tests.proxy.fakes import until
 from tests.proxy.redis_groups import RedisCluster, RedisSentinel
 from tests.proxy.redis_server import RedisServer
 
@@ -142,6 +143,25 @@ async def test_a_message_reaches_every_subscriber(server: RedisServer) -> None:
             await other.publish(b"a", b"1")
             await other.publish(b"b", b"2")
             assert [b"1", b"2"] == [await heard.get(), await heard.get()]
+
+
+async def test_a_message_that_cannot_be_taken_ends_nothing(server: RedisServer) -> None:
+    """One listener's failure is counted; the messages after it arrive, for it and for others."""
+    async with opened(server.url) as shared:
+        channel, heard = named(shared, b"news"), list[bytes]()
+
+        def fails(data: bytes) -> None:
+            if data == b"1":
+                raise KeyError(data)
+
+        shared.subscribe(channel, fails)
+        shared.subscribe(channel, heard.append)
+        async with asyncio.timeout(DEADLINE_S):
+            await shared.ready()
+        await shared.publish(channel, b"1")
+        await shared.publish(channel, b"2")
+        await until(lambda: len(heard) == 2)
+        assert 1 == shared.errors_total
 
 
 async def test_subscriptions_outlive_the_connection(server: RedisServer) -> None:

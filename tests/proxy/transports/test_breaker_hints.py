@@ -132,6 +132,19 @@ async def test_nobody_listens_to_itself_or_to_nonsense(siblings: tuple[Sibling, 
     assert (1, 0) == (there.hints.taken_total, here.hints.taken_total)
 
 
+async def test_a_reason_that_others_name_is_bounded_and_printable(siblings: tuple[Sibling, Sibling]) -> None:
+    """Clients are shown it, and anybody who can write to Redis can send one."""
+    _, two = siblings
+    said = b'{"sender":"x","deployment":"d","healthy":false,"reason":"a\\n%b"}' % (b"b" * 10_000)
+    await two.shared.publish(two.shared.prefix + b"breakers", said)
+    await until(lambda: two.hints.taken_total)
+    two.report(AttemptError.STATUS_5XX)
+    (status,) = [status for status in two.breakers.statuses() if status.deployment == "d"]
+    assert "open" == status.state
+    assert status.reason.isprintable()
+    assert 300 > len(status.reason)
+
+
 async def test_without_redis_everybody_is_alone(siblings: tuple[Sibling, Sibling]) -> None:
     """A hint that cannot be sent is counted, and nothing waits for it."""
     here, there = siblings

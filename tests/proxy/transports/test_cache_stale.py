@@ -324,6 +324,18 @@ async def test_refusals_are_not_kept_unless_the_policy_says_so() -> None:
     assert (2, 0) == (len(scene.inner.calls), len(scene.cache.memory))
 
 
+async def test_who_wants_nothing_old_gets_no_kept_refusal() -> None:
+    """`max-age` is about refusals as about answers."""
+    scene = Scene(CachePolicy(negative_ttl_s=10))
+    scene.inner.answer = _refused
+    await scene.ask()
+    scene.clock.advance(2)
+    await scene.ask(cache_control=b"max-age=2")
+    assert 2 == len(scene.inner.calls)
+    await scene.ask(cache_control=b"max-age=2")
+    assert 2 == len(scene.inner.calls)
+
+
 async def test_a_kept_refusal_does_not_take_the_place_of_a_good_answer() -> None:
     """After it has expired, an outage is still served with the good answer from before."""
     scene = Scene(CachePolicy(ttl_s=TTL_S, stale_if_error_s=ON_ERROR_S, negative_ttl_s=10))

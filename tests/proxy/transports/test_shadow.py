@@ -83,6 +83,15 @@ async def test_copies_at_once_are_bounded(world: World) -> None:
     assert 'bound="shadow_calls_max"' in (await world.client.get("/metrics")).text
 
 
+async def test_a_stored_answer_is_not_copied(world: World) -> None:
+    """Only what was asked of an upstream is asked of the shadow too."""
+    await shadowed(world, GOOD, GOOD, tenant=TenantPolicy(id="acme", cache=CachePolicy(ttl_s=100)))
+    for _ in range(3):
+        assert 200 == (await world.chat()).status_code
+    assert 1 == len(await copies(world, 1))
+    assert ["hit", "hit"] == [record.cache for record in world.records() if not record.tags][1:]
+
+
 async def test_a_call_that_failed_is_not_copied(world: World) -> None:
     """Only what was answered."""
     await shadowed(world, fails(500), GOOD)
