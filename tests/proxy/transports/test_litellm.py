@@ -240,6 +240,20 @@ async def test_a_client_of_anthropics(tail: Tail) -> None:
     assert [Tokens(input=9, output=3)] * 2 == [record.tokens for record in tail.world.records()]
 
 
+async def test_nobody_asks_for_more_than_the_model_can_give(tail: Tail) -> None:
+    """The ceiling that a client of Anthropic's names is bounded by the model's longest answer, here too."""
+    await tail.serve(OLLAMA, replies(ollama("Hello")))
+    base = f"http://127.0.0.1:{tail.upstream.port}"
+    tail.world.apply(
+        urls=(base,), model=OLLAMA, upstream={"dialect": "litellm"}, deployment={"output_tokens_max": 4_096}
+    )
+    async with anthropic.AsyncAnthropic(base_url=tail.world.url, api_key=KEY, max_retries=0) as client:
+        for asked in (32_000, 50):
+            await client.messages.create(model="gpt", max_tokens=asked, messages=HI, timeout=30)
+    options: Any = [seen.document["options"] for seen in tail.upstream.received]
+    assert [4_096, 50] == [each["num_predict"] for each in options]
+
+
 async def test_embeddings_in_the_encoding_that_was_asked_for(tail: Tail) -> None:
     """The SDK asks for base64 by itself; the provider knows only numbers."""
     body = {"embeddings": [{"values": [0.5, -1.0]}], "metadata": {}}
