@@ -14,6 +14,8 @@ FROM_CACHE = "('hit', 'stale', 'semantic', 'coalesced')"
 _TENANT = "$__conditionalAll(tenant IN (${tenant:singlequote}), $tenant)"
 _DEPLOYMENT = "$__conditionalAll(deployment IN (${deployment:singlequote}), $deployment)"
 _CALLS = f"FROM calls_minute WHERE $__timeFilter(minute) AND {_TENANT} AND {_DEPLOYMENT}"
+# Without probes and copies, for which nobody waits.
+_ASKED_FOR = f"{_CALLS} AND NOT (tenant = '' AND agent = 'hephaestus')"
 _ATTEMPTS = f"FROM attempts_minute WHERE $__timeFilter(minute) AND {_DEPLOYMENT}"
 _TIME = "SELECT $__timeInterval(minute) AS time"
 _RANGE_S = "greatest(1, toUnixTimestamp($__toTime) - toUnixTimestamp($__fromTime))"
@@ -43,12 +45,12 @@ def _quantiles(column: str) -> str:
 
 # One number each, over the shown range.
 
-REQUESTS_PER_S = f"SELECT sum(calls) / {_RANGE_S} AS requests {_CALLS}"
-ERROR_SHARE = f"SELECT {_ERROR_SHARE} AS errors {_CALLS}"
-LATENCY_P95 = f"SELECT {_p95('latency_us')} AS p95 {_CALLS} AND outcome = 'ok'"
-FIRST_TOKEN_P95 = f"SELECT {_p95('first_token_us')} AS p95 {_CALLS} AND outcome = 'ok'"
+REQUESTS_PER_S = f"SELECT sum(calls) / {_RANGE_S} AS requests {_ASKED_FOR}"
+ERROR_SHARE = f"SELECT {_ERROR_SHARE} AS errors {_ASKED_FOR}"
+LATENCY_P95 = f"SELECT {_p95('latency_us')} AS p95 {_ASKED_FOR} AND outcome = 'ok'"
+FIRST_TOKEN_P95 = f"SELECT {_p95('first_token_us')} AS p95 {_ASKED_FOR} AND outcome = 'ok'"
 COST_PER_HOUR = f"SELECT toFloat64(sum(cost_usd)) * 3600 / {_RANGE_S} AS cost {_CALLS}"
-HIT_RATIO = f"SELECT {_HIT_RATIO} AS hits {_CALLS}"
+HIT_RATIO = f"SELECT {_HIT_RATIO} AS hits {_ASKED_FOR}"
 OPEN_INCIDENTS = f"SELECT countIf(state != 'resolved') AS open FROM {_LAST_STATES}"  # noqa: S608
 OPEN_BREAKERS = f"""SELECT uniqExactIf(deployment, state != 'closed') AS open FROM (
   SELECT proxy, deployment, argMax(state, at) AS state FROM deployment_status
@@ -57,23 +59,21 @@ OPEN_BREAKERS = f"""SELECT uniqExactIf(deployment, state != 'closed') AS open FR
 
 # Lines over time: the time, at most one label, then numbers.
 
-REQUESTS_BY_OUTCOME = (
-    f"{_TIME}, outcome, sum(calls) / $__interval_s AS requests {_CALLS} GROUP BY time, outcome ORDER BY time, outcome"
-)
+REQUESTS_BY_OUTCOME = f"{_TIME}, outcome, sum(calls) / $__interval_s AS requests {_ASKED_FOR} GROUP BY time, outcome ORDER BY time, outcome"
 ERRORS_BY_ALIAS = (
-    f"{_TIME}, alias, {_ERROR_SHARE} AS errors {_CALLS} AND alias != '' GROUP BY time, alias ORDER BY time, alias"
+    f"{_TIME}, alias, {_ERROR_SHARE} AS errors {_ASKED_FOR} AND alias != '' GROUP BY time, alias ORDER BY time, alias"
 )
 LATENCY = f"""{_TIME}, {_quantiles("latency_us")}
-{_CALLS} AND outcome = 'ok' GROUP BY time ORDER BY time"""
+{_ASKED_FOR} AND outcome = 'ok' GROUP BY time ORDER BY time"""
 FIRST_TOKEN = f"""{_TIME}, {_quantiles("first_token_us")}
-{_CALLS} AND outcome = 'ok' GROUP BY time ORDER BY time"""
+{_ASKED_FOR} AND outcome = 'ok' GROUP BY time ORDER BY time"""
 TOKENS = f"""{_TIME}, sum(tokens_input) / $__interval_s AS input, sum(tokens_cache_read) / $__interval_s AS "cache read",
   sum(tokens_cache_write + tokens_cache_write_1h) / $__interval_s AS "cache write", sum(tokens_output) / $__interval_s AS output,
   sum(tokens_reasoning) / $__interval_s AS reasoning, sum(tokens_audio_input + tokens_audio_output) / $__interval_s AS audio
 {_CALLS} GROUP BY time ORDER BY time"""
 COST_BY_TENANT = f"""{_TIME}, tenant, toFloat64(sum(cost_usd)) * 3600 / $__interval_s AS cost
 {_CALLS} AND tenant != '' GROUP BY time, tenant ORDER BY time, tenant"""
-HITS = f"{_TIME}, {_HIT_RATIO} AS hits {_CALLS} GROUP BY time ORDER BY time"
+HITS = f"{_TIME}, {_HIT_RATIO} AS hits {_ASKED_FOR} GROUP BY time ORDER BY time"
 SAVED_PER_HOUR = (
     f"{_TIME}, toFloat64(sum(saved_usd)) * 3600 / $__interval_s AS saved {_CALLS} GROUP BY time ORDER BY time"
 )
