@@ -57,7 +57,7 @@ class Recording:
     ) -> None:
         self._inner = inner
         self._bytes_max = bytes_max
-        self._on_end = on_end
+        self._on_end: Callable[[tuple[bytes, ...]], object] | None = on_end
         self._on_large = on_large
         self._chunks: list[bytes] | None = []  # None: not to be stored
         self._bytes = 0
@@ -70,7 +70,8 @@ class Recording:
             self._keep(chunk)
         elif self._chunks is not None:
             chunks, self._chunks = self._chunks, None
-            self._on_end(joined(chunks))
+            if self._on_end is not None:
+                self._on_end(joined(chunks))
         return chunk
 
     def tap(self, sink: Sink) -> None:
@@ -103,9 +104,10 @@ class Recording:
             chunks.append(chunk)
 
     def close(self) -> None:
-        """What was not read to its end is not stored."""
-        self._chunks = None
+        """What was not read to its end is not stored. Lets go of whoever listened, or thousands of calls would wait for the garbage collector."""
+        self._chunks = self._on_end = self._sink = None
         self._inner.close()
+        self._inner = _NOTHING
 
 
 class Replay:
@@ -128,3 +130,6 @@ class Replay:
     def close(self) -> None:
         """Nothing is held."""
         self._next = len(self._blocks)
+
+
+_NOTHING = Replay(())

@@ -185,6 +185,7 @@ class UpstreamStream:
         if self._attempt.reply is not None:
             self._attempt.reply.complete = error is AttemptError.NONE
         self._attempt.finish(error)
+        self._attempt.reply = self._sink = None  # both know this stream
         self._give_up()
 
     def _tell(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from functools import partial
 
 import pytest
 
@@ -10,6 +12,7 @@ from controlplane.contract.records import CacheState
 from proxy.call import Call, ChunkStream, Reply, Sink
 from proxy.transports.cache_replay import Recording
 from proxy.transports.coalesce import Coalesce
+from proxy.transports.flight import Flight, Reader
 from tests.proxy.state_fakes import FakeInner, FakeStream, make_call, settle_down, stream_reply
 
 EVENT = b"data: %050d\n\n"
@@ -94,3 +97,41 @@ async def test_small_chunks_are_kept_as_few_for_the_cache_and_for_late_followers
     assert whole == b"".join(passed + read) == b"".join(followed) == b"".join(stored[0])
     assert len(followed) <= 300 - joins_at + joins_at // 20 + 70
     assert 0 == coalesce.members == coalesce.buffered_bytes
+
+
+async def test_a_stream_that_has_ended_leaves_nothing_to_the_garbage_collector() -> None:
+    """Reader, flight and recording let go of each other when they are closed: thousands of streams would wait for a collection else."""
+    gc.collect()
+    gc.disable()
+    try:
+        await _lead_and_store()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = {type(item) for item in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert set() == left & {Recording, Reader, Flight, Reply, Call}
+
+
+async def _lead_and_store() -> None:
+    inner = TappedInner()
+    coalesce = Coalesce(inner, calls_max=10, buffer_bytes_max=10**6, buffers_bytes_max=10**6)
+    call = _call()
+    call.reply = reply = await coalesce.send(call)
+    assert reply.stream is not None
+    reply.stream = recording = Recording(
+        reply.stream, bytes_max=10**6, on_end=partial(_stored, call, reply), on_large=lambda: None
+    )
+    recording.tap(lambda chunk: call is not None and bool(chunk))
+    stream = inner.streams.pop()
+    stream.reply = None
+    stream.feed(b"data: 1\n\n")
+    stream.end()
+    assert [b"data: 1\n\n"] == await _read_all(recording)
+
+
+def _stored(call: Call, reply: Reply, blocks: tuple[bytes, ...]) -> None:
+    assert (b"data: 1\n\n",) == blocks
+    del call, reply
