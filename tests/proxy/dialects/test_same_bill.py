@@ -105,17 +105,16 @@ ANSWERS = {"chat": chats(), "completions": chats(text=True), "messages": message
 @pytest.mark.parametrize("operation", list(ANSWERS))
 @given(data=st.data())
 def test_streamed_or_not(operation: str, data: st.DataObject) -> None:
-    """The tokens by kind are the same and sum to the provider's own total, and so the cost is the same."""
+    """The tokens by kind are the same and sum to the provider's own total, and so the cost is the same; cuts change no byte."""
     whole, stream, total = data.draw(ANSWERS[operation])
     cuts = sorted(data.draw(st.sets(st.integers(1, len(stream) - 1), max_size=6)))
     dialect = dialect_of(operation)
     of_whole, reason = dialect.read_reply(whole)
-    scanner = dialect.scanner(
-        view=RequestView(model="m", stream=True, include_usage=data.draw(st.booleans())), event_bytes_max=100_000
-    )
-    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
-        scanner.feed(stream[start:end])
-    scanner.finish()
+    view = RequestView(model="m", stream=True, include_usage=data.draw(st.booleans()))
+    scanner, at_once = (dialect.scanner(view=view, event_bytes_max=100_000) for _ in range(2))
+    shown = [scanner.feed(stream[start:end]) for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert at_once.feed(stream) + at_once.finish() == b"".join(shown) + scanner.finish()
+    assert at_once.ending == scanner.ending
     assert scanner.done
     assert of_whole is not None
     assert total == of_whole.total
