@@ -36,6 +36,8 @@ tenants:
   - {{name: modest, cache: {{enabled: false}}, limits: {{requests_per_minute: 5}}}}
   - {{name: modest-too, cache: {{enabled: false}}, limits: {{requests_per_minute: 5}}}}
   - {{name: brisk-too, cache: {{enabled: false}}, limits: {{requests_per_minute: 60}}}}
+  - {{name: brisk-node, cache: {{enabled: false}}, limits: {{requests_per_minute: 60}}}}
+  - {{name: brisk-node-too, cache: {{enabled: false}}, limits: {{requests_per_minute: 60}}}}
   - {{name: brisk, cache: {{enabled: false}}, limits: {{requests_per_minute: 60}}}}
 """
 

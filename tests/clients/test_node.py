@@ -17,12 +17,12 @@ from tests.e2e.processes import World
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing() or "installed")]
 
 
-def run(gateway: World, script: str, scenario: str) -> dict[str, Any]:
+def run(gateway: World, script: str, scenario: str, *, tenant: str = "acme") -> dict[str, Any]:
     """The findings of one scenario."""
     shutil.copy(HERE / script, PLACE / script)
     base_url = gateway.base_url if script == "openai.mjs" else gateway.base_url.removesuffix("/v1")
     done = subprocess.run(
-        [str(node_executable()), script, scenario, base_url, gateway.key()],
+        [str(node_executable()), script, scenario, base_url, gateway.key(tenant)],
         cwd=PLACE, capture_output=True, text=True, timeout=60, check=False, env={"PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert 0 == done.returncode, done.stderr[-2000:]
@@ -75,6 +75,16 @@ def test_openai_errors(gateway: World) -> None:
     assert ["AuthenticationError", 401, "denied"] == found["denied"]
     assert ["NotFoundError", 404, "no_route"] == found["missing"]
     assert "APIConnectionTimeoutError" == found["late"][0]
+
+
+@pytest.mark.parametrize(("script", "tenant"), [("openai.mjs", "brisk-node"), ("anthropic.mjs", "brisk-node-too")])
+@shows("OpenAI, Node", "retries")
+@shows("Anthropic, Node", "retries")
+def test_retries_wait_as_long_as_they_are_told(gateway: World, script: str, tenant: str) -> None:
+    """Over a limit a client's own retries come back when they were told to, and its program never notices."""
+    statuses = run(gateway, script, "retries", tenant=tenant)
+    assert 61 == statuses["200"]
+    assert 1 <= statuses["429"] <= 4
 
 
 @shows("Anthropic, Node", "plain", "stream", "async", "usage")

@@ -50,6 +50,17 @@ const scenarios = {
     for await (const found of client.models.list()) names.push(found.id);
     return { tokens: counted.input_tokens, names };
   },
+  async retries() {
+    const statuses = {};
+    const counting = async (...request) => {
+      const answer = await fetch(...request);
+      statuses[answer.status] = (statuses[answer.status] ?? 0) + 1;
+      return answer;
+    };
+    const patient = new Anthropic({ baseURL, apiKey, maxRetries: 3, fetch: counting });
+    for (let call = 0; call < 61; call++) await patient.models.list();
+    return statuses;
+  },
   async cross() {
     const answer = await client.messages.create({ model: "gpt-4o-mini", max_tokens: 50, messages });
     return { text: answer.content[0].text };

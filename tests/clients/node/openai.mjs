@@ -78,6 +78,17 @@ const scenarios = {
     for await (const found of client.models.list()) names.push(found.id);
     return { names };
   },
+  async retries() {
+    const statuses = {};
+    const counting = async (...request) => {
+      const answer = await fetch(...request);
+      statuses[answer.status] = (statuses[answer.status] ?? 0) + 1;
+      return answer;
+    };
+    const patient = new OpenAI({ baseURL, apiKey, maxRetries: 3, fetch: counting });
+    for (let call = 0; call < 61; call++) await patient.models.list();
+    return statuses;
+  },
   async cross() {
     const answer = await client.chat.completions.create({ model: "claude-sonnet-4-6", messages, max_tokens: 50 });
     return { text: answer.choices[0].message.content };
