@@ -95,7 +95,7 @@ class LineLease:
 
     __slots__ = (
         "_leases", "_others", "_own", "_total", "active", "degraded", "demand", "hungry_s", "line", "lock", "low", "name",
-        "rate", "seen", "spare", "start_us", "synced_s", "unanswered", "until_s", "waiting", "went_back",
+        "promised", "rate", "seen", "spare", "start_us", "synced_s", "unanswered", "until_s", "waiting", "went_back",
     )  # fmt: skip
 
     def __init__(self, leases: Leases, line: Line, name: bytes) -> None:
@@ -114,6 +114,7 @@ class LineLease:
         self.demand = 0  # asked for since the last report
         self.seen = False  # since the keeper's last tick
         self.waiting = 0  # what calls wait for
+        self.promised = 0  # to those of them that are about to try again
         self.spare = 0  # what the others had leased and did not hold when Redis answered last
         self.rate = 0.0  # a second
         self.low = 0  # more is asked for ahead of need below this
@@ -157,6 +158,8 @@ class LineLease:
             self._turn(start_us)
         own, held = line.settled(now_us), line.held()
         need = held + self.waiting
+        if shrink and own + need > line.cap:
+            need = held + self.promised  # too little for who waits here may be enough for somebody elsewhere
         want = need + (self._ahead(asked_s) if ahead else 0)
         must = held
         if asked_s < self.until_s and not self.degraded:
@@ -184,10 +187,10 @@ class LineLease:
         """The largest total that was heard of in this window."""
         return max(0, self._total)
 
-    def has_room(self) -> bool:
-        """Whether all calls that wait would pass now."""
+    def has_room(self, want: int) -> bool:
+        """Whether one more of the calls that wait would pass now."""
         line, now_us = self.line, self._leases.now_us()
-        return self.is_valid() and line.settled(now_us) + line.held() + self.waiting <= line.cap
+        return self.is_valid() and line.settled(now_us) + line.held() + self.promised + want <= line.cap
 
     def is_valid(self) -> bool:
         """Whether there is a slice that may be used."""
@@ -301,13 +304,16 @@ class Leases:
         """Asks for what a call lacks, and for what others do not use if that is needed; bounded in time, never raises."""
         self.refills_total += 1
         leases = [(line.lease, want) for line, want in short if isinstance(line.lease, LineLease)]
+        promised: list[tuple[LineLease, int]] = []
         for lease, want in leases:
             lease.waiting += want
         try:
-            await asyncio.gather(*(self._need(lease) for lease, _ in leases))
+            await asyncio.gather(*(self._need(lease, want, promised) for lease, want in leases))
         finally:  # nothing runs between this and the call's second try
             for lease, want in leases:
                 lease.waiting -= want
+            for lease, want in promised:
+                lease.promised -= want
 
     async def run(self) -> None:
         """Keeps the slices: more ahead of need, renewed in time, returned when idle. Cancel it to stop."""
@@ -328,7 +334,9 @@ class Leases:
         asked, self._asked = self._asked, {}
         back, self._wanted_back = self._wanted_back, {}
         work: list[Awaitable[None]] = [self._give_back(lease) for lease in back.values()]
-        work += [self._renew(lease) for lease in asked.values()]
+        work += [
+            self._renew(lease) for name, lease in asked.items() if name not in back
+        ]  # or it took back what it gave
         for start in range(0, len(work), _AT_ONCE_MAX):
             await asyncio.gather(*work[start : start + _AT_ONCE_MAX])
 
@@ -395,11 +403,13 @@ class Leases:
                 idle = not lease.demand and not lease.line.held()
                 await lease.report(ahead=not idle, shrink=idle)
 
-    async def _need(self, lease: LineLease) -> None:
+    async def _need(self, lease: LineLease, want: int, promised: list[tuple[LineLease, int]]) -> None:
+        """Waits for room for one call; it is promised to that call, which must end the promise."""
         try:
-            await self._report_for(lease)
+            if await self._report_for(lease, want, promised):
+                return
             now_s = self.monotonic()
-            if lease.has_room() or lease.spare <= 0 or now_s < lease.hungry_s:
+            if lease.spare <= 0 or now_s < lease.hungry_s:
                 return
             lease.hungry_s = now_s + _HUNGRY_S
             lease.went_back.clear()
@@ -409,16 +419,21 @@ class Leases:
                 for _ in range(_ROUNDS):
                     await lease.went_back.wait()
                     lease.went_back.clear()
-                    await self._report_for(lease)
-                    if lease.has_room() or lease.spare <= 0:
+                    if await self._report_for(lease, want, promised) or lease.spare <= 0:
                         return
         except (SharedUnavailable, TimeoutError):
             return
 
-    async def _report_for(self, lease: LineLease) -> None:
+    async def _report_for(self, lease: LineLease, want: int, promised: list[tuple[LineLease, int]]) -> bool:
+        """Whether there is room for a call, after a report if need be."""
         async with lease.lock:
-            if not lease.has_room():  # else the one before has brought enough
+            if not lease.has_room(want):  # else the one before has brought enough
                 await lease.report()
+            if not lease.has_room(want):
+                return False
+            lease.promised += want
+            promised.append((lease, want))
+            return True
 
     def _heard(self, message: bytes) -> None:
         """Another worker lacks what this one may hold, or has given back what this one lacks."""

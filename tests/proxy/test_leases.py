@@ -225,6 +225,30 @@ async def test_nobody_is_refused_while_another_holds_what_it_does_not_use(server
         assert not await hoarder.take(1)
 
 
+async def test_two_who_both_lack_do_not_keep_it_from_each_other(server: RedisServer) -> None:
+    """Each holds half of what is left, and each waits for more than that: one of them gets it."""
+    async with fleet_of(server, _total(100)) as fleet:
+        one, other = fleet.members
+        assert [True, True] == [await worker.take(50) for worker in fleet.members]
+        for worker in fleet.members:
+            worker.end(0)
+        assert [50, 50] == [one.slices(), other.slices()]
+        assert [False, True] == sorted(await asyncio.gather(one.take(80), other.take(80)))
+        assert 80 == one.used() + other.used()
+
+
+async def test_of_many_who_wait_those_pass_for_whom_there_is_room(server: RedisServer) -> None:
+    """Nobody is refused because all who wait together would be too much."""
+    async with fleet_of(server, _total(100)) as fleet:
+        worker, other = fleet.members
+        assert await other.take(40)
+        passed = await asyncio.gather(*(worker.take(25) for _ in range(5)))
+        assert (2, 50) == (sum(passed), worker.used())
+        assert [0, 0] == [
+            lease.promised + lease.waiting for each in fleet.members for lease in each.leases.active.values()
+        ]
+
+
 async def test_steady_use_does_not_wait(server: RedisServer) -> None:
     """Once its rate is known, a worker's slice is made larger ahead of need: of many calls hardly one waits for Redis."""
     async with fleet_of(server, _total(1_000_000)) as fleet:
