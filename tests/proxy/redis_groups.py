@@ -1,4 +1,4 @@
-"""Real groups of Redis servers for tests: a master behind a sentinel, and a cluster of two nodes."""
+"""Real groups of Redis servers for tests: a master behind a sentinel, with a replica where one is wanted, and a cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ MASTER = "heph"
 
 
 class RedisSentinel:
-    """A master and one sentinel that watches it."""
+    """A master, perhaps its replica, and one sentinel that watches them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, replicated: bool = False) -> None:
         self._folder = folder
         self.master = RedisServer(folder)
+        copies = ("--replicaof", f"127.0.0.1 {self.master.port}", "--repl-diskless-load", "swapdb")
+        self.replica = RedisServer(folder, *copies) if replicated else None
         self._port = RedisServer(folder).port  # a free one
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -28,20 +30,36 @@ class RedisSentinel:
         return f"redis+sentinel://127.0.0.1:{self._port}/{MASTER}/0"
 
     async def start(self) -> RedisSentinel:
-        """Runs both, and returns when the sentinel knows its master."""
+        """Runs them, and returns when the sentinel knows its master, and the replica too."""
         await self.master.start()
+        if self.replica is not None:
+            await self.replica.start()
+            await asyncio.to_thread(_linked, self.replica.client())
         config = self._folder / "sentinel.conf"
         config.write_text(
             f"port {self._port}\nbind 127.0.0.1\ndir {self._folder}\nset-proc-title no\n"
             f"sentinel monitor {MASTER} 127.0.0.1 {self.master.port} 1\n"
         )
         process = self._process = _run_sentinel(config)
-        await asyncio.to_thread(wait_until_ready, process, b"+monitor master")
+        await asyncio.to_thread(
+            wait_until_ready, process, b"+monitor master" if self.replica is None else b"+slave slave"
+        )
         return self
 
-    def kill(self) -> None:
-        """Ends both at once."""
+    async def fail_over(self) -> None:
+        """Kills the master, and returns when the replica is in its place."""
         self.master.kill()
+        assert self.replica is not None
+        assert self._process is not None
+        with Redis(port=self._port) as sentinel:
+            sentinel.execute_command("SENTINEL FAILOVER", MASTER)  # type: ignore[no-untyped-call]  # redis-py has no type for it
+        await asyncio.to_thread(wait_until_ready, self._process, b"+switch-master")
+
+    def kill(self) -> None:
+        """Ends all at once."""
+        self.master.kill()
+        if self.replica is not None:
+            self.replica.kill()
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -49,6 +67,11 @@ class RedisSentinel:
 
 def _run_sentinel(config: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([redis_executable(), str(config), "--sentinel"], stdout=subprocess.PIPE)
+
+
+def _linked(replica: Redis) -> None:
+    while b"master_link_status:up" not in replica.execute_command("INFO replication", NEVER_DECODE=True):  # type: ignore[no-untyped-call]  # redis-py has no type for it
+        replica.ping()
 
 
 class RedisCluster:
