@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import msgspec
 
+from controlplane.contract.pricing import NO_TOKENS
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import CacheState
 from proxy import meter, refusals
@@ -225,6 +226,8 @@ class Kept:
         try:
             first = await self._owners.settle(_tenant_of(call), made.id)
             self.promises.settled(_unsettled(call, made.id))
+            if not first and call.view is not None and not call.view.free:
+                _bill_nothing(call)  # somebody who looked at it has booked it
             if not first or tokens is None:
                 return
         except OwnersUnavailable:
@@ -281,7 +284,7 @@ class _KeptStream:
     async def begin(self) -> None:
         """Writes down what the first events say, before the client is answered at all."""
         try:
-            self._held = await self._stream.read()
+            self._held = await self._next()
         except StreamBroken as broken:
             self._broken = broken
         else:
@@ -292,7 +295,7 @@ class _KeptStream:
         if self._broken is not None:
             raise self._broken
         if self._held is None:
-            self._held = await self._stream.read()
+            self._held = await self._next()
         chunk = self._held
         if not chunk:
             await self._note(self._reply.ending)
@@ -303,10 +306,24 @@ class _KeptStream:
         """Gives the stream up; safe to call twice."""
         self._stream.close()
 
+    async def _next(self) -> bytes:
+        """The next events; what an upstream says of a response that failed is its last word too."""
+        try:
+            return await self._stream.read()
+        except StreamBroken as broken:
+            await self._note(broken.event)
+            raise
+
     async def _note(self, events: bytes) -> None:
         for event in events_in(events):
             if b'"response"' in event and (data := data_of(event)) is not None:
                 await self._kept.note(self._call, data, self._owner)
+
+
+def _bill_nothing(call: Call) -> None:
+    """The call's last try costs nothing more."""
+    if call.attempts:
+        call.attempts[-1] = msgspec.structs.replace(call.attempts[-1], tokens=NO_TOKENS, cost_nanousd=0)
 
 
 def _pinned(entry: RouteEntry, candidates: tuple[Candidate, ...]) -> RouteEntry:

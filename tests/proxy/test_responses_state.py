@@ -18,7 +18,18 @@ from controlplane.contract.pricing import Price, ServicePrice, Tokens
 from controlplane.contract.records import CostState, Outcome
 from controlplane.contract.snapshot import Budget, Window
 from proxy.settlement import Settlement
-from tests.proxy.fakes import PRICE, STREAM_HEAD, Clock, Received, Wire, World, chunk, sends_then_hangs, until
+from tests.proxy.fakes import (
+    PRICE,
+    STREAM_END,
+    STREAM_HEAD,
+    Clock,
+    Received,
+    Wire,
+    World,
+    chunk,
+    sends_then_hangs,
+    until,
+)
 from tests.proxy.responses_account import ANN, BOB, Account, snapshot, two_tenants
 
 TOKENS = Tokens(input=5, cache_read=4, output=1, reasoning=5)
@@ -370,6 +381,43 @@ async def test_a_background_stream_whose_client_leaves_is_booked_later(world: Wo
     assert set(made) == set(await world.worker.owners.find("ann", made))
     await world.worker.settlement.look_at_all()
     assert [Tokens(), TOKENS] == [record.tokens for record in world.records()]
+
+
+@pytest.mark.parametrize("ends", ["completed", "failed"])
+@pytest.mark.parametrize("looked_at", [True, False])
+async def test_a_background_stream_is_booked_once_whoever_sees_its_end_first(
+    world: World, looked_at: bool, ends: str
+) -> None:
+    """The proxy may look while the stream's last event is still on its way: one of them books it, and however it ends."""
+    account, gate = Account(), asyncio.Event()
+
+    async def slow(wire: Wire, request: Received) -> None:
+        if request.line.startswith("GET"):
+            await account.script(wire, request)
+            return
+        document = account.response(json.loads(request.body))
+        document["status"] = ends
+        events = [("created", document | {"status": "in_progress", "output": [], "usage": None}), (ends, document)]
+        for number, (kind, response) in enumerate(events):
+            said = {"type": f"response.{kind}", "sequence_number": number, "response": response}
+            await wire.send((b"" if number else STREAM_HEAD) + chunk(f"data: {json.dumps(said)}\n\n".encode()))
+            await gate.wait()
+        await wire.send(STREAM_END)
+
+    await world.upstream(slow)
+    await two_tenants(world)
+    body = {"model": "gpt", "input": "hi", "background": True, "stream": True}
+    asking = asyncio.create_task(ask(world, ANN, "POST", "/v1/responses", body))
+    await until(lambda: world.worker.promises.held or asking.done())
+    if looked_at:
+        await world.worker.settlement.look_at_all()
+    gate.set()
+    await asking
+    await world.until_idle()
+    await world.worker.settlement.look_at_all()
+    records = world.records()
+    assert TOKENS.total == sum(record.tokens.total for record in records) == world.worker.ledger.tokens
+    assert 19_000 == sum(record.cost_nanousd for record in records)
 
 
 async def test_leaving_before_a_background_response_has_an_id_is_not_free(world: World) -> None:
