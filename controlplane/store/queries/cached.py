@@ -42,5 +42,4 @@ def count_cached(
         "tag_has_value": bool(equals),
         "tag_value": value,
     }
-    row = store.mappings(_COUNT, parameters)[0]
-    return Cached(entries=int(row["entries"]), bytes=int(row["bytes"]))
+    return store.structs(Cached, _COUNT, parameters)[0]
