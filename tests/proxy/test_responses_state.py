@@ -408,7 +408,7 @@ async def test_a_background_stream_is_booked_once_whoever_sees_its_end_first(
     await two_tenants(world)
     body = {"model": "gpt", "input": "hi", "background": True, "stream": True}
     asking = asyncio.create_task(ask(world, ANN, "POST", "/v1/responses", body))
-    await until(lambda: world.worker.promises.held or asking.done())
+    await until(lambda: world.worker.owners.unsettled_disk.entries)
     if looked_at:
         await world.worker.settlement.look_at_all()
     gate.set()
