@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from controlplane.contract.snapshot import Snapshot
 from proxy.call import Call, Reply
-from proxy.headers import closing_comment, response_lines, usd
+from proxy.headers import closing_comment, header_lines, response_lines, usd
 from proxy.runtime import compile_runtime
 
 
@@ -83,6 +83,16 @@ def test_a_value_cannot_break_out_of_its_line(value: bytes) -> None:
     """What would become a header of its own is refused."""
     with pytest.raises(ValueError, match="end of a line"):
         response_lines(call(), Reply(200, [(b"x-request-id", value)]), stream=False)
+
+
+_word = st.binary(max_size=6).filter(lambda text: b"\r" not in text and b"\n" not in text)
+
+
+@given(st.lists(st.tuples(st.sampled_from((b"x-", b"y-", b"%b")).flatmap(lambda at: _word.map(at.__add__)), _word)))
+def test_headers_go_out_in_order_less_those_whose_names_begin_so(headers: list[tuple[bytes, bytes]]) -> None:
+    """Whatever names and values hold, a per cent sign among them, each shown header is its own line."""
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers if not name.startswith(b"x-"))
+    assert lines == header_lines(headers, without=(b"x-",))
 
 
 def test_the_closing_comment_is_a_comment() -> None:
