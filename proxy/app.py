@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -108,7 +108,8 @@ class ProxyApp:
         self._lifespan = lifespan
         self._doorman = doorman
         self.degraded: Callable[[], str] = lambda: ""  # what this worker does without now, for `/readyz`
-        self._ops = Ops(metrics, self._not_ready, self._lacks)
+        self.sick: Collection[str] = ()  # deployments whose breaker is not closed, for `/readyz`
+        self._ops = Ops(metrics, self._not_ready, self._lacks, lambda: self.sick)
         self._call_ids = CallIds()
         self.runtime: Runtime | None = None  # swapped by one assignment; a call keeps the one it began with
         self.on_started: Callable[[], None] = lambda: None  # called when calls can be served

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
@@ -23,21 +23,28 @@ _JSON_LINE = b"content-type: application/json\r\n"
 _TEXT_LINE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _PAGE_MAX = 1_000  # models on a page, as Anthropic has it
 _QUERY_FIELDS_MAX = 32
+_SICK_MAX = 100  # that `/readyz` names
 _encode = msgspec.json.Encoder().encode
 
 
 class Ops:
     """Answers operators and probes; costs no record and needs no key.
 
-    not_ready: why this worker should get no traffic now; an empty string if it should. degraded: what it does without meanwhile.
+    not_ready: why this worker should get no traffic now; an empty string if it should. degraded: what it does without meanwhile. sick:
+    deployments whose breaker is not closed.
     """
 
     def __init__(
-        self, metrics: ProxyMetrics, not_ready: Callable[[], str], degraded: Callable[[], str] = lambda: ""
+        self,
+        metrics: ProxyMetrics,
+        not_ready: Callable[[], str],
+        degraded: Callable[[], str] = lambda: "",
+        sick: Callable[[], Collection[str]] = lambda: (),
     ) -> None:
         self._metrics = metrics
         self._not_ready = not_ready
         self._degraded = degraded
+        self._sick = sick
 
     def answer(self, path: str, method: str, exchange: Exchange) -> None:
         """One request that is no call."""
@@ -57,9 +64,14 @@ class Ops:
         else:
             self.refuse(refusals.NOT_FOUND, _nothing_at(path), exchange)
 
-    def _ready(self) -> dict[str, str]:
-        degraded = self._degraded()
-        return {"status": "ready", "degraded": degraded} if degraded else {"status": "ready"}
+    def _ready(self) -> dict[str, object]:
+        """Neither a Redis that is out nor a deployment that is sick keeps a worker from serving: its siblings would do no better."""
+        said: dict[str, object] = {"status": "ready"}
+        if degraded := self._degraded():
+            said["degraded"] = degraded
+        if sick := self._sick():
+            said["sick_deployments"] = sorted(sick)[:_SICK_MAX]
+        return said
 
     def refuse(self, refusal: Refusal, message: str, exchange: Exchange, *, operation: str = "") -> None:
         """A refusal of something that never became a call. operation: what it would have been, if that is known."""

@@ -169,6 +169,7 @@ class Worker:
         self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
         if self.lending is not None:
             self.app.degraded = self.lending.lacks
+        self.app.sick = self.breaker.sick
         self.background = Background(self.pipeline, lambda: self.app.runtime)
 
     def _join_pipelines(self, identify: Identify, balancer: Balancer) -> Pipeline:

@@ -262,8 +262,12 @@ def _server(bound: Bound[ConfigFile]) -> Iterator[Finding]:
         yield _finding(
             bound, Severity.ADVICE, "door-password", message, "set `server.door.password: env:NAME`", "server", "door"
         )
-    if server.workers > 1 and server.redis is None:
-        message = f"without Redis {server.workers} workers split every limit, and share neither stored answers nor calls in flight"
+    if server.redis is None and server.workers * server.proxy.hosts > 1:
+        who = f"{server.workers} workers" if server.workers > 1 else "workers"
+        who += f" on {server.proxy.hosts} hosts" if server.proxy.hosts > 1 else ""
+        message = (
+            f"without Redis {who} split every limit and quota, and share neither stored answers nor calls in flight"
+        )
         todo = "set `server.redis` to share them"
         yield _finding(bound, Severity.ADVICE, "no-redis", message, todo, "server", "workers")
     if server.redis is not None and server.redis_password is not None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -131,11 +132,9 @@ class Hosts:
     async def ready(self) -> None:
         """Until both use Redis for everything."""
         for world in self.worlds:
-            worker = world.worker
-            assert worker.shared is not None
-            assert worker.cache.redis is not None
-            await until(lambda worker=worker: not worker.shared.degraded and not worker.cache.redis.degraded)
-            await worker.shared.ready()
+            await until(partial(_uses_redis, world))
+            assert world.worker.shared is not None
+            await world.worker.shared.ready()
 
     async def degraded(self) -> list[str]:
         """What each says that it lacks."""
@@ -143,14 +142,16 @@ class Hosts:
 
 
 @contextlib.asynccontextmanager
-async def hosts_of(folder: Path, urls: Urls, script: Script = GOOD, **settings: object) -> AsyncIterator[Hosts]:
+async def hosts_of(
+    folder: Path, urls: Urls, settings: dict[str, object] | None = None, *, script: Script = GOOD
+) -> AsyncIterator[Hosts]:
     """Two of them, each with a directory of its own, that have reached Redis."""
     upstream = await ScriptedUpstream(script).start()
     worlds = [World(folder / name) for name in ("here", "there")]
     hosts = Hosts(worlds, upstream)
     try:
         for world, url in zip(worlds, urls, strict=True):
-            await world.start(**{"hosts": 2, "redis": url, "redis_timeout_s": 0.5} | settings)
+            await world.start(**{"hosts": 2, "redis": url, "redis_timeout_s": 0.5} | (settings or {}))
         await hosts.ready()
         yield hosts
     finally:
@@ -196,7 +197,7 @@ async def test_identical_calls_on_both_hosts_are_one_upstream_call(tmp_path: Pat
         end = event("lo") + event("", delta={}, finish_reason="stop") + usage_event() + DONE
         await wire.send(chunk(end) + STREAM_END if stream else answer(completion()))
 
-    async with hosts_of(tmp_path, urls, script) as hosts:
+    async with hosts_of(tmp_path, urls, script=script) as hosts:
         hosts.apply(TenantPolicy("acme"))
         calls = [asyncio.create_task(hosts.worlds[number % 2].chat(stream=stream)) for number in range(10)]
         workers = [world.worker for world in hosts.worlds]
@@ -215,7 +216,7 @@ async def test_identical_calls_on_both_hosts_are_one_upstream_call(tmp_path: Pat
 
 async def test_a_breaker_that_opens_here_makes_the_other_host_sceptical(tmp_path: Path, plain: Urls) -> None:
     """Three failures open it here; there one is enough, once the word has come."""
-    async with hosts_of(tmp_path, plain, fails(500)) as hosts:
+    async with hosts_of(tmp_path, plain, script=fails(500)) as hosts:
         policy = BreakerPolicy(requests_min=1_000, failures_in_row=3)
         hosts.apply(TenantPolicy("acme", cache=CachePolicy(enabled=False)), breaker=policy)
         here, there = hosts.worlds
@@ -234,7 +235,7 @@ async def test_a_revoked_key_is_refused_by_both_hosts(tmp_path: Path, plain: Url
     async with control_plane() as plane:
         documents: list[bytes] = []
         plane.answer = lambda asked: _snapshot(asked, documents)
-        async with hosts_of(tmp_path, plain, control_plane_url=plane.url) as hosts:
+        async with hosts_of(tmp_path, plain, {"control_plane_url": plane.url}) as hosts:
             hosts.apply(TenantPolicy("acme"))
             for world in hosts.worlds:
                 assert 200 == (await world.chat()).status_code
@@ -245,7 +246,7 @@ async def test_a_revoked_key_is_refused_by_both_hosts(tmp_path: Path, plain: Url
                 encode_snapshot(msgspec.structs.replace(runtime.snapshot, version=9, keys=(), created_us=now_us))
             )
             for world in hosts.worlds:
-                await until(lambda world=world: world.worker.snapshots.current is not None)
+                await until(partial(getattr, world.worker.snapshots, "current"))
                 assert 401 == (await world.chat()).status_code
 
 
@@ -304,6 +305,11 @@ async def trouble_of(kind: str, folder: Path) -> AsyncIterator[Trouble]:
         server.kill()
 
 
+def _uses_redis(world: World) -> bool:
+    shared, stored = world.worker.shared, world.worker.cache.redis
+    return shared is not None and stored is not None and not shared.degraded and not stored.degraded
+
+
 def _on_its_own(world: World) -> bool:
     """Whether Redis is out for this host, and no slice that it has may be used."""
     worker = world.worker
@@ -317,14 +323,19 @@ async def test_calls_go_on_through_trouble_and_nothing_is_spent_twice(tmp_path: 
     """Redis answers too late, loses its memory, or is replaced by its replica: no call hangs, each host goes on with its part and says
     so, and afterwards exactly the rest of the budget is let in.
     """
-    settings = {"redis_timeout_s": 0.5, "redis_pause_s": 0.05, "redis_failures_max": 1, "quota_lease_s": 0.5}
-    async with trouble_of(kind, tmp_path) as trouble, hosts_of(tmp_path, (trouble.url,) * 2, **settings) as hosts:
+    settings: dict[str, object] = {
+        "redis_timeout_s": 0.5,
+        "redis_pause_s": 0.05,
+        "redis_failures_max": 1,
+        "quota_lease_s": 0.5,
+    }
+    async with trouble_of(kind, tmp_path) as trouble, hosts_of(tmp_path, (trouble.url, trouble.url), settings) as hosts:
         hosts.apply(POCKET)
         await hosts.call(20)
         await trouble.begin()
         await hosts.call(4)
         for world in hosts.worlds:
-            await until(lambda world=world: _on_its_own(world))
+            await until(partial(_on_its_own, world))
         await hosts.call(6)
         assert {200} == set(hosts.served)
         assert all("Redis does not answer" in said for said in await hosts.degraded())
@@ -342,8 +353,11 @@ async def test_calls_go_on_through_trouble_and_nothing_is_spent_twice(tmp_path: 
 
 async def test_flights_on_a_slow_redis_are_each_host_s_own(tmp_path: Path) -> None:
     """Nobody waits for another host longer than for one answer of Redis, and then not at all: each host asks once."""
-    settings = {"redis_timeout_s": 0.5, "redis_pause_s": 0.05, "redis_failures_max": 1}
-    async with trouble_of("slow", tmp_path) as trouble, hosts_of(tmp_path, (trouble.url,) * 2, **settings) as hosts:
+    settings: dict[str, object] = {"redis_timeout_s": 0.5, "redis_pause_s": 0.05, "redis_failures_max": 1}
+    async with (
+        trouble_of("slow", tmp_path) as trouble,
+        hosts_of(tmp_path, (trouble.url, trouble.url), settings) as hosts,
+    ):
         hosts.apply(TenantPolicy("acme"))
         await trouble.begin()
         async with asyncio.timeout(20.0):

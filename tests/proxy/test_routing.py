@@ -130,3 +130,14 @@ async def test_what_one_language_cannot_say_another_may(world: World) -> None:
     assert (200, "u1/m") == (response.status_code, response.headers["x-heph-deployment"])
     assert [] == world.upstreams[0].received
     assert {"u0/m": 0, "u1/m": 1} == {status.deployment: status.calls for status in world.worker.status().breakers}
+
+
+async def test_readiness_names_what_is_sick_and_stays(world: World) -> None:
+    """A worker whose upstream is down is as good as its siblings: 200, with the deployments whose breaker is not closed."""
+    await world.upstream(fails(500))
+    policy = BreakerPolicy(requests_min=1_000, failures_in_row=1)
+    world.apply(route={"attempts_max": 1}, breaker=policy)
+    assert {"status": "ready"} == (await world.client.get("/readyz")).json()
+    await world.chat()
+    ready = await world.client.get("/readyz")
+    assert (200, {"status": "ready", "sick_deployments": ["u0/m"]}) == (ready.status_code, ready.json())

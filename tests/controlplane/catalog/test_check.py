@@ -80,6 +80,7 @@ def test_a_good_file_has_no_findings() -> None:
         ("{name: acme,", "{name: acme, models: [],", "no-models-allowed"),
         ("\nupstreams", "\nserver: {host: 0.0.0.0}\nupstreams", "door-password"),
         ("\nupstreams", "\nserver: {workers: 4}\nupstreams", "no-redis"),
+        ("\nupstreams", "\nserver: {proxy: {hosts: 2}}\nupstreams", "no-redis"),
         ("\nupstreams", "\nserver: {redis: redis://r.example, redis_password: env:R}\nupstreams", "clear-text"),
     ],
 )
