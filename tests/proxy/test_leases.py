@@ -534,10 +534,12 @@ async def _schedule(server: RedisServer, limit: int, steps: list[tuple[int, str,
         for number, what, amount in steps:
             worker = fleet.members[number]
             if what == "take":
-                before, was_alone = worker.used(), worker.leases.degraded
+                before, was_alone, had = worker.used(), worker.leases.degraded, worker.slices()
                 await worker.take(amount)
                 if worker.leases.degraded and not was_alone:
-                    alone += sum(max(0, line.cap - before) for line in _lines(worker))
+                    part = sum(max(0, line.cap - before) for line in _lines(worker))
+                    assert part <= max(had, worker.leases.share.of(limit))
+                    alone += part
             elif what == "rush":
                 await _rush(fleet, number, amount)
             elif what == "end" and worker.open:
