@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_ESTABLISHED = "01"  # as the kernel writes it
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -58,6 +59,25 @@ class Measured:
             with contextlib.suppress(OSError):
                 total += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
         return total
+
+    def connections_by_process(self, port: int) -> dict[int, int]:
+        """Connections of clients to a port, by the process that holds them."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        inodes = {row[9] for row in lines if row[1].endswith(f":{port:04X}") and row[3] == _ESTABLISHED}
+        found: dict[int, int] = {}
+        for pid in _children(self.process.pid):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(entry.readlink()).removeprefix("socket:[").rstrip("]") in inodes:
+                        found[pid] = found.get(pid, 0) + 1
+        return found
+
+    def pin(self, core: int) -> None:
+        """Has the whole tree run on one core."""
+        for pid in _children(self.process.pid):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(int(task.name), {core})
 
     def rss_bytes(self) -> int:
         """Resident memory of the whole tree."""

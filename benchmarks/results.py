@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def machine() -> dict[str, object]:
         "system": platform.system(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "python_optimized": "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
