@@ -494,7 +494,7 @@ async def test_a_stop_gives_everything_back(server: RedisServer) -> None:
 STEPS = st.lists(
     st.tuples(
         st.integers(0, 2),
-        st.sampled_from(["take", "take", "take", "rush", "end", "end", "wait", "keep", "die", "cut", "mend"]),
+        st.sampled_from(["take", "take", "take", "rush", "end", "end", "wait", "keep", "die", "cut", "mend", "strand"]),
         st.integers(1, 30),
     ),
     max_size=60,
@@ -534,18 +534,13 @@ async def _schedule(server: RedisServer, limit: int, steps: list[tuple[int, str,
         for number, what, amount in steps:
             worker = fleet.members[number]
             if what == "take":
-                before, was_alone, had = worker.used(), worker.leases.degraded, worker.slices()
-                await worker.take(amount)
-                if worker.leases.degraded and not was_alone:
-                    part = sum(max(0, line.cap - before) for line in _lines(worker))
-                    assert part <= max(had, worker.leases.share.of(limit))
-                    alone += part
+                alone += await _take(worker, amount)
             elif what == "rush":
                 await _rush(fleet, number, amount)
             elif what == "end" and worker.open:
                 worker.end(amount)
             elif what == "wait":
-                fleet.clock.advance(amount / 3)
+                await _pass(fleet, amount / 3)
             elif what == "keep":
                 await fleet.keep()
             elif what == "die":
@@ -556,9 +551,34 @@ async def _schedule(server: RedisServer, limit: int, steps: list[tuple[int, str,
             elif what == "cut" and not worker.link.degraded:
                 lost += worker.slices()
                 worker.link.degraded = True
+            elif what == "strand" and not worker.link.degraded:  # for longer than a lease, with calls before and after
+                alone += await _take(worker, amount)
+                lost += worker.slices()
+                worker.link.degraded = True
+                await _pass(fleet, LEASE_S)
+                alone += await _take(worker, amount)
             elif what == "mend":
                 worker.link.degraded = False
             assert sum(one.used() for one in fleet.members) <= limit + lost + alone
+
+
+async def _pass(fleet: Fleet, seconds: float) -> None:
+    """Time passes, and the keepers of those who live and reach Redis renew what they have."""
+    while seconds > 0:
+        fleet.clock.advance(min(seconds, LEASE_S / 4))
+        seconds -= LEASE_S / 4
+        await fleet.keep()
+
+
+async def _take(worker: Worker, amount: int) -> int:
+    """One call; what it may have let in because the worker is on its own from now on, at most the worker's part."""
+    before, was_alone, had = worker.used(), worker.leases.degraded, worker.slices()
+    await worker.take(amount)
+    if was_alone or not worker.leases.degraded:
+        return 0
+    part = sum(max(0, line.cap - before) for line in _lines(worker))
+    assert part <= max(had, worker.leases.share.of(worker.fleet.policy.budgets[0].tokens or 0))
+    return part
 
 
 def _lines(worker: Worker) -> list[Line]:
