@@ -9,7 +9,7 @@ from tests.proxy.redis_server import RedisServer
 
 
 class SlowWay:
-    """Passes bytes on between proxies and a server; what the server says comes `delay_s` later."""
+    """Passes bytes on between proxies and a server, in order; what the server says comes `delay_s` later."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -45,12 +45,17 @@ class SlowWay:
             pump.add_done_callback(self._pumps.discard)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, late: bool) -> None:
+        loop = asyncio.get_running_loop()
+        due_s = 0.0
         try:
             with contextlib.suppress(ConnectionError):
                 while data := await source.read(65536):
-                    if late and self.delay_s:
-                        await asyncio.sleep(self.delay_s)
-                    sink.write(data)
-                    await sink.drain()
+                    due_s = max(due_s, loop.time() + self.delay_s * late)
+                    loop.call_at(due_s, _deliver, sink, data)
         finally:
             sink.close()
+
+
+def _deliver(sink: asyncio.StreamWriter, data: bytes) -> None:
+    if not sink.is_closing():
+        sink.write(data)
