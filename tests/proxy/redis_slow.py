@@ -50,7 +50,9 @@ class SlowWay:
         try:
             with contextlib.suppress(ConnectionError):
                 while data := await source.read(65536):
-                    due_s = max(due_s, loop.time() + self.delay_s * late)
+                    due_s = max(
+                        due_s + 1e-6, loop.time() + self.delay_s * late
+                    )  # never two at one moment: they could change places
                     loop.call_at(due_s, _deliver, sink, data)
         finally:
             sink.close()
