@@ -172,10 +172,11 @@ class Ledger:
             want = wanted[line.unit]
             if not want or line.id in passed:
                 continue
-            lease = line.lease
+            lease, promised = line.lease, 0
             if lease is not None:
                 lease.look(line, want, now_us)
-            if line.settled(now_us) + line.held() + want > line.cap:
+                promised = lease.promised
+            if line.settled(now_us) + line.held() + promised + want > line.cap:
                 if lease is not None:
                     self.short += ((line, want),)
                 over = _over(line, want, now_us)

@@ -304,6 +304,7 @@ def watch_shared(watch: Callable[[str, str, Callable[[], float]], None], shared:
     """Shows the door's figures; without Redis they are there all the same, and stay zero."""
     for name, text in (
         ("degraded", "1 while a configured Redis is out and each worker uses its own share, else 0."),
+        ("listening", "1 while what other workers say is heard."),
         ("commands_total", "Commands and scripts sent to the shared state."),
         ("errors_total", "Commands that were late, refused or lost, and probes that failed."),
         ("busy_total", "Commands not sent because too many waited for Redis."),

@@ -9,6 +9,7 @@ class Stock(Protocol):
     """Where requests come from when the rate is shared with other workers."""
 
     degraded: bool  # there is nobody to ask: the bucket's own level counts, at this worker's part of the rate
+    waiting: int  # calls for which requests are being brought: nobody who comes later may take those
 
     def look(self, bucket: Bucket, now_s: float) -> None:
         """Makes the level what may be taken at this moment, and asks for more ahead of need; never waits."""
@@ -42,6 +43,11 @@ class Bucket:
     def shared(self) -> bool:
         """Whether the level is a slice of something larger."""
         return self.stock is not None and not self.stock.degraded
+
+    @property
+    def free(self) -> float:
+        """The level less what is being brought for calls that wait."""
+        return self.level if self.stock is None or self.stock.degraded else self.level - self.stock.waiting
 
     @property
     def full(self) -> int:

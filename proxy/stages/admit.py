@@ -165,10 +165,11 @@ class Admit:
     def _slot(self, call: Call, admission: _Admission, slots: Line, agent: Agent | None, now_s: float) -> Reply | None:
         if slots.limit == 0 or (slots.cap == 0 and slots.lease is None):
             return self._refuse_without_part(admission, slots.limit)
-        inflight = admission.account.held.requests
+        inflight, promised = admission.account.held.requests, 0
         if slots.lease is not None:
             slots.lease.look(slots, 1, self._now_us())
-        if inflight >= slots.cap:
+            promised = slots.lease.promised
+        if inflight + promised >= slots.cap:
             refusal = self._refuse_slot(admission, f"already has {inflight} calls in flight, its limit on this worker")
             if self._lenders is not None and slots.lease is not None and not call.refilled & _WAITED_SLOT:
                 call.refilled |= _WAITED_SLOT
@@ -193,7 +194,7 @@ class Admit:
             return self._refuse_without_part(admission, bucket.limit)
         bucket.refresh(now_s)
         full, tenant = bucket.full, admission.account.tenant
-        if bucket.level < 1.0:
+        if bucket.free < 1.0:
             wait_s = bucket.wait_s()
             call.ratelimit_requests = (full, 0, wait_s)
             self._metrics.bound_hit("tenant_requests_per_minute")

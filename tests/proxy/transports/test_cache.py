@@ -333,7 +333,12 @@ async def test_what_leaves_memory_is_found_on_disk(tmp_path: Path) -> None:
     assert cache.disk is not None
     await cache.disk.flush()
     call, reply, _ = await _ask(cache, make_call(bodies[0]))
-    assert (CacheState.HIT, 5, 1, 0) == (call.cache, len(inner.calls), cache.store.hits_disk_total, cache.store.hits_memory_total)
+    assert (CacheState.HIT, 5, 1, 0) == (
+        call.cache,
+        len(inner.calls),
+        cache.store.hits_disk_total,
+        cache.store.hits_memory_total,
+    )
     assert b'{"answer":1}' == reply.body
     assert cache.lookup(make_call(bodies[0])) is not None
     await cache.aclose()

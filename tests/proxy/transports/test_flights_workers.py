@@ -96,10 +96,23 @@ class Fleet:
         connected: set[str] = set()
         async with asyncio.timeout(60.0):
             while len(connected) < WORKERS:
-                async with httpx.AsyncClient() as client:
-                    metrics = (await client.get(f"http://127.0.0.1:{self.port}/metrics")).text
+                metrics = await self.metrics()
                 doors = re.findall(r'heph_proxy_(?:shared|cache_redis)_degraded\{worker="(.)"\} 0.0', metrics)
-                connected |= {worker for worker in doors if doors.count(worker) == DOORS}
+                heard = re.findall(r'heph_proxy_shared_listening\{worker="(.)"\} 1.0', metrics)
+                connected |= {worker for worker in heard if doors.count(worker) == DOORS}
+
+    async def metrics(self) -> str:
+        """Those of one of the workers, whichever the kernel chooses."""
+        async with httpx.AsyncClient() as client:
+            return (await client.get(f"http://127.0.0.1:{self.port}/metrics")).text
+
+    async def inflight(self, calls: int) -> None:
+        """Waits until so many calls are being served by all workers together."""
+        serving: dict[str, float] = {}
+        async with asyncio.timeout(60.0):
+            while sum(serving.values()) < calls:
+                found = re.findall(r'heph_proxy_inflight_calls\{worker="(.)"\} (\S+)', await self.metrics())
+                serving |= {worker: float(number) for worker, number in found}
 
     def worker_at(self, port: int) -> psutil.Process:
         """The worker whose connection has this port on its side."""
@@ -154,6 +167,7 @@ async def test_many_workers_ask_once_and_a_killed_leader_is_replaced(tmp_path: P
         await fleet.start()
         tasks = [asyncio.create_task(fleet.call("first")) for _ in range(CALLS)]
         await until(lambda: upstream.received)
+        await fleet.inflight(CALLS)
         go_on.set()
         answers = await asyncio.gather(*tasks)
         assert 1 == len(upstream.received)
