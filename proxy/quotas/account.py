@@ -132,7 +132,7 @@ class Lease(Protocol):
     """What keeps a line's cap up to date, where the limit is shared with other workers."""
 
     degraded: bool  # the cap is this worker's part, because the others cannot be asked
-    promised: int  # of the cap, to calls that waited for it and are about to try again: nobody who comes later may take it
+    promised: int  # of the cap, to calls that waited and are about to try again: nobody who comes later may take it
 
     def look(self, line: Line, want: int, now_us: int) -> None:
         """Makes the cap what it is at this moment, and asks for more ahead of need; never waits."""

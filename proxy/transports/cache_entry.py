@@ -26,7 +26,7 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     ttl_s: int
     content_type: str
     body: bytes = b""
-    blocks: tuple[bytes, ...] = ()  # of a stream, whole events each; of an embedded input, its object and the model's name
+    blocks: tuple[bytes, ...] = ()  # of a stream, whole events; of an embedded input, its object and the model's name
     stream: bool = False
     deployment: str = ""
     model: str = ""
