@@ -13,11 +13,10 @@ from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.redis_address import parse_redis_address
 from proxy.settings import ProxySecrets
 from proxy.shared import SharedState, SharedUnavailable
+from proxy.transports.cache_behind import Batch, WriteBehind
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_redis import RedisTier, SharedTier
 from proxy.transports.cache_seal import EntrySeals
-
-BATCH_ENTRIES = 16  # written at once
 
 
 def shared_tier(shared: SharedState | None, settings: ProxySettings, secrets: ProxySecrets) -> SharedTier | None:
@@ -29,7 +28,7 @@ def shared_tier(shared: SharedState | None, settings: ProxySettings, secrets: Pr
     return RedisTier(settings, secrets)
 
 
-class GroupTier:
+class GroupTier(WriteBehind):
     """Entries by key in a group of Redis servers. The door belongs to somebody else and is neither opened nor closed here."""
 
     def __init__(
@@ -40,21 +39,15 @@ class GroupTier:
         *,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
+        super().__init__(settings)
         self._shared = shared
-        self._settings = settings
         self._seals = EntrySeals(secrets.pepper_bytes)
         self._now_us = now_us
-        self._pending: dict[bytes, CacheEntry] = {}
-        self._pending_bytes = 0
-        self._writing: asyncio.Task[None] | None = None
         self.misses_total = 0
         self.skipped_total = 0
         self.busy_total = 0
         self.errors_total = 0
         self.damaged_total = 0
-        self.written_total = 0
-        self.too_large_total = 0
-        self.dropped_total = 0
 
     @property
     def degraded(self) -> bool:
@@ -82,46 +75,18 @@ class GroupTier:
         self.damaged_total += entry is None
         return entry
 
-    def put(self, key: bytes, entry: CacheEntry) -> None:
-        """Has an entry written some time soon, or not at all; never waits."""
-        if entry.size_bytes > self._settings.redis_entry_bytes_max:
-            self.too_large_total += 1
-        elif self.degraded or self._pending_bytes + entry.size_bytes > self._settings.redis_pending_bytes_max:
-            self.dropped_total += 1
-        elif key not in self._pending:
-            self._pending[key] = entry
-            self._pending_bytes += entry.size_bytes
-            if self._writing is None:
-                self._writing = asyncio.get_running_loop().create_task(self._write_behind(), name="redis-writes")
-
-    async def flush(self) -> None:
-        """Waits until all that was put is written or dropped."""
-        while self._writing is not None:
-            await asyncio.shield(self._writing)
-
     async def aclose(self) -> None:
         """Writes what waits, within the time of one connection; safe to call twice."""
         try:
             async with asyncio.timeout(self._settings.redis_connect_timeout_s):
                 await self.flush()
         except TimeoutError:
-            if self._writing is not None:
-                self._writing.cancel()
+            self._give_up()
 
-    async def _write_behind(self) -> None:
-        try:
-            while self._pending:
-                batch = list(self._pending.items())[:BATCH_ENTRIES]
-                written = sum(await asyncio.gather(*(self._write(key, entry) for key, entry in batch)))
-                self.written_total += written
-                self.dropped_total += len(batch) - written
-                for key, entry in batch:
-                    del self._pending[key]
-                    self._pending_bytes -= entry.size_bytes
-        finally:
-            self._writing = None
+    async def _write(self, batch: Batch) -> int:
+        return sum(await asyncio.gather(*(self._write_one(key, entry) for key, entry in batch)))
 
-    async def _write(self, key: bytes, entry: CacheEntry) -> bool:
+    async def _write_one(self, key: bytes, entry: CacheEntry) -> bool:
         ttl_ms = (entry.expires_us - self._now_us()) // 1000
         if ttl_ms <= 0:
             return False

@@ -23,11 +23,11 @@ from redis.exceptions import ResponseError
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.redis_address import parse_redis_address
 from proxy.settings import ProxySecrets
+from proxy.transports.cache_behind import Batch, WriteBehind
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_seal import EntrySeals
 from proxy.transports.redis_line import LINE_TROUBLE, LineLost, RedisLine, open_line
 
-BATCH_ENTRIES = 16  # written in one go
 STALL_FACTOR = 2  # a deadline missed by this factor was missed by our own event loop
 
 log = structlog.get_logger("proxy.cache_redis")
@@ -62,7 +62,7 @@ class SharedTier(Protocol):
         ...
 
 
-class RedisTier:
+class RedisTier(WriteBehind):
     """Entries by key in a Redis that others use too. Every wait and every queue has a bound of the settings."""
 
     def __init__(
@@ -76,7 +76,7 @@ class RedisTier:
 
         Raises ValueError if `settings.redis` is not an address.
         """
-        self._settings = settings
+        super().__init__(settings)
         self._address = parse_redis_address(settings.redis or "")
         self._password = secrets.redis_password
         self._seals = EntrySeals(secrets.pepper_bytes)
@@ -86,18 +86,12 @@ class RedisTier:
         self._out = asyncio.Event()
         self._failures = 0
         self._keeper: asyncio.Task[None] | None = None
-        self._writing: asyncio.Task[None] | None = None
-        self._pending: dict[bytes, CacheEntry] = {}
-        self._pending_bytes = 0
         self._complained = False
         self.misses_total = 0
         self.skipped_total = 0
         self.busy_total = 0
         self.errors_total = 0
         self.damaged_total = 0
-        self.written_total = 0
-        self.too_large_total = 0
-        self.dropped_total = 0
 
     @property
     def degraded(self) -> bool:
@@ -124,23 +118,6 @@ class RedisTier:
         entry = self._seals.opened(key, data)
         self.damaged_total += entry is None
         return entry
-
-    def put(self, key: bytes, entry: CacheEntry) -> None:
-        """Has an entry written some time soon, or not at all; never waits."""
-        if entry.size_bytes > self._settings.redis_entry_bytes_max:
-            self.too_large_total += 1
-        elif not self._readers or self._pending_bytes + entry.size_bytes > self._settings.redis_pending_bytes_max:
-            self.dropped_total += 1
-        elif key not in self._pending:
-            self._pending[key] = entry
-            self._pending_bytes += entry.size_bytes
-            if self._writing is None:
-                self._writing = asyncio.get_running_loop().create_task(self._write_behind(), name="redis-writes")
-
-    async def flush(self) -> None:
-        """Waits until all that was put is written or dropped."""
-        while self._writing is not None:
-            await asyncio.shield(self._writing)
 
     async def aclose(self) -> None:
         """Writes what waits, within the time of one connection, and closes; safe to call twice."""
@@ -245,21 +222,7 @@ class RedisTier:
             self._complained = True
             log.warning("Redis is not used; going on with what each worker has itself", reason=reason)
 
-    async def _write_behind(self) -> None:
-        """Writes batch after batch until nothing waits; what cannot be written is dropped."""
-        try:
-            while self._pending:
-                batch = list(self._pending.items())[:BATCH_ENTRIES]
-                written = await self._write(batch)
-                self.written_total += written
-                self.dropped_total += len(batch) - written
-                for key, entry in batch:
-                    del self._pending[key]
-                    self._pending_bytes -= entry.size_bytes
-        finally:
-            self._writing = None
-
-    async def _write(self, batch: list[tuple[bytes, CacheEntry]]) -> int:
+    async def _write(self, batch: Batch) -> int:
         """Writes some entries at once; returns how many."""
         line = self._writer
         if line is None:
