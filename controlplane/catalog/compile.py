@@ -11,7 +11,7 @@ import msgspec
 
 from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, ModelEntry, PriceEntry, TenantEntry
 from controlplane.catalog.invalidations import in_force
-from controlplane.catalog.issuers import issuer_of
+from controlplane.catalog.issuers import issuer_of, source_of
 from controlplane.catalog.own_prices import change_moments_us, own_price
 from controlplane.catalog.quotas import quota_of
 from controlplane.catalog.routing import hedge_of
@@ -107,7 +107,7 @@ def compile_snapshot(
         leases=tuple(lease for _, lease in sorted(state.leases.items()) if lease.expires_us > now_us),
         breaker=config.breaker,
         issuers=tuple(
-            issuer_of(entry, public_keys.get(entry.name, ()))
+            issuer_of(entry, public_keys.get(source_of(entry), ()))
             for entry in sorted(config.issuers, key=lambda entry: entry.name)
         ),
         retries=config.retries,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class PublicKeys:
         self._place = place
         self._complained: set[str] = set()
         self._asked: dict[IssuerEntry, int] = {}  # when, in Unix microseconds
-        self.keys: Mapping[str, tuple[str, ...]] = {}  # by the issuer's name; swapped as a whole
+        self.keys: Mapping[str, tuple[str, ...]] = {}  # by `source_of` the issuer; swapped as a whole
 
     def load(self, issuers: Sequence[IssuerEntry]) -> None:
         """What was kept of them on disk. Blocking."""
@@ -55,7 +56,7 @@ class PublicKeys:
         for entry in issuers:
             try:
                 data = (self._place / f"{_file_name(entry)}.json").read_bytes()
-                found[entry.name] = read_keys(data)
+                found[source_of(entry)] = read_keys(data)
             except (OSError, KeysUnavailable):
                 continue
         self.keys = found
@@ -63,25 +64,33 @@ class PublicKeys:
     async def turn(self, issuers: Sequence[IssuerEntry], *, now_us: int) -> None:
         """Asks the issuers whose time has come; one that cannot be asked keeps the keys it had, and one that is gone loses them."""
         due = [entry for entry in issuers if now_us >= self._asked.get(entry, 0) + round(entry.refresh_s * 1e6)]
-        if not due and self.keys.keys() <= {entry.name for entry in issuers}:
+        if not due and self.keys.keys() <= {source_of(entry) for entry in issuers}:
             return
         self._asked = {entry: now_us if entry in due else self._asked[entry] for entry in issuers}
-        found = {entry.name: self.keys[entry.name] for entry in issuers if entry.name in self.keys}
+        found = {source: self.keys[source] for source in map(source_of, issuers) if source in self.keys}
         async with httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
             for entry in due:
                 try:
                     data = await _document(entry, client)
-                    found[entry.name] = read_keys(data)
+                    keys = read_keys(data)
                 except (KeysUnavailable, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
                     self._complain(entry.name, str(error) or type(error).__name__)
                     continue
                 self._complained.discard(entry.name)
-                if found[entry.name] != self.keys.get(entry.name):
-                    await asyncio.to_thread(self._keep, entry, data)
+                found[source_of(entry)] = keys
+                if keys != self.keys.get(source_of(entry)):
+                    await self._keep(entry, data)
         if found != self.keys:
             self.keys = found
 
-    def _keep(self, entry: IssuerEntry, data: bytes) -> None:
+    async def _keep(self, entry: IssuerEntry, data: bytes) -> None:
+        """For the next start; a disk that takes nothing must not keep fresh keys from the proxies."""
+        try:
+            await asyncio.to_thread(self._write, entry, data)
+        except OSError as error:
+            log.warning("an issuer's keys cannot be kept for the next start", issuer=entry.name, reason=str(error))
+
+    def _write(self, entry: IssuerEntry, data: bytes) -> None:
         self._place.mkdir(parents=True, exist_ok=True)
         path = self._place / f"{_file_name(entry)}.json"
         fresh = path.with_suffix(".new")
@@ -93,6 +102,11 @@ class PublicKeys:
         if name not in self._complained:
             self._complained.add(name)
             log.warning("an issuer's keys cannot be had; the last ones stay", issuer=name, reason=reason)
+
+
+def source_of(entry: IssuerEntry) -> str:
+    """Whose keys, and from where: an issuer that was put in another's place under its name never gets that one's keys."""
+    return "\n".join((entry.name, entry.issuer, entry.jwks_url or "", entry.jwks_file or ""))
 
 
 def issuer_of(entry: IssuerEntry, keys: tuple[str, ...]) -> Issuer:
@@ -179,5 +193,5 @@ async def _fetch(url: str, client: httpx.AsyncClient) -> bytes:
 
 
 def _file_name(entry: IssuerEntry) -> str:
-    """A name that is safe in a folder."""
-    return base64.urlsafe_b64encode(entry.name.encode()).decode().rstrip("=")
+    """A name that is safe in a folder, and this source's alone."""
+    return hashlib.sha256(source_of(entry).encode()).hexdigest()[:32]

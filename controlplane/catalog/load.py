@@ -222,8 +222,13 @@ def _trusted(bound: Bound[ConfigFile]) -> Iterator[Problem]:
 def _issuers(bound: Bound[ConfigFile]) -> Iterator[Problem]:
     """Issuers of tokens for which nobody pays, or whose keys are in two places or nowhere."""
     tenants = {tenant.name for tenant in bound.value.tenants}
+    said: set[str] = set()
     for index, entry in enumerate(bound.value.issuers):
         place = ("issuers", index)
+        if entry.issuer in said:
+            hint = "name all audiences in one entry"
+            yield bound.problem(f"two entries are about the issuer `{entry.issuer[:200]}`", *place, "issuer", hint=hint)
+        said.add(entry.issuer)
         if (entry.tenant is None) == (entry.tenant_claim is None):
             yield bound.problem("exactly one of `tenant` and `tenant_claim` must be set", *place)
         if entry.tenant is not None and entry.tenant not in tenants and _sound(bound, "tenants"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.catalog.file import IssuerEntry
-from controlplane.catalog.issuers import KEYS_MAX, KeysUnavailable, PublicKeys, read_keys
+from controlplane.catalog.issuers import KEYS_MAX, KeysUnavailable, PublicKeys, read_keys, source_of
 
 EC = {"kty": "EC", "kid": "1", "crv": "P-256", "x": "a", "y": "b"}
 RSA = {"kty": "RSA", "kid": "2", "n": "gQ" * 171, "e": "AQAB"}
@@ -63,10 +63,10 @@ async def test_keys_are_found_as_openid_connect_says(site: Site, tmp_path: Path)
     for now_us in (MINUTE_US, MINUTE_US * 2 - 1):
         await keys.turn([entry], now_us=now_us)
     assert ["/.well-known/openid-configuration", "/keys"] == site.asked
-    assert [EC] == [json.loads(text) for text in keys.keys["corp"]]
+    assert [EC] == [json.loads(text) for text in keys.keys[source_of(entry)]]
     site.pages["/keys"] = {"keys": [EC, RSA]}
     await keys.turn([entry], now_us=MINUTE_US * 2)
-    assert 2 == len(keys.keys["corp"])
+    assert 2 == len(keys.keys[source_of(entry)])
 
 
 async def test_the_last_keys_outlive_the_issuer_and_a_restart(site: Site, tmp_path: Path) -> None:
@@ -94,12 +94,34 @@ async def test_an_issuer_that_is_gone_loses_its_keys(site: Site, tmp_path: Path)
     assert {} == keys.keys
 
 
+async def test_another_issuer_under_the_same_name_gets_none_of_the_old_ones_keys(site: Site, tmp_path: Path) -> None:
+    """Neither in this process nor after a restart, though the new issuer cannot be asked."""
+    site.pages = {"/keys": {"keys": [EC]}}
+    old, new = issuer(site, jwks_url=f"{site.url}/keys"), issuer(site, jwks_url=f"{site.url}/elsewhere")
+    keys = PublicKeys(tmp_path)
+    await keys.turn([old], now_us=MINUTE_US)
+    await keys.turn([new], now_us=MINUTE_US)
+    again = PublicKeys(tmp_path)
+    again.load([new])
+    assert ({}, {}) == (keys.keys, again.keys)
+
+
+async def test_a_disk_that_takes_nothing_keeps_no_key_from_the_proxies(site: Site, tmp_path: Path) -> None:
+    """Fresh keys are handed out although they cannot be kept for the next start."""
+    site.pages = {"/keys": {"keys": [EC]}}
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    keys, entry = PublicKeys(tmp_path / "taken"), issuer(site, jwks_url=f"{site.url}/keys")
+    await keys.turn([entry], now_us=MINUTE_US)
+    assert [source_of(entry)] == list(keys.keys)
+
+
 async def test_keys_of_a_file(site: Site, tmp_path: Path) -> None:
     """A file may hold the keys; nothing is asked over the network."""
     (tmp_path / "jwks.json").write_text(json.dumps({"keys": [EC]}))
     keys = PublicKeys(tmp_path / "kept")
-    await keys.turn([issuer(site, jwks_file=str(tmp_path / "jwks.json"))], now_us=MINUTE_US)
-    assert ([], ["corp"]) == (site.asked, list(keys.keys))
+    entry = issuer(site, jwks_file=str(tmp_path / "jwks.json"))
+    await keys.turn([entry], now_us=MINUTE_US)
+    assert ([], [source_of(entry)]) == (site.asked, list(keys.keys))
 
 
 async def test_the_configuration_of_another_issuer_is_not_believed(site: Site, tmp_path: Path) -> None:
