@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,25 @@ def _spent(rows: list[CallRecord]) -> int:
     return sum(row.tokens.total for row in rows)
 
 
+@contextlib.asynccontextmanager
+async def fleet_on_redis(folder: Path, **settings: float) -> AsyncIterator[tuple[Fleet, RedisServer]]:
+    """Workers that are yet to be started, and their Redis; whatever is left of either is ended."""
+    upstream = await ScriptedUpstream(replies(answer(completion()))).start()
+    redis = await RedisServer(folder).start()
+    async with control_plane() as plane:
+        plane.answer = _answers
+        fleet = Fleet(folder, plane, upstream)
+        fleet.more = {"redis": redis.url, **settings}
+        try:
+            yield fleet, redis
+        finally:
+            if fleet.process is not None and fleet.process.returncode is None:
+                fleet.process.kill()
+                await fleet.process.wait()
+            await upstream.stop()
+            redis.kill()
+
+
 async def _ready(fleet: Fleet) -> dict[str, str]:
     async with httpx.AsyncClient(timeout=30.0) as client:
         answered: dict[str, str] = (await client.get(f"http://127.0.0.1:{fleet.port}/readyz")).json()
@@ -32,30 +53,18 @@ async def test_workers_share_a_budget_to_its_end_and_survive_a_kill(tmp_path: Pa
     """Three workers and one budget: all of it is let in whoever serves, a killed worker costs nothing but its slice for a
     while, nobody overspends, and rows equal ledgers.
     """
-    upstream = await ScriptedUpstream(replies(answer(completion()))).start()
-    redis = await RedisServer(tmp_path).start()
-    async with control_plane() as plane:
-        plane.answer = _answers
-        fleet = Fleet(tmp_path, plane, upstream)
-        fleet.more = {"redis": redis.url, "redis_timeout_s": 1.0, "quota_lease_s": 4.0}
-        try:
-            await fleet.start(3)
-            await fleet.call(90)
-            assert fleet.process is not None
-            psutil.Process(fleet.process.pid).children()[1].kill()
-            await fleet.said("proxy listens")
-            for _ in range(100):
-                before = fleet.served[429]
-                await fleet.call(20)
-                if fleet.served[429] - before == 20:  # nobody has anything left
-                    break
-            await fleet.stop()
-        finally:
-            if fleet.process is not None and fleet.process.returncode is None:
-                fleet.process.kill()
-                await fleet.process.wait()
-            await upstream.stop()
-            redis.kill()
+    async with fleet_on_redis(tmp_path, redis_timeout_s=1.0, quota_lease_s=4.0) as (fleet, _redis):
+        await fleet.start(3)
+        await fleet.call(90)
+        assert fleet.process is not None
+        psutil.Process(fleet.process.pid).children()[1].kill()
+        await fleet.said("proxy listens")
+        for _ in range(100):
+            before = fleet.served[429]
+            await fleet.call(20)
+            if fleet.served[429] - before == 20:  # nobody has anything left
+                break
+        await fleet.stop()
     rows = fleet.rows()
     assert len(rows) == len({row.call_id for row in rows}) == sum(fleet.served.values())
     assert (len(rows), sum(row.cost_nanousd for row in rows)) == fleet.ledgers()
@@ -66,49 +75,25 @@ async def test_workers_share_a_budget_to_its_end_and_survive_a_kill(tmp_path: Pa
 
 async def test_a_burst_on_a_worker_that_has_leased_nothing_yet_is_let_in(tmp_path: Path) -> None:
     """Calls that come while others wait for a first slice take nothing that is brought for those: all are served."""
-    upstream = await ScriptedUpstream(replies(answer(completion()))).start()
-    redis = await RedisServer(tmp_path).start()
-    async with control_plane() as plane:
-        plane.answer = _answers
-        fleet = Fleet(tmp_path, plane, upstream)
-        fleet.more = {"redis": redis.url, "redis_timeout_s": 2.0}
-        try:
-            await fleet.start(1)
-            await fleet.call(20)
-            await fleet.stop()
-        finally:
-            if fleet.process is not None and fleet.process.returncode is None:
-                fleet.process.kill()
-                await fleet.process.wait()
-            await upstream.stop()
-            redis.kill()
+    async with fleet_on_redis(tmp_path, redis_timeout_s=2.0) as (fleet, _redis):
+        await fleet.start(1)
+        await fleet.call(20)
+        await fleet.stop()
     assert {200: 20} == dict(fleet.served)
 
 
 async def test_without_redis_workers_go_on_within_their_parts_and_say_so(tmp_path: Path) -> None:
     """Redis dies in the middle: calls are still served, no worker spends more than its part, and `/readyz` says it."""
-    upstream = await ScriptedUpstream(replies(answer(completion()))).start()
-    redis = await RedisServer(tmp_path).start()
-    async with control_plane() as plane:
-        plane.answer = _answers
-        fleet = Fleet(tmp_path, plane, upstream)
-        fleet.more = {"redis": redis.url, "redis_timeout_s": 0.5, "quota_lease_s": 2.0}
-        try:
-            await fleet.start(2)
-            await fleet.call(20)
-            redis.kill()
-            for _ in range(20):  # until the slices that were leased have ended
-                await fleet.call(10)
-                if any(["degraded" in await _ready(fleet) for _ in range(10)]):
-                    break
-            assert "Redis does not answer" in (await _ready(fleet)).get("degraded", "")
-            await fleet.stop()
-        finally:
-            if fleet.process is not None and fleet.process.returncode is None:
-                fleet.process.kill()
-                await fleet.process.wait()
-            await upstream.stop()
-            redis.kill()
+    async with fleet_on_redis(tmp_path, redis_timeout_s=0.5, quota_lease_s=2.0) as (fleet, redis):
+        await fleet.start(2)
+        await fleet.call(20)
+        redis.kill()
+        for _ in range(20):  # until the slices that were leased have ended
+            await fleet.call(10)
+            if any(["degraded" in await _ready(fleet) for _ in range(10)]):
+                break
+        assert "Redis does not answer" in (await _ready(fleet)).get("degraded", "")
+        await fleet.stop()
     rows = fleet.rows()
     assert (len(rows), sum(row.cost_nanousd for row in rows)) == fleet.ledgers()
     assert {200} == set(fleet.served)  # nobody was kept waiting for Redis, or refused
