@@ -23,8 +23,8 @@ import uvloop
 
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.exchange import Exchange
+from proxy.listening import listen, make_server
 from proxy.metrics import ProxyMetrics
-from proxy.server import listen, make_server
 from proxy.transports.pool import Pool
 
 SERVERS = ("own", "uvicorn", "granian-asgi", "granian-rsgi")

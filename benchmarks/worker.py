@@ -30,7 +30,7 @@ from controlplane.contract.snapshot import (
     Upstream,
     Window,
 )
-from proxy.server import listen, make_server
+from proxy.listening import listen, make_server
 from proxy.settings import ProxySecrets, Secret
 from proxy.worker import Worker
 

@@ -21,8 +21,7 @@ import uvloop
 from structlog.typing import Processor
 
 from controlplane.contract.proxy_settings import ProxySettings
-from proxy.listening import Listening
-from proxy.server import listen, make_server
+from proxy.listening import Listening, listen, make_server
 from proxy.settings import ProxySecrets, SettingsError, load_secrets, load_settings
 from proxy.spool import SpoolLocked
 from proxy.succession import share_out

@@ -1,4 +1,4 @@
-"""How the workers of one machine share their port, so that none of them ever has to refuse a connection.
+"""The life of a worker's server, and how the workers of one machine share their port, so that none of them ever has to refuse a connection.
 
 The supervisor holds one listening socket for each worker, and every worker inherits them all. A worker accepts on its own; while a sibling is
 restarted, or lies dead, the others accept on that one's too. What the kernel has queued on a socket is never lost, because the supervisor's
@@ -19,11 +19,69 @@ from typing import cast
 import structlog
 import uvicorn
 
-from proxy.server import BACKLOG, WorkerProtocol
+from controlplane.contract.proxy_settings import ProxySettings
+from proxy.app import ProxyApp
+from proxy.metrics import ProxyMetrics
+from proxy.outbox import Outbox
+from proxy.server import WorkerProtocol
 
+BACKLOG = 4096
 _LINE_BYTES_MAX = 4096
 
 log = structlog.get_logger("proxy.listening")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, whose connections know from the first moment on that it stops."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops listening and waits for the calls; a connection that comes meanwhile ends behind its first answer.
+
+        Without that, one that is accepted in this very moment would be used on and on, and its call be cut off at the end of the drain.
+        """
+        cast("type[WorkerProtocol]", self.config.http_protocol_class).stopping = True
+        await super().shutdown(sockets)
+
+
+def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -> uvicorn.Server:
+    """A uvicorn server for one worker; `serve(sockets=[...])` runs it until SIGTERM or SIGINT."""
+    protocol = type(
+        "Protocol",
+        (WorkerProtocol,),
+        {"app": app, "settings": settings, "metrics": metrics, "outbox": Outbox(), "__slots__": ()},
+    )
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(settings.keep_alive_s),
+        timeout_graceful_shutdown=int(settings.drain_s),
+        backlog=BACKLOG,
+    )
+    return _Server(config)
+
+
+def listen(settings: ProxySettings) -> socket.socket:
+    """A worker's socket; siblings listen on the same port and the kernel spreads connections over them."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if settings.workers > 1:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)  # noqa: FBT003 - its only parameter
+    return sock
 
 
 async def accept_also(server: uvicorn.Server, sock: socket.socket) -> asyncio.Server:
@@ -101,6 +159,8 @@ class Listening:
         except OSError as error:
             sock.close()
             log.warning("a sibling's socket cannot be served", sibling=number, reason=str(error))
+        if self._server.should_exit:  # since then
+            self._release(number)
 
     def _release(self, number: int) -> None:
         accepting = self._accepting.pop(number, None)

@@ -7,7 +7,6 @@ connections cost one timer each, which looks at the time when it fires. Decision
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -25,7 +24,6 @@ from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
 from proxy.outbox import HeldWrites, Outbox
 
-BACKLOG = 4096
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _LENGTH_DIGITS_MAX = 18
 _STRANGERS_BODY_BYTES_MAX = 64 * 1024  # without a key of ours; more would let anybody fill our memory
@@ -45,7 +43,7 @@ class WorkerProtocol(asyncio.Protocol):
         "_advancing", "_arrival", "_arrived", "_arriving", "_current", "_date_line", "_dated", "_head_bytes",
         "_headers", "_idle", "_idle_since", "_in_head", "_known", "_loop", "_out", "_parser", "_parts",
         "_parts_bytes", "_peer", "_piece_bytes", "_raw", "_read_paused", "_server", "_skipped", "_stall",
-        "_stopping", "_transport", "_unsent_bytes", "_url", "_waiting", "_writable", "on_header", "write",
+        "_transport", "_unsent_bytes", "_url", "_waiting", "_writable", "on_header", "write",
         "write_paused",
     )  # fmt: skip
 
@@ -53,6 +51,7 @@ class WorkerProtocol(asyncio.Protocol):
     settings: ProxySettings
     metrics: ProxyMetrics
     outbox: Outbox
+    stopping: bool = False  # of the whole server: each connection ends behind its next answer
     linger_s: float = 0.0  # that an idle connection may still be used once the server stops
     write: Callable[[bytes], None]  # for an exchange: sends bytes; what the client does not take yet is kept
 
@@ -89,7 +88,6 @@ class WorkerProtocol(asyncio.Protocol):
         self._advancing = False
         self._read_paused = False
         self._writable: asyncio.Event | None = None  # made when somebody waits
-        self._stopping = False
         self._head_bytes = 0  # of the head that has not ended yet
         self._piece_bytes = 0  # of the data being read
         self._dated: list[tuple[bytes, bytes]] = []
@@ -124,6 +122,8 @@ class WorkerProtocol(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         self._rest()
+        if self.stopping:  # it was accepted in the moment in which the server stopped to listen
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the timers, and tells the call that was under way."""
@@ -286,12 +286,17 @@ class WorkerProtocol(asyncio.Protocol):
             self._next()
         elif not self._transport.is_closing():
             self._rest()
+            if self.stopping:  # its head went out before, and promised to keep the connection
+                self._loop.call_later(self.linger_s, self._close_if_idle)
 
     def shutdown(self) -> None:
-        """The server begins to stop: idle connections close now or after `linger_s`, the others behind their answer."""
-        self._stopping = True
-        if self._current is not None:
-            self._current.keep_alive = False
+        """The server begins to stop: idle connections close now or after `linger_s`, the others behind their answer.
+
+        A client that has already been told that its connection stays may use it once more, as an idle one may.
+        """
+        current = self._current
+        if current is not None and not (current.started and self.linger_s):
+            current.keep_alive = False
         elif self.linger_s:
             self._loop.call_later(self.linger_s, self._close_if_idle)
         else:
@@ -338,7 +343,7 @@ class WorkerProtocol(asyncio.Protocol):
     def _start(self, exchange: Exchange) -> None:
         if self._transport.is_closing():
             return
-        if self._stopping:
+        if self.stopping:
             exchange.keep_alive = False
         self._current = exchange
         try:
@@ -413,7 +418,7 @@ class WorkerProtocol(asyncio.Protocol):
         self._answer_and_close(b"431 Request Header Fields Too Large", body)
 
     def _close_if_idle(self) -> None:
-        if self._current is None:
+        if self._current is None and not self._arriving:
             self._out.close()
 
     def _too_slow(self) -> None:
@@ -449,44 +454,3 @@ def _path_of(target: bytes) -> str:
     """The path of a request's target."""
     path = target.partition(b"?")[0].decode("latin-1")
     return unquote(path) if "%" in path else path
-
-
-def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -> uvicorn.Server:
-    """A uvicorn server for one worker; `serve(sockets=[...])` runs it until SIGTERM or SIGINT."""
-    protocol = type(
-        "Protocol",
-        (WorkerProtocol,),
-        {"app": app, "settings": settings, "metrics": metrics, "outbox": Outbox(), "__slots__": ()},
-    )
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http=protocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=int(settings.keep_alive_s),
-        timeout_graceful_shutdown=int(settings.drain_s),
-        backlog=BACKLOG,
-    )
-    return uvicorn.Server(config)
-
-
-def listen(settings: ProxySettings) -> socket.socket:
-    """A worker's socket; siblings listen on the same port and the kernel spreads connections over them."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if settings.workers > 1:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        sock.bind((settings.host, settings.port))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    sock.setblocking(False)  # noqa: FBT003 - its only parameter
-    return sock

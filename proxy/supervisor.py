@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from controlplane.contract.proxy_settings import ProxySettings
-from proxy.server import listen
+from proxy.listening import listen
 from proxy.settings import SettingsError, load_settings
 from proxy.spool import SpoolLocked
 from proxy.succession import share_out

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import uvicorn
 
 from controlplane.contract.keys import hash_key
 from controlplane.contract.pricing import Price
@@ -30,7 +31,7 @@ from controlplane.contract.snapshot import (
     Upstream,
 )
 from controlplane.contract.wire import decode_batch
-from proxy.server import listen, make_server
+from proxy.listening import listen, make_server
 from proxy.settings import ProxySecrets, Secret
 from proxy.worker import Worker
 
@@ -249,6 +250,7 @@ class World:
     data_dir: Path
     settings: ProxySettings = field(default_factory=ProxySettings)
     worker: Worker = field(init=False)
+    server: uvicorn.Server = field(init=False)
     client: httpx.AsyncClient = field(init=False)
     url: str = ""
     upstreams: list[ScriptedUpstream] = field(default_factory=list)
@@ -262,7 +264,7 @@ class World:
         secrets = ProxySecrets(key_pepper=Secret(PEPPER.hex()), internal_token=Secret("internal"))
         self.worker = Worker(self.settings, secrets, environ={"UP_KEY": "sk-upstream-secret"})
         sock = listen(self.settings)
-        server = make_server(self.worker.app, self.settings, self.worker.metrics)
+        server = self.server = make_server(self.worker.app, self.settings, self.worker.metrics)
         self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         self._serving = asyncio.create_task(server.serve(sockets=[sock]))
         self._stop = lambda: setattr(server, "should_exit", True)
