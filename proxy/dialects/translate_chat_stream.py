@@ -42,7 +42,7 @@ class _ChunkOut(msgspec.Struct, omit_defaults=True):
 class ChatStream(TranslatedScanner):
     """One stream. thinking is kept until its block ends, for clients send it back whole, with its signature."""
 
-    __slots__ = ("_block", "_calls", "_chunk", "_include_usage", "_said", "_signature", "_started")
+    __slots__ = ("_block", "_calls", "_chunk", "_include_usage", "_kept", "_said", "_signature", "_started")
 
     def __init__(self, inner: Scanner, *, alias: str, created_s: int, include_usage: bool) -> None:
         super().__init__(inner)
@@ -50,6 +50,7 @@ class ChatStream(TranslatedScanner):
         self._chunk = _ChunkOut("", "chat.completion.chunk", created_s, alias, [])
         self._block: anthropic.AnswerBlock | None = None  # the one that is open
         self._calls = 0  # tool calls begun
+        self._kept = 0  # thinking blocks told whole
         self._said: list[str] = []  # of the open block, where its end needs to know
         self._signature = ""
         self._started = False
@@ -132,8 +133,12 @@ class ChatStream(TranslatedScanner):
         if block.type == "tool_use" and not self._said:  # a call without arguments, or with all of them at its start
             given = bytes(block.input)
             return self._arguments("{}" if given in _ABSENT else given.decode())
-        whole = kept_thinking(block, thinking="".join(self._said), signature=self._signature or block.signature)
-        return b"" if whole is None else self._write(chat.Delta(thinking_blocks=[whole]))
+        signature = self._signature or block.signature
+        whole = kept_thinking(block, thinking="".join(self._said), signature=signature, index=self._kept)
+        if whole is None:
+            return b""
+        self._kept += 1
+        return self._write(chat.Delta(thinking_blocks=[whole]))
 
     def _arguments(self, text: str) -> bytes:
         called = chat.CalledFunction(None, text)
@@ -151,10 +156,27 @@ class ChatStream(TranslatedScanner):
         return b"data: " + _encode(self._chunk) + b"\n\n"
 
 
-def kept_thinking(block: anthropic.AnswerBlock, *, thinking: str, signature: str) -> msgspec.Raw | None:
-    """A thinking block as it must be sent back; None for a block of another kind, or one without a signature."""
+class _PlacedThinking(anthropic.ThinkingBlock, tag="thinking"):
+    index: int = 0
+
+
+class _PlacedRedacted(anthropic.RedactedBlock, tag="redacted_thinking"):
+    index: int = 0
+
+
+def kept_thinking(
+    block: anthropic.AnswerBlock, *, thinking: str, signature: str, index: int | None = None
+) -> msgspec.Raw | None:
+    """A thinking block as it must be sent back; None for a block of another kind, or one without a signature.
+
+    index: its place among them, in a stream: OpenAI's SDK puts no list together whose parts do not say where they belong.
+    """
     if block.type == "thinking" and signature:
-        return msgspec.Raw(_encode(anthropic.ThinkingBlock(thinking, signature)))
+        if index is None:
+            return msgspec.Raw(_encode(anthropic.ThinkingBlock(thinking, signature)))
+        return msgspec.Raw(_encode(_PlacedThinking(thinking, signature, index)))
     if block.type == "redacted_thinking":
-        return msgspec.Raw(_encode(anthropic.RedactedBlock(block.data)))
+        if index is None:
+            return msgspec.Raw(_encode(anthropic.RedactedBlock(block.data)))
+        return msgspec.Raw(_encode(_PlacedRedacted(block.data, index)))
     return None

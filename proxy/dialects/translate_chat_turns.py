@@ -129,13 +129,25 @@ def _assistant(message: chat.AssistantMessage, place: int) -> list[Block]:
     if bytes(message.function_call) not in (b"", b"null"):
         param = f"messages.{place}.function_call"
         raise Malformed("`function_call` cannot be translated; use `tool_calls`", param)
-    blocks: list[Block] = list(message.thinking_blocks or ())
+    blocks: list[Block] = [_thinking(block) for block in message.thinking_blocks or ()]
     blocks += _parts(message.content, f"messages.{place}.content")
     if message.refusal and message.refusal.strip():
         blocks.append(anthropic.TextBlock(message.refusal))
     for call in message.tool_calls or ():
         blocks.append(anthropic.ToolUseBlock(_id(call.id), call.function.name, _input(call.function.arguments)))
     return blocks
+
+
+def _thinking(block: msgspec.Raw) -> msgspec.Raw:
+    """A block as Anthropic gave it, less the `index` that it has after a stream, which Anthropic would refuse."""
+    if b'"index"' not in bytes(block):
+        return block
+    try:
+        fields = _decode_object(block)
+    except (msgspec.MsgspecError, RecursionError):
+        return block  # Anthropic says what is wrong with it
+    fields.pop("index", None)
+    return msgspec.Raw(_encode(fields))
 
 
 def _input(arguments: str) -> msgspec.Raw:

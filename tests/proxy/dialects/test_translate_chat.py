@@ -120,7 +120,9 @@ def accumulated(data: bytes) -> dict[str, Any]:
             answer["role"] += delta.get("role", "")
             answer["content"] += delta.get("content", "")
             answer["reasoning"] += delta.get("reasoning_content", "")
-            answer["kept"] += delta.get("thinking_blocks", [])
+            for block in delta.get("thinking_blocks", ()):
+                assert len(answer["kept"]) == block.pop("index"), "OpenAI's SDK asks where a part of a list belongs"
+                answer["kept"].append(block)
             answer["finish_reason"] = choice["finish_reason"]
             for call in delta.get("tool_calls", ()):
                 if call["index"] == len(answer["calls"]):

@@ -306,6 +306,10 @@ def test_thinking_goes_on_only_with_the_thinking_before_it() -> None:
     found = translated(messages=[USER, kept, result], reasoning_effort="low")
     assert "enabled" == found["thinking"]["type"]
     assert block == found["messages"][1]["content"][0]
+    streamed = {**kept, "thinking_blocks": [{**block, "index": 0}]}  # as OpenAI's SDK puts it together
+    assert block == translated(messages=[USER, streamed, result])["messages"][1]["content"][0]
+    strange = {**kept, "thinking_blocks": [["index"]]}
+    assert ["index"] == translated(messages=[USER, strange, result])["messages"][1]["content"][0]
     later = translated(
         messages=[USER, {"role": "assistant", "tool_calls": [call]}, result, USER], reasoning_effort="low"
     )
