@@ -13,6 +13,7 @@ from proxy.runtime import Candidate
 from proxy.transports.attempt import Attempt, AttemptFailed
 
 _OVERLOADED = 529  # Anthropic's; its clients know what to make of it
+_OVERLOADED_IN_OPENAI = (503, "overloaded")  # the same as clients of OpenAI's are told it
 _CONTEXT_CODES = frozenset(("context_length_exceeded", "string_above_max_length", "request_too_large"))
 # As OpenAI, Anthropic, Bedrock and Gemini say it; the last three have no code for it.
 _CONTEXT_WORDS = (
@@ -114,7 +115,7 @@ def given_up(alias: str, call_id: str, tries: Tries, *, late: bool) -> Reply:
         return refuse(refusals.UNAVAILABLE, message, retry_after_s=max(1.0, tries.open_retry_after_s))
     last = tries.failures[-1]
     errors = {failure.error for failure in tries.failures}
-    overloaded = {failure.reply.status for failure in tries.failures if failure.reply is not None} == {_OVERLOADED}
+    overloaded = all(_is_overloaded(failure.reply) for failure in tries.failures if failure.reply is not None)
     if last.reply is not None and (errors == {AttemptError.STATUS_429} or overloaded):
         return passed_through(last.reply, Outcome.EXHAUSTED)
     if errors == {AttemptError.REJECTED} and last.reply is not None:
@@ -126,8 +127,20 @@ def given_up(alias: str, call_id: str, tries: Tries, *, late: bool) -> Reply:
     if errors == {AttemptError.AUTH} and last.reply is None:
         message = f"model `{alias}` is not set up completely; its operator finds the reason under {call_id}"
         return refuse(refusals.MISCONFIGURED, message)
-    message = f"all deployments of model `{alias}` failed after {tries.count} tries; the last: {last}"
+    often = "1 try" if tries.count == 1 else f"{tries.count} tries"
+    message = f"all deployments of model `{alias}` failed after {often}; the last: {last}"
     return refuse(refusals.EXHAUSTED, message)
+
+
+def _is_overloaded(reply: Reply) -> bool:
+    """Whether an upstream of Anthropic's says that it has too much to do, in either language: its client may come again."""
+    if reply.status == _OVERLOADED:
+        return True
+    try:
+        detail = _decode_body(reply.body).error or _Detail()
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return (reply.status, detail.code) == _OVERLOADED_IN_OPENAI
 
 
 def passed_through(reply: Reply, outcome: Outcome) -> Reply:

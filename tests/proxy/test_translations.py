@@ -219,6 +219,15 @@ class TestChatServedByAnthropic:
                 await client.chat.completions.create(model="gpt", messages=HI)
         assert "not now" in caught.value.message
 
+    async def test_an_upstream_with_too_much_to_do_may_be_asked_again(self, world: World) -> None:
+        """Its 529 is a 503 for a client of OpenAI's, with what it says about when to come again."""
+        await behind(world, "anthropic", overload("overloaded_error", 529), route={"attempts_max": 1})
+        response = await world.chat()
+        assert (503, "overloaded") == (response.status_code, response.json()["error"]["code"])
+        assert ("7", None) == (response.headers["retry-after"], response.headers.get("x-should-retry"))
+        (record,) = world.records()
+        assert (Outcome.EXHAUSTED, 503) == (record.outcome, record.status)
+
     async def test_an_error_inside_a_stream(self, world: World) -> None:
         """After content the SDK raises what the upstream said."""
         await behind(world, "anthropic", replies(streamed(start(), text_block("Hel"), OVERLOADED)))
