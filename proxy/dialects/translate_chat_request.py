@@ -12,7 +12,7 @@ from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.translate_chat_turns import turns_of
 from proxy.dialects.translate_errors import malformed
 from proxy.dialects.translate_models import takes_effort_xhigh, takes_sampling, thinks_adaptively
-from proxy.dialects.translate_schema import enforceable
+from proxy.dialects.translate_schema import enforceable, of_arguments
 
 MAX_TOKENS = 16_384  # the ceiling that Anthropic demands, where neither the client nor the caller knows one
 _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": 32_768, "max": 32_768}
@@ -20,7 +20,6 @@ _BUDGET_MIN = 1024
 _TOP_P_WITH_THINKING = 0.95
 _USER_CHARS_MAX = 256
 _ABSENT = frozenset((b"", b"null", b"false", b"{}", b"[]"))
-_NO_SCHEMA = msgspec.Raw(b'{"type":"object","properties":{}}')
 _JSON_ONLY = "Answer with one JSON object and nothing else: no prose around it, and no code fence."
 _TIERS = {"auto": "auto", "default": "standard_only"}
 _encode = msgspec.json.Encoder().encode
@@ -148,11 +147,10 @@ def _put_tools(request: anthropic.Request, asked: ChatRequest) -> None:
 
 def _tool(tool: chat.Tool) -> anthropic.Tool:
     function = tool.function
-    schema = function.parameters if bytes(function.parameters) not in _ABSENT else _NO_SCHEMA
     return anthropic.Tool(
         name=function.name,
         description=function.description,
-        input_schema=schema,
+        input_schema=of_arguments(function.parameters),
         cache_control=tool.cache_control,
     )
 

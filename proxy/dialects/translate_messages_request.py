@@ -15,12 +15,11 @@ from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.translate_errors import malformed
 from proxy.dialects.translate_messages_turns import messages_of
 from proxy.dialects.translate_models import reasons
-from proxy.dialects.translate_schema import is_strict
+from proxy.dialects.translate_schema import is_strict, of_arguments
 
 _STOPS_MAX = 4
 _USER_CHARS_MAX = 64
 _ABSENT = frozenset((b"", b"null", b"false", b"{}", b"[]"))
-_NO_SCHEMA = msgspec.Raw(b'{"type":"object","properties":{}}')
 _LOW_BELOW, _MEDIUM_BELOW = 4096, 16_384  # thinking budgets, in tokens
 _TIERS = {"auto": "auto", "standard_only": "default"}
 _encode = msgspec.json.Encoder().encode
@@ -144,5 +143,4 @@ def _tool(tool: anthropic.Tool, place: int) -> chat.Tool:
         raise Malformed(
             f"`{param}`: a tool of type `{tool.type}` is Anthropic's own; no model of OpenAI's has it", param
         )
-    schema = tool.input_schema if bytes(tool.input_schema) not in _ABSENT else _NO_SCHEMA
-    return chat.Tool(chat.Function(tool.name, tool.description, schema))
+    return chat.Tool(chat.Function(tool.name, tool.description, of_arguments(tool.input_schema)))

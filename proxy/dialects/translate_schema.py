@@ -18,7 +18,10 @@ _FORMATS = frozenset(
 )  # what the vendor's own client passes on
 _LISTS = {"anyOf": "anyOf", "oneOf": "anyOf", "allOf": "allOf"}
 _MAPS = ("properties", "$defs", "definitions")
+_ABSENT = frozenset((b"", b"null", b"false", b"{}", b"[]"))
+_NO_ARGUMENTS = msgspec.Raw(b'{"type":"object","properties":{}}')
 _decode = msgspec.json.Decoder().decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 Schema = dict[str, Any]  # a document of the client's own: any JSON value may stand in it
@@ -30,6 +33,22 @@ def enforceable(schema: msgspec.Raw, param: str) -> msgspec.Raw:
     if not isinstance(value, dict):
         raise Malformed(f"`{param}` must be a JSON schema", param)
     return msgspec.Raw(_encode(_node(value, param, 0)))
+
+
+def of_arguments(schema: msgspec.Raw) -> msgspec.Raw:
+    """A tool's schema with what each vendor demands at its top: OpenAI refuses objects without `properties`, Anthropic those without `type`."""
+    if bytes(schema) in _ABSENT:
+        return _NO_ARGUMENTS
+    try:
+        fields = _decode_fields(schema)
+    except (msgspec.MsgspecError, RecursionError):
+        return schema  # the upstream says what is wrong with it
+    if "type" in fields and "properties" in fields:
+        return schema
+    fields.setdefault("type", msgspec.Raw(b'"object"'))
+    if bytes(fields["type"]) == b'"object"':
+        fields.setdefault("properties", msgspec.Raw(b"{}"))
+    return msgspec.Raw(_encode(fields))
 
 
 def is_strict(schema: msgspec.Raw) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from proxy.dialects.dialect import Malformed
-from proxy.dialects.translate_schema import enforceable, is_strict
+from proxy.dialects.translate_schema import enforceable, is_strict, of_arguments
 
 
 def enforced(schema: Any) -> Any:
@@ -77,3 +77,25 @@ def test_a_schema_that_is_none_is_refused() -> None:
 def test_what_openai_would_enforce(schema: Any, expected: bool) -> None:
     """Closed objects whose properties are all required, at every depth."""
     assert expected is is_strict(msgspec.Raw(json.dumps(schema).encode()))
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (b"", {"type": "object", "properties": {}}),
+        (b"{}", {"type": "object", "properties": {}}),
+        (b'{"type":"object"}', {"type": "object", "properties": {}}),
+        (b'{"properties":{"a":{"x": 1.50}}}', {"properties": {"a": {"x": 1.5}}, "type": "object"}),
+        (b'{"type":"array"}', {"type": "array"}),
+        (b'["odd"]', ["odd"]),
+    ],
+)
+def test_arguments_of_a_tool_are_an_object_with_properties(schema: bytes, expected: Any) -> None:
+    """Either vendor refuses what the other leaves out; what is no schema at all is theirs to refuse."""
+    assert expected == json.loads(bytes(of_arguments(msgspec.Raw(schema))))
+
+
+def test_a_whole_schema_of_arguments_keeps_its_bytes() -> None:
+    """Nothing that a prompt cache is keyed by changes for nothing."""
+    schema = msgspec.Raw(b'{ "type":"object", "properties": {"a": {}} }')
+    assert schema == of_arguments(schema)
