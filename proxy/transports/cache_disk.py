@@ -2,7 +2,8 @@
 
 The event loop never waits for the disk but where a stored answer is known to lie there: an index in memory says what does and where, so a
 miss costs one look-up in a dictionary. Writes happen behind, in a thread, many entries together as one *page*: diskcache needs as long for
-a page as for an entry. What waits for its page is served from memory. When too much waits, an entry is not written,
+a page as for an entry. The thread gets the page as bytes: whatever Python it ran would stand in the way of the calls, which share the
+interpreter's lock with it. What waits for its page is served from memory. When too much waits, an entry is not written,
 which costs at most an upstream call later. Whatever is wrong with the disk or an entry on it is a miss.
 
 A page is a directory (keys, expiries, places) with its checksum, and the entries, each with its own; it leaves the disk as a whole, the oldest first.
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any  # diskcache has no types
+from typing import Any, NamedTuple  # Any: diskcache has no types
 
 import diskcache
 import msgspec
@@ -64,6 +65,14 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         return super().fetch(mode, filename, value, read)
 
 
+class _Waiting(NamedTuple):
+    """An entry that waits for its page, and its bytes there."""
+
+    entry: CacheEntry
+    data: bytes
+    size_bytes: int
+
+
 class DiskTier:
     """Entries by key in a directory of its own, bounded in bytes."""
 
@@ -90,7 +99,7 @@ class DiskTier:
         self._cache: Any = None  # diskcache has no types; None: not open
         self._index: dict[bytes, bytes] = {}  # key to _PLACE, oldest first
         self._page = 0  # the number of the newest page
-        self._pending: dict[bytes, CacheEntry] = {}
+        self._pending: dict[bytes, _Waiting] = {}
         self._pending_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
         self._writer: asyncio.Task[None] | None = None
@@ -131,7 +140,7 @@ class DiskTier:
         """The entry, or None: gone, damaged, or the disk is too slow or too busy today."""
         waiting = self._pending.get(key)
         if waiting is not None:
-            return waiting
+            return waiting.entry
         place = self._index.get(key)
         if place is None or self._cache is None:
             return None
@@ -172,7 +181,7 @@ class DiskTier:
         if self._pending_bytes + size_bytes > self._pending_bytes_max:
             self.skipped_total += 1
             return
-        self._pending[key] = entry
+        self._pending[key] = _Waiting(entry, encode_entry(entry), size_bytes)
         self._pending_bytes += size_bytes
         if self._writer is None:
             if self._page_is_full:
@@ -230,9 +239,12 @@ class DiskTier:
     async def _write_page(self) -> None:
         batch = self._batch()
         self._page += 1
+        directory, data = _page_of(self._page, batch)
+        keep_s = max(waiting.entry.keep_s for waiting in batch.values())
         try:
-            written = asyncio.get_running_loop().run_in_executor(self._threads, self._write, self._page, batch)
-            directory, self.bytes_used = await written
+            self.bytes_used = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._write, self._page, data, keep_s
+            )
         except _TROUBLE as error:
             self._failed(f"the cache on disk cannot be written: {error}")
         else:
@@ -242,17 +254,17 @@ class DiskTier:
                 self._index[key] = place
             for key in list(islice(self._index, max(0, len(self._index) - self._entries_max))):
                 del self._index[key]
-        for key, entry in batch.items():
+        for key, waiting in batch.items():
             del self._pending[key]
-            self._pending_bytes -= entry.size_bytes
+            self._pending_bytes -= waiting.size_bytes
 
-    def _batch(self) -> dict[bytes, CacheEntry]:
+    def _batch(self) -> dict[bytes, _Waiting]:
         """What waits longest, as much as a page takes."""
-        batch: dict[bytes, CacheEntry] = {}
+        batch: dict[bytes, _Waiting] = {}
         size_bytes = 0
-        for key, entry in islice(self._pending.items(), PAGE_ENTRIES):
-            batch[key] = entry
-            size_bytes += entry.size_bytes
+        for key, waiting in islice(self._pending.items(), PAGE_ENTRIES):
+            batch[key] = waiting
+            size_bytes += waiting.size_bytes
             if size_bytes >= PAGE_BYTES:
                 break
         return batch
@@ -297,12 +309,11 @@ class DiskTier:
             data: bytes = file.read(length)
         return data
 
-    def _write(self, page: int, batch: Mapping[bytes, CacheEntry]) -> tuple[_Directory, int]:
-        """In a thread: one file and one transaction; returns where the entries lie, and the bytes on disk."""
-        directory, data = _page_of(page, batch)
-        self._cache.set(_name_of(page), data, expire=max(entry.keep_s for entry in batch.values()))
+    def _write(self, page: int, data: bytes, keep_s: int) -> int:
+        """In a thread: one file and one transaction; returns the bytes on disk."""
+        self._cache.set(_name_of(page), data, expire=keep_s)
         volume: int = self._cache.volume()
-        return directory, volume
+        return volume
 
     def _read_done(self, read: asyncio.Future[bytes | None]) -> None:
         self._reads -= 1
@@ -315,16 +326,17 @@ class DiskTier:
         self.errors_total += 1
 
 
-def _page_of(page: int, batch: Mapping[bytes, CacheEntry]) -> tuple[_Directory, bytes]:
+def _page_of(page: int, batch: Mapping[bytes, _Waiting]) -> tuple[_Directory, bytes]:
     """A page's directory and the page. A place's size does not depend on what it says, so neither does the directory's."""
-    entries = [encode_entry(entry) for entry in batch.values()]
     nowhere = _PLACE.pack(0, 0, 0, 0)
     offset = _HEAD.size + len(_encode_directory([(key, nowhere) for key in batch]))
     directory: _Directory = []
-    for (key, entry), data in zip(batch.items(), entries, strict=True):
-        directory.append((key, _PLACE.pack(page, offset, len(data), entry.expires_us)))
-        offset += len(data)
+    for key, waiting in batch.items():
+        length = len(waiting.data)
+        directory.append((key, _PLACE.pack(page, offset, length, waiting.entry.expires_us)))
+        offset += length
     head = _encode_directory(directory)
+    entries = [waiting.data for waiting in batch.values()]
     return directory, b"".join((_HEAD.pack(len(head), zlib.crc32(head)), head, *entries))
 
 
