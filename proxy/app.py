@@ -13,7 +13,7 @@ from controlplane.contract.ids import ALPHABET, ulid
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy import refusals
 from proxy.call import Call, Reply
-from proxy.dialects.operations import OPERATIONS, PASSTHROUGH_PREFIX, Operation, exact_paths, resolve
+from proxy.dialects.operations import OPERATIONS, PASSTHROUGH_PREFIX, Operation, exact_paths, methods_of, resolve
 from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
 from proxy.ops import Ops, models_reply
@@ -132,8 +132,9 @@ class ProxyApp:
         if operation is None:
             self._ops.answer(path, method.decode(), exchange)
         elif method != operation.method:
-            message = f"{path[:128]} takes {operation.method.decode()}, not {method.decode()}"
-            self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange, operation=operation.name)
+            allowed = methods_of(path)
+            message = f"{path[:128]} takes {' or '.join(allowed)}, not {method.decode()}"
+            self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange, operation=operation.name, allow=allowed)
         elif self.runtime is None:
             message = (
                 "this worker has no configuration yet: the control plane has not been reached since its first start"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
@@ -50,7 +50,7 @@ class Ops:
         """One request that is no call."""
         if method not in ("GET", "HEAD") and path in ("/livez", "/readyz", "/metrics"):
             message = f"{method} {path} is not something this proxy serves; use GET"
-            self.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange)
+            self.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange, allow=("GET", "HEAD"))
         elif method not in ("GET", "HEAD"):
             self.refuse(refusals.NOT_FOUND, _nothing_at(path), exchange)
         elif path in ("/livez", "/", "/v1"):  # clients look whether anything answers at their base address
@@ -73,12 +73,19 @@ class Ops:
             said["sick_deployments"] = sorted(sick)[:_SICK_MAX]
         return said
 
-    def refuse(self, refusal: Refusal, message: str, exchange: Exchange, *, operation: str = "") -> None:
-        """A refusal of something that never became a call. operation: what it would have been, if that is known."""
+    def refuse(
+        self, refusal: Refusal, message: str, exchange: Exchange, *, operation: str = "", allow: Sequence[str] = ()
+    ) -> None:
+        """A refusal of something that never became a call.
+
+        operation: what it would have been, if that is known. allow: the methods that the path takes, if this was none of them.
+        """
         reply = refuse(refusal, message)
         shape(reply, protocol_of(operation, exchange.headers), new_id("call"))
-        source = (b"x-heph-error-source", refusal.source.encode())
-        exchange.answer(reply.status, header_lines([*reply.headers, source]), reply.body)
+        headers = [*reply.headers, (b"x-heph-error-source", refusal.source.encode())]
+        if allow:
+            headers.append((b"allow", ", ".join(allow).encode()))
+        exchange.answer(reply.status, header_lines(headers), reply.body)
 
 
 def _nothing_at(path: str) -> str:

@@ -31,7 +31,9 @@ def read_view(operation: str, body: bytes) -> RequestView:
     except UnicodeDecodeError as error:
         raise Malformed(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
     except msgspec.ValidationError as error:
-        raise Malformed(str(error), _param_of(str(error))) from error
+        text = str(error)
+        param = _param_of(text)
+        raise Malformed(_wrong_with(text, param), param) from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f"the body is not valid JSON: {error}") from error
 
@@ -43,3 +45,12 @@ def _param_of(message: str) -> str | None:
     if "`$." in message:
         return message.rsplit("`$.", 1)[1].split("`", 1)[0]
     return None
+
+
+def _wrong_with(message: str, param: str | None) -> str:
+    """What a validation error says, in words that begin with what is wrong."""
+    if "required field `" in message:
+        return f"`{param}` is missing"
+    if param is None:
+        return f"the body must be a JSON object: {message}"
+    return f"`{param}`: {message.partition(' - at `')[0]}"

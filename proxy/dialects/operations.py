@@ -239,6 +239,16 @@ def resolve(path: str, method: bytes) -> Operation | None:
     return first
 
 
+def methods_of(path: str) -> list[str]:
+    """What may be asked of a path that has operations."""
+    segments = path.split("/")
+    return [
+        row.method.decode()
+        for row in _ROWS
+        if any(_matches(pattern, path, segments) for pattern in row.paths) and row.method
+    ]
+
+
 def protocol_of(operation: str, headers: Mapping[bytes, bytes]) -> Protocol:
     """Whose client this is: by the operation, else by the header that every client of Anthropic's sends."""
     row = OPERATIONS.get(operation)

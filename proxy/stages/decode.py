@@ -13,6 +13,7 @@ from proxy.refusals import refuse
 from proxy.stages.labels import merge_tags
 from proxy.view import label, read_view
 
+_SHOWN_CHARS_MAX = 64  # of a header that is repeated
 # Their bodies are multipart forms.
 _FORMS = frozenset(name for name, row in OPERATIONS.items() if row.client_content_type)
 
@@ -29,7 +30,7 @@ class Decode:
                 check_boundary(call.headers.get(b"content-type", b""), call.body)
             view = call.view = read_view(call.operation, call.body)
         except Malformed as error:
-            return refuse(refusals.MALFORMED, str(error), param=error.param)
+            return refuse(refusals.MALFORMED, str(error) + _why(call), param=error.param)
         if view.user and not call.user:
             call.user = label(view.user)
         if view.metadata:
@@ -38,3 +39,16 @@ class Decode:
 
     def leave(self, call: Call) -> None:
         """Nothing was taken."""
+
+
+def _why(call: Call) -> str:
+    """What the headers tell about a body that cannot be read, and what to do."""
+    if not call.body:
+        return "; it is empty"
+    encoding = label(call.headers.get(b"content-encoding", b"").decode("latin-1"), _SHOWN_CHARS_MAX)
+    if encoding not in ("", "identity"):
+        return f"; it came with `content-encoding: {encoding}`: send it as it is, compressed bodies are not read"
+    kind = label(call.headers.get(b"content-type", b"").decode("latin-1"), _SHOWN_CHARS_MAX)
+    if kind and "json" not in kind and call.operation not in _FORMS:
+        return f"; it came as `{kind}`: send JSON as `application/json`"
+    return ""

@@ -63,6 +63,26 @@ async def test_a_bad_body_is_a_400_that_says_what_is_wrong(world: World, param: 
     assert "client" == response.headers["x-heph-error-source"]
 
 
+@pytest.mark.parametrize(
+    ("says", "headers", "body"),
+    [
+        ("it is empty", {}, b""),
+        ("`content-encoding: gzip`: send it as it is", {"content-encoding": "gzip"}, b"\x1f\x8b\x08\xff"),
+        ("it came as `text/plain`: send JSON", {"content-type": "text/plain"}, b"model=gpt"),
+    ],
+)
+async def test_a_body_that_is_no_json_is_told_by_its_headers(
+    world: World, says: str, headers: dict[str, str], body: bytes
+) -> None:
+    """Compressed, a form, or nothing: the message says which, and what to send instead."""
+    await world.upstream(GOOD)
+    world.apply()
+    response = await world.client.post("/v1/chat/completions", content=body, headers=headers)
+    error = response.json()["error"]
+    assert (400, "malformed") == (response.status_code, error["code"])
+    assert says in error["message"]
+
+
 @pytest.mark.parametrize("body", [b'{"model":"gpt"}', b'{"model":"gpt","input":7}', b'{"model":"gpt","input":{}}'])
 async def test_a_bad_embeddings_request_is_a_400(world: World, body: bytes) -> None:
     """`input` has to be there, a text or an array."""
@@ -220,6 +240,21 @@ async def test_what_is_no_call(world: World, status: int, method: str, path: str
     if status >= 400:
         assert response.json()["error"]["code"] in ("not_found", "method_not_allowed")
     assert [] == world.records()
+
+
+@pytest.mark.parametrize(
+    ("allow", "method", "path"),
+    [
+        ("POST", "PUT", "/v1/chat/completions"),
+        ("GET, DELETE", "POST", "/v1/responses/resp_1"),
+        ("GET, HEAD", "POST", "/metrics"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(world: World, allow: str, method: str, path: str) -> None:
+    """As HTTP asks of a 405, and in the message."""
+    world.apply(urls=())
+    response = await world.client.request(method, world.url + path)
+    assert (405, allow) == (response.status_code, response.headers["allow"])
 
 
 async def test_without_a_snapshot_the_worker_is_not_ready_and_says_503(world: World) -> None:

@@ -106,15 +106,16 @@ def test_cache_tokens_by_how_long_they_are_kept() -> None:
 @pytest.mark.parametrize(
     ("says", "param", "body"),
     [
-        ("missing required field `max_tokens`", "max_tokens", {"model": "m", "messages": []}),
-        ("missing required field `model`", "model", {"max_tokens": 1, "messages": []}),
+        ("`max_tokens` is missing", "max_tokens", {"model": "m", "messages": []}),
+        ("`model` is missing", "model", {"max_tokens": 1, "messages": []}),
         ("`model` is empty", "model", {"model": "", "max_tokens": 1, "messages": []}),
         ("`messages` must be an array", "messages", {"model": "m", "max_tokens": 1, "messages": "hi"}),
         ("`max_tokens` must be between", "max_tokens", {"model": "m", "max_tokens": -1, "messages": []}),
-        ("Expected `int`", "max_tokens", {"model": "m", "max_tokens": "9", "messages": []}),
+        ("the body must be a JSON object", None, [1]),
+        ("`max_tokens`: Expected `int`", "max_tokens", {"model": "m", "max_tokens": "9", "messages": []}),
     ],
 )
-def test_a_malformed_request_says_what_to_correct(says: str, param: str, body: dict[str, object]) -> None:
+def test_a_malformed_request_says_what_to_correct(says: str, param: str | None, body: object) -> None:
     """The field at fault is named."""
     with pytest.raises(Malformed, match=says) as refused:
         read_view("messages", json.dumps(body).encode())
