@@ -42,6 +42,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     obfuscation: bool = False  # pads stream events as OpenAI does unless `include_obfuscation` says otherwise
     body_bytes_max: int = 16 * 1024 * 1024
     answers_bytes_max: int = 64 * 1024 * 1024  # kept for repeated prompts
+    files_bytes_max: int = 64 * 1024 * 1024  # of uploads and of what batches leave, per upstream; the oldest give way
+    batch_s: float = 2.0  # that a batch takes, times the scale of the latency; longer than a day: it expires
     connections_max: int = 10_000  # per upstream; more are closed at once
     pipelined_max: int = 32  # requests of one connection waiting for their turn; then reading pauses
     idle_s: float = 75.0  # a connection without a request is closed after this

@@ -49,7 +49,15 @@ class Upstream:
             now=monotonic,
         )
         self._wires = Wires(
-            f"{config.seed}/{name}", inference, limits=self._limits, pace=self._pace, now_s=now_s, monotonic=monotonic
+            f"{config.seed}/{name}",
+            inference,
+            limits=self._limits,
+            pace=self._pace,
+            now_s=now_s,
+            monotonic=monotonic,
+            files_bytes_max=config.files_bytes_max,
+            batch_s=config.batch_s * config.latency.scale,
+            billed=self._bill_in_batch,
         )
         self._good_keys = None if config.api_keys is None else frozenset(key.encode() for key in config.api_keys)
         self._keys_known: set[bytes] = set()  # Authorization values that were found good
@@ -245,6 +253,12 @@ class Upstream:
 
     def _hung(self, _ending: Ending, _produced: int) -> None:
         self.stats.in_flight -= 1
+
+    def _bill_in_batch(self, made: Answer) -> None:
+        """A line of a batch: nobody can leave before it is done."""
+        if made.model:
+            self.stats.model(made.model).calls += 1
+            self._bill(made, Ending.COMPLETED, made.usage.completion)
 
     def _bill(self, made: Answer, ending: Ending, produced: int) -> None:
         counts = self.stats.model(made.model)
