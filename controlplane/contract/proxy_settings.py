@@ -23,7 +23,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     control_plane_url: str = "http://127.0.0.1:4001"
 
     # requests
-    body_bytes_max: int = 20 * 1024 * 1024
+    body_bytes_max: int = 32 * 1024 * 1024  # what Anthropic takes; OpenAI's longest sound file is 25 MB
     header_bytes_max: int = 64 * 1024
     body_timeout_s: float = 30.0  # a client that sends its body slower than this is cut off
     connections_max: int = 12_000
@@ -60,13 +60,14 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     # replies
     reply_bytes_max: int = 64 * 1024 * 1024
-    stream_event_bytes_max: int = 1024 * 1024
+    stream_event_bytes_max: int = 16 * 1024 * 1024  # a picture of high quality is one event
     stream_buffer_bytes: int = 256 * 1024  # back-pressure: reading from the upstream pauses above this
 
     # cache
     cache_memory_bytes: int = 128 * 1024 * 1024
     cache_disk_bytes: int = 1024 * 1024 * 1024
     cache_entry_bytes_max: int = 4 * 1024 * 1024
+    cache_repeats_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
     cache_refreshes_max: Annotated[int, Meta(ge=1)] = 64  # background calls for stale answers at any moment
     cache_refresh_pause_s: Annotated[float, Meta(ge=0)] = 5.0  # an answer is left alone so long after one that failed
     coalesce_lease_s: Annotated[float, Meta(ge=0.2, le=60)] = 3.0  # how soon other workers notice that a leader died

@@ -286,6 +286,20 @@ async def test_what_counts_no_tokens_costs_what_the_price_says_of_its_unit(world
     ] == found
 
 
+async def test_a_picture_of_high_quality_is_one_event_and_a_long_recording_one_body(world: World) -> None:
+    """As large as the vendors make and take them, with the settings as they come: three megabytes of picture, 25 of sound."""
+    drawn = event("image_generation.completed", b64_json="A" * 3_000_000, usage={"input_tokens": 1, "output_tokens": 2})
+    heard = answer(b'{"text":"long"}')
+    upstream = await world.upstream(replies(STREAM_HEAD + chunk(drawn) + STREAM_END), replies(heard))
+    world.apply()
+    got = await world.client.post("/v1/images/generations", json={"model": "gpt", "prompt": "a", "stream": True})
+    assert drawn in got.content
+    files = {"file": ("a.wav", bytes(25_000_000), "audio/wav")}
+    got = await world.client.post("/v1/audio/transcriptions", data={"model": "gpt"}, files=files)
+    assert (200, 2) == (got.status_code, len(upstream.received))
+    assert [Outcome.OK, Outcome.OK] == [record.outcome for record in world.records()]
+
+
 async def test_units_are_reserved_before_they_are_used(world: World) -> None:
     """A budget that three pictures would pass lets two be drawn."""
     upstream = await world.upstream(replies(answer(b'{"data":[]}')))
