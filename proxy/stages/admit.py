@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -206,7 +207,9 @@ class Admit:
             ):
                 call.refilled |= _WAITED_RATE
                 call.shortage = partial(self._lenders.restock, bucket.stock)
-            message = f"tenant {tenant} may make {full} requests per minute"
+            message = (
+                f"tenant {tenant} may make {full} requests per minute; the next one in {max(1, math.ceil(wait_s))} s"
+            )
             return refuse(refusals.RATE_LIMITED, message, retry_after_s=wait_s)
         if agent is not None and admission.fair is not None:
             level = bucket.level + bucket.elsewhere

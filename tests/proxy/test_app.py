@@ -172,6 +172,7 @@ async def test_the_rate_limit_names_itself_and_says_when_to_come_back(world: Wor
         third.headers["x-should-retry"],
     )
     assert 1 <= int(third.headers["retry-after"]) <= 30
+    assert f"the next one in {third.headers['retry-after']} s" in third.json()["error"]["message"]
 
 
 async def test_a_body_too_large_is_refused_declared_or_not(tmp_path_factory: pytest.TempPathFactory) -> None:
