@@ -401,6 +401,7 @@ PROXY_SENTENCES = {
     "stream_buffer_bytes": "Reading from the upstream pauses when this much waits for a slow client.",
     "cache_memory_bytes": "Size of the memory tier of the cache.",
     "cache_disk_bytes": "Size of the disk tier of the cache.",
+    "cache_repeats_bytes": "Bytes of requests that each worker knows word for word, so that it need not read them again; 0: none.",
     "coalesce_lease_s": "How soon other workers notice that the one which asks upstream for them has died.",
     "cache_refreshes_max": "Background calls for stale answers at any moment.",
     "cache_refresh_pause_s": "How long a stale answer is left alone after a background call for it failed.",

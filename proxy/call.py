@@ -10,6 +10,7 @@ from controlplane.contract.records import AttemptRecord, CacheState, CostState, 
 
 if TYPE_CHECKING:
     from proxy.dialects.dialect import RequestView
+    from proxy.repeats import Known
     from proxy.runtime import Candidate, KeyIdentity, RouteEntry, Runtime
 
 Headers = list[tuple[bytes, bytes]]
@@ -110,7 +111,7 @@ class Call:
     __slots__ = (
         "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s", "call_id",
         "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered", "error_code",
-        "fell_back", "first_token_us", "headers", "identity", "operation", "outcome", "output_ceiling", "parts", "path",
+        "fell_back", "first_token_us", "headers", "identity", "known", "operation", "outcome", "output_ceiling", "parts", "path",
         "patience", "peer", "price_version", "priority", "query", "quota_warning", "ratelimit_requests", "ratelimit_tokens",
         "refilled", "reply", "request_cache", "request_line", "reservation", "responding", "response_bytes", "response_kept",
         "route", "runtime", "saved_nanousd", "session", "settled", "shortage", "started_ns", "started_us", "status", "tags",
@@ -158,6 +159,7 @@ class Call:
         self.ratelimit_requests: RateLimit | None = None
         self.ratelimit_tokens: RateLimit | None = None
         # decode, guard
+        self.known: Known | None = None  # the same body came before
         self.view: RequestView | None = None
         self.output_ceiling: int | None = None  # the tenant's, where the request names none: written into the body
         # route

@@ -23,6 +23,7 @@ from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
 from proxy.pipeline import Pipeline
 from proxy.quotas.account import Share
+from proxy.repeats import Repeats
 from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
 from proxy.settlement import Settlement, watch_kept
@@ -158,6 +159,7 @@ class Worker:
             entry_bytes_max=settings.cache_entry_bytes_max,
             redis=shared_tier(self.shared, settings, secrets),
             refreshes=self.refreshes,
+            repeats=Repeats(bytes_max=settings.cache_repeats_bytes),
         )
         self.admit = Admit(metrics, share=self._share, lenders=self.lending, agents_max=settings.quota_fair_agents_max)
         identify = self.identify = Identify(
@@ -189,7 +191,7 @@ class Worker:
             (
                 identify,
                 self.admit,
-                Decode(),
+                Decode(self.cache.repeats),
                 Guard(),
                 RouteStage(
                     balancer, timeout_s_max=settings.timeout_s_max, copy=self.shadow.copy, sick=self.breaker.sick

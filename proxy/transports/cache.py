@@ -29,13 +29,14 @@ from controlplane.contract.snapshot import CacheInvalidation
 from proxy.call import Call, Reply, Transport
 from proxy.dialects.openai_stream import DONE
 from proxy.refusals import NOT_CACHED, refuse
+from proxy.repeats import Repeats
 from proxy.savings import avoided_nanousd
 from proxy.transports.cache_control import PLAIN, CacheControl
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_items import Items, Parts
 from proxy.transports.cache_memory import MemoryTier
-from proxy.transports.cache_policy import STALE_OUTCOMES, is_storable, negative_ttl_s, prepare, staleness
+from proxy.transports.cache_policy import STALE_OUTCOMES, is_storable, known_of, negative_ttl_s, prepare, staleness
 from proxy.transports.cache_redis import SharedTier
 from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.cache_replay import Recording, content_type_of, reply_of
@@ -58,14 +59,19 @@ class Cache:
         entry_bytes_max: int,
         redis: SharedTier | None = None,
         refreshes: Refreshes | None = None,
+        repeats: Repeats | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        """The tiers belong to the cache from now on. refreshes: who asks stale answers anew; None: nobody. now_us: the wall clock."""
+        """The tiers belong to the cache from now on.
+
+        refreshes: who asks stale answers anew; None: nobody. repeats: learns the requests that memory answers. now_us: the wall clock.
+        """
         self._inner = inner
         self.store = Store(memory, disk, redis, now_us=now_us)
         self._memory = memory
         self._entry_bytes_max = entry_bytes_max
         self._refreshes = refreshes
+        self.repeats = Repeats(bytes_max=0) if repeats is None else repeats
         self._now_us = now_us
         self._items = Items(
             self.store,
@@ -127,7 +133,14 @@ class Cache:
                 self._memory.remove(key)
             return self._negative(call) if _keeps_refusals(call) else None
         self.store.hits_memory_total += 1
+        if call.known is None:
+            self._learn(call)
         return reply
+
+    def _learn(self, call: Call) -> None:
+        known = known_of(call)
+        if known is not None and call.identity is not None:
+            self.repeats.note(call.identity.tenant.id, call.operation, call.body, known)
 
     def deeper(self, call: Call) -> Callable[[], Awaitable[None]] | None:
         """After a `lookup` without an answer: what brings one up into memory, if a tier below may have it; it never raises."""

@@ -48,10 +48,10 @@ def _entry(name: bytes, value: bytes) -> str:
     return f"{len(name)}:{name.decode('latin-1')}{len(value)}:{value.decode('latin-1')}"
 
 
-def cache_key(*, tenant: str, operation: str, alias: str, body: bytes, variant: str = "") -> bytes | None:
+def cache_key(*, scope: bytes, body: bytes) -> bytes | None:
     """The key of a request, KEY_BYTES long; None if its body is not a JSON object that can be written again.
 
-    variant: its VARYING_HEADERS, from `variant_of`.
+    scope: from `scope_of`.
 
     Canonical: names sorted at every level, no white space, strings unescaped, floats in their shortest form. An integer and a
     float of equal value differ (`1`, `1.0`), which costs at most a miss. Of equal names the last counts.
@@ -66,9 +66,7 @@ def cache_key(*, tenant: str, operation: str, alias: str, body: bytes, variant: 
         canonical = _encode(document)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-    return hashlib.blake2b(
-        _scope(tenant, operation, alias, variant) + canonical, digest_size=KEY_BYTES, person=_PERSON
-    ).digest()
+    return hashlib.blake2b(scope + canonical, digest_size=KEY_BYTES, person=_PERSON).digest()
 
 
 def item_keys(*, tenant: str, alias: str, rest: bytes, items: Sequence[bytes], variant: str = "") -> list[bytes]:
@@ -76,7 +74,7 @@ def item_keys(*, tenant: str, alias: str, rest: bytes, items: Sequence[bytes], v
 
     rest: the request without its input and the ignored fields, canonical; items: the inputs, canonical.
     """
-    scope = _scope(tenant, "embeddings", alias, variant) + b"%d:" % len(rest) + rest
+    scope = scope_of(tenant, "embeddings", alias, variant) + b"%d:" % len(rest) + rest
     base = hashlib.blake2b(scope, digest_size=KEY_BYTES, person=_ITEM_PERSON)
     keys = []
     for item in items:
@@ -86,5 +84,6 @@ def item_keys(*, tenant: str, alias: str, rest: bytes, items: Sequence[bytes], v
     return keys
 
 
-def _scope(tenant: str, operation: str, alias: str, variant: str) -> bytes:
+def scope_of(tenant: str, operation: str, alias: str, variant: str = "") -> bytes:
+    """Who asks, and how: what a key begins with. variant: the request's VARYING_HEADERS, from `variant_of`."""
     return f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}{variant}".encode()

@@ -9,8 +9,10 @@ from __future__ import annotations
 from controlplane.contract.records import CacheState, Outcome
 from proxy.call import Call, Reply
 from proxy.dialects.operations import OPERATIONS
+from proxy.repeats import Known
+from proxy.runtime import KeyIdentity, RouteEntry
 from proxy.transports.cache_control import read_cache_control
-from proxy.transports.cache_key import cache_key, variant_of
+from proxy.transports.cache_key import cache_key, scope_of, variant_of
 
 CACHEABLE_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.cached)
 NEGATIVE_BODY_BYTES_MAX = 64 * 1024
@@ -38,13 +40,8 @@ def prepare(call: Call) -> bool:
         ttl_s = min(ttl_s, control.ttl_s)
     if not policy.enabled or ttl_s <= 0 or control.no_store:
         return False
-    key = cache_key(
-        tenant=identity.tenant.id,
-        operation=call.operation,
-        alias=route.route.alias,
-        body=call.body,
-        variant=variant_of(call.headers, prefix=OPERATIONS[call.operation].forwarded_prefix),
-    )
+    scope, known = _scope_of(call, identity, route), call.known
+    key = known.key if known is not None and known.scope == scope else cache_key(scope=scope, body=call.body)
     if key is None:
         return False
     call.cache_key = key
@@ -53,6 +50,19 @@ def prepare(call: Call) -> bool:
         return False
     call.cache = CacheState.MISS
     return True
+
+
+def known_of(call: Call) -> Known | None:
+    """What is worth remembering of a request for which an answer was found."""
+    identity, route, view = call.identity, call.route, call.view
+    if identity is None or route is None or view is None:
+        return None
+    return Known(view, _scope_of(call, identity, route), call.cache_key)
+
+
+def _scope_of(call: Call, identity: KeyIdentity, route: RouteEntry) -> bytes:
+    variant = variant_of(call.headers, prefix=OPERATIONS[call.operation].forwarded_prefix)
+    return scope_of(identity.tenant.id, call.operation, route.route.alias, variant)
 
 
 def staleness(call: Call) -> tuple[int, int]:

@@ -25,6 +25,9 @@ def watch_cache(watch: Watch, cache: Cache, refreshes: Refreshes) -> None:
     watch("cache_too_large_total", "Answers not stored because of their size.", lambda: cache.too_large_total)
     watch("cache_memory_bytes", "Bytes of answers in memory.", lambda: memory.bytes_used)
     watch("cache_memory_evicted_total", "Answers dropped from memory to make room.", lambda: memory.evicted_total)
+    repeats = cache.repeats
+    watch("repeats_bytes", "Bytes of requests that are known word for word.", lambda: repeats.bytes_used)
+    watch("repeats_evicted_total", "Known requests forgotten to make room.", lambda: repeats.evicted_total)
     if disk is None:
         return
     watch("cache_disk_bytes", "Bytes on the cache's disk, as of its last write.", lambda: disk.bytes_used)

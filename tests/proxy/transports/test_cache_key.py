@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proxy.transports.cache_key import IGNORED_FIELDS, KEY_BYTES, cache_key, item_keys, variant_of
+from proxy.transports.cache_key import IGNORED_FIELDS, KEY_BYTES, cache_key, item_keys, scope_of, variant_of
 
 SCALARS = (
     st.none()
@@ -32,7 +32,7 @@ WORDS = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
 def _key(document: object, *, tenant: str = "acme", operation: str = "chat", alias: str = "small") -> bytes | None:
-    return cache_key(tenant=tenant, operation=operation, alias=alias, body=json.dumps(document).encode())
+    return cache_key(scope=scope_of(tenant, operation, alias), body=json.dumps(document).encode())
 
 
 def _same(one: object, other: object) -> bool:
@@ -65,7 +65,7 @@ def test_how_a_body_is_written_does_not_change_its_key(
     key = _key(document)
     assert key is not None
     assert KEY_BYTES == len(key)
-    assert key == cache_key(tenant="acme", operation="chat", alias="small", body=rewritten.encode())
+    assert key == cache_key(scope=scope_of("acme", "chat", "small"), body=rewritten.encode())
 
 
 @given(DOCUMENTS, DOCUMENTS)
@@ -142,13 +142,13 @@ def test_streams_and_whole_answers_have_different_keys() -> None:
 )
 def test_what_cannot_be_written_again_has_no_key(body: bytes) -> None:
     """No key, no exception: such a call goes upstream by itself."""
-    assert cache_key(tenant="t", operation="chat", alias="m", body=body) is None
+    assert cache_key(scope=scope_of("t", "chat", "m"), body=body) is None
 
 
 def test_a_body_of_brackets_has_no_key() -> None:
     """Nesting beyond the interpreter's depth is refused, not fatal."""
     body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    assert cache_key(tenant="t", operation="chat", alias="m", body=body) is None
+    assert cache_key(scope=scope_of("t", "chat", "m"), body=body) is None
 
 
 @given(
@@ -162,10 +162,10 @@ def test_any_unknown_field_changes_the_key_in_every_protocol(operation: str, nam
     if name in plain or name in IGNORED_FIELDS:
         return
     keys = {
-        cache_key(tenant="acme", operation=operation, alias="m", body=json.dumps(body).encode())
+        cache_key(scope=scope_of("acme", operation, "m"), body=json.dumps(body).encode())
         for body in (plain, plain | {name: value}, plain | {name: value + 1}, plain | {name: None})
     }
-    keys.add(cache_key(tenant="acme", operation="another", alias="m", body=json.dumps(plain).encode()))
+    keys.add(cache_key(scope=scope_of("acme", "another", "m"), body=json.dumps(plain).encode()))
     assert 5 == len(keys)
 
 
