@@ -143,8 +143,9 @@ class Worker:
             buffer_bytes_max=settings.cache_entry_bytes_max,
             buffers_bytes_max=settings.cache_memory_bytes,
             elsewhere=self.flights.followers,
+            recount=self.flights.bills.recount,
         )
-        self.flights.on_left = self.coalesce.left_elsewhere
+        self.flights.on_left, self.flights.bills.members = self.coalesce.left_elsewhere, self.coalesce.sharers
         disk_bytes = settings.cache_disk_bytes // settings.workers
         self.refreshes = Refreshes(
             self._ask_again,

@@ -54,10 +54,12 @@ class Coalesce:
         buffers_bytes_max: int,
         monotonic: Callable[[], float] = time.monotonic,
         elsewhere: Callable[[bytes], int] = lambda _: 0,
+        recount: Callable[[Call], None] = lambda _: None,
     ) -> None:
         """Nothing starts here.
 
         elsewhere: how many other workers follow the flight of a key; a flight goes on for them as for followers of its own.
+        recount: told a flight's leader when more or fewer calls follow it.
 
         calls_max: followers at any moment; a call beyond goes upstream by itself.
         buffer_bytes_max: chunks kept by one flight; buffers_bytes_max: by all of them.
@@ -68,6 +70,7 @@ class Coalesce:
         self._buffers_bytes_max = buffers_bytes_max
         self._monotonic = monotonic
         self._elsewhere = elsewhere
+        self._recount = recount
         self._joinable: dict[bytes, Flight] = {}
         self._members: dict[str, Flight] = {}  # by call id: leaders and followers that have not finished
         self.followers = 0  # now
@@ -124,6 +127,11 @@ class Coalesce:
             self.forget(call, flight)
         return call.aborted
 
+    def sharers(self, call: Call) -> list[Call]:
+        """A leading call, and those that follow it here."""
+        flight = self._members.get(call.call_id)
+        return [call] if flight is None else [call, *flight.calls.values()]
+
     def left_elsewhere(self, key: bytes) -> None:
         """Another worker does not follow the flight of a key any more; if nobody else does, it is given up."""
         for flight in tuple(self._members.values()):
@@ -171,6 +179,7 @@ class Coalesce:
         self.joined_total += 1
         self._members[call.call_id] = flight
         flight.calls[call.call_id] = call
+        self._recount(flight.leader)
         try:
             in_time = flight.delivered or await self._wait_for_head(call, flight)
         except BaseException:
@@ -230,6 +239,7 @@ class Coalesce:
             flight.followers -= 1
             self.followers -= 1
             del flight.calls[call.call_id]
+            self._recount(flight.leader)
         if flight.followers:
             return
         if flight.leader_finished:

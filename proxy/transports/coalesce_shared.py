@@ -15,9 +15,13 @@ What can go wrong, and what then happens:
 - The leader lost its lease though it lives: another may ask upstream too. Words carry the token of their flight, so its followers
   never mix two answers.
 - The follower's client leaves: the leader's worker hears of it, and counts it out as one of its own.
+- No upstream could answer: that is shared too, or each worker would find it out anew. A refusal for which none was asked (every breaker is
+  open, no place is free) says something of the leader's worker alone, and one for want of time of the leader alone: the others ask.
+- The follower's key may use other models than the leader's, on a route where others can stand in: it gets what it could have got itself,
+  as within a worker, and else asks for itself.
 
 An answer that is whole can be followed for `LINGER_S` more, so that a worker which looked into the cache just before finds it.
-The bill is the leader's worker's, and split there between its own calls where the tenant's policy says so.
+The bill is the leader's worker's, or where the tenant's policy says so it is split between all calls of all workers: see `flight_bill`.
 """
 
 from __future__ import annotations
@@ -29,17 +33,20 @@ import time
 from collections.abc import Awaitable, Callable
 
 from controlplane.contract.records import CacheState, Outcome
-from proxy.call import Call, ChunkStream, Reply, StreamBroken, Transport
+from proxy.call import Call, Reply, Transport
 from proxy.refusals import TIMED_OUT, refuse
-from proxy.savings import avoided_nanousd
 from proxy.shared import Script, SharedState, SharedUnavailable
+from proxy.transports.flight import may_have, saved_nanousd
+from proxy.transports.flight_bill import Bills, watch_bills
 from proxy.transports.flight_follow import Followed
 from proxy.transports.flight_lead import Buffers, Led
+from proxy.transports.flight_streams import FollowedStream, LedStream
 from proxy.transports.flight_words import Attach, Detach, Gone, News, Seals, Word
 
 LINGER_S = 1.0
 REFRESH_MS = 10_000  # how long a stale answer is left to the worker that asks it anew
 TRIES_MAX = 3  # leaders that a call waits for, one after the other
+COUNT_LEASES = 10  # so many leases long a part of a bill may remain unbooked before it is counted
 _NAME_BYTES = 8
 
 _CLAIM = Script(
@@ -69,11 +76,13 @@ class SharedFlights:
         buffer_bytes_max: int,
         flights_max: int,
         buffers_bytes_max: int = 128 * 1024 * 1024,
+        count_after_s: float | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """shared: None where there is no Redis. lease_s: how soon a dead leader is noticed. flights_max: led or followed at any moment.
 
-        buffer_bytes_max: kept of one flight; buffers_bytes_max: of all that are led here.
+        buffer_bytes_max: kept of one flight; buffers_bytes_max: of all that are led here. count_after_s: for how long a part of a
+        bill may remain unbooked; None: for ten leases.
         """
         self._inner = inner
         self._shared = shared
@@ -89,11 +98,19 @@ class SharedFlights:
         self._followed: dict[bytes, Followed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
+        self.bills = Bills(
+            shared,
+            inbox=self._name,
+            count_after_s=lease_s * COUNT_LEASES if count_after_s is None else count_after_s,
+            bills_max=flights_max,
+            monotonic=monotonic,
+        )
         self.on_left: Callable[[bytes], None] = lambda _: None  # told the key of a flight that a worker follows no more
         self.led_total = 0
         self.followed_total = 0
         self.taken_over_total = 0
         self.full_total = 0
+        self.parted_total = 0
         self.unheard_total = 0  # words that were not ours
         if shared is not None:
             shared.subscribe(self._channel(self._name), self._hear)
@@ -127,16 +144,19 @@ class SharedFlights:
             if self.active >= self._flights_max:
                 self.full_total += 1
                 break
-            token = os.urandom(_NAME_BYTES).hex().encode()
+            led = self._new_led(call, tag)
             began_ns = time.monotonic_ns()
             try:
-                held = await shared.run(_CLAIM, [self._lease_key(tag)], self._name + b"/" + token, self._lease_ms)
-            except SharedUnavailable:
-                break
+                held = await shared.run(_CLAIM, [self._lease_key(tag)], led.held, self._lease_ms)
+            except BaseException as trouble:
+                self._spawn(self._release(led))  # it may be ours all the same
+                if isinstance(trouble, SharedUnavailable):
+                    break
+                raise
             finally:
                 call.waited_ns += time.monotonic_ns() - began_ns
             if not isinstance(held, bytes):
-                return await self._lead(call, tag, token)
+                return await self._lead(call, led)
             reply, again = await self._follow(call, tag, held)
             if reply is not None:
                 return reply
@@ -163,38 +183,53 @@ class SharedFlights:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.bills.aclose()
         await self._inner.aclose()
 
-    async def _lead(self, call: Call, tag: bytes, token: bytes) -> Reply:
-        led = Led(
+    def bill_key(self, tag: bytes, token: bytes) -> bytes:
+        """Where a flight's bill is."""
+        return b"%bbill:{%b}:%b" % (b"" if self._shared is None else self._shared.prefix, tag, token)
+
+    def _new_led(self, call: Call, tag: bytes) -> Led:
+        """What this worker would lead if it gets the lease."""
+        models = b""
+        if call.route is not None and call.route.spares and call.identity is not None:
+            models = self._seals.models_tag(call.identity.models)
+        return Led(
             tag,
-            token,
+            os.urandom(_NAME_BYTES).hex().encode(),
             call.cache_key,
             leader=self._name,
             pump=self._pump,
             bytes_max=self._buffer_bytes_max,
             buffers=self.buffers,
+            models=models,
         )
-        self._led[tag] = led
+
+    async def _lead(self, call: Call, led: Led) -> Reply:
+        self._led[led.tag] = led
         self.led_total += 1
         if self._renewing is None:
             self._renewing = asyncio.get_running_loop().create_task(self._renew(), name="flight-leases")
+        bill = None
         try:
             reply = await self._inner.send(call)
+            if reply.stream is not None:
+                led.begin(reply, fell_back=call.fell_back)
+                reply.stream = LedStream(self, led, call, reply, reply.stream)
+                return reply
+            if led.followed and _is_shared(call, reply):
+                bill = await self.bills.close(call, self.bill_key(led.tag, led.token))
         except BaseException:
+            if led.followed:
+                self.bills.void(self.bill_key(led.tag, led.token))
             self.end(led, linger=False)
             raise
-        if call.fell_back:  # another model stood in: nobody else's
-            self.end(led, linger=False)
-            return reply
-        led.begin(reply)
-        if reply.stream is None:
-            whole = reply.outcome is Outcome.OK and reply.complete
-            if not whole and reply.outcome is Outcome.TIMED_OUT:
-                led.give_up()  # the leader ran out of its own time: a follower may have more
-            self.end(led, linger=whole)
+        if _is_shared(call, reply):
+            led.begin(reply, fell_back=call.fell_back, bill=bill)
         else:
-            reply.stream = _LedStream(self, led, reply, reply.stream)
+            led.give_up()
+        self.end(led, linger=reply.outcome is Outcome.OK and reply.complete)
         return reply
 
     def end(self, led: Led, *, linger: bool) -> None:
@@ -217,7 +252,7 @@ class SharedFlights:
 
     async def _release(self, led: Led) -> None:
         if self._shared is not None:
-            await self._shared.run(_RELEASE, [self._lease_key(led.tag)], self._name + b"/" + led.token)
+            await self._shared.run(_RELEASE, [self._lease_key(led.tag)], led.held)
 
     async def _renew(self) -> None:
         """Renews every lease a few times before it runs out, while there are any."""
@@ -229,8 +264,7 @@ class SharedFlights:
                     if led.ended:
                         continue
                     try:
-                        held = self._name + b"/" + led.token
-                        await shared.run(_RENEW, [self._lease_key(led.tag)], held, self._lease_ms)
+                        await shared.run(_RENEW, [self._lease_key(led.tag)], led.held, self._lease_ms)
                     except SharedUnavailable:
                         break
         finally:
@@ -238,8 +272,8 @@ class SharedFlights:
 
     async def _follow(self, call: Call, tag: bytes, held: bytes) -> tuple[Reply | None, bool]:
         """The leader's reply, or None; then whether another leader may be looked for."""
-        leader, _, token = held.partition(b"/")
-        if tag in self._followed or leader == self._name:
+        leader, token, models = held.split(b"/") if held.count(b"/") == 2 else (b"", b"", b"")  # 2: ours
+        if tag in self._followed or leader in (self._name, b""):
             return None, False
         followed = Followed(
             tag,
@@ -250,6 +284,8 @@ class SharedFlights:
         self._followed[tag] = followed
         self.followed_total += 1
         call.cache = CacheState.COALESCED
+        if self._uses(call, models):  # else it is not known yet whether the answer is for this call
+            self.bills.sit(call, self.bill_key(tag, token))
         began_ns = time.monotonic_ns()
         try:
             followed.ask(0)
@@ -259,25 +295,42 @@ class SharedFlights:
                 alive=lambda: self.is_held(tag, held),
             )
         except BaseException:
-            self.unfollow(followed, leader)
+            self.unfollow(followed, call, leader)
             raise
         finally:
             call.waited_ns += time.monotonic_ns() - began_ns
         reply = followed.reply()
-        if reply is not None and followed.is_stream:
-            call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000
-            reply.stream = _FollowedStream(self, followed, call, reply, held)
-            return reply, False
         if reply is not None:
-            self.unfollow(followed, leader)
-            call.saved_nanousd = avoided_nanousd(call, reply.deployment, reply.tokens) if reply.complete else 0
-            return reply, False
-        self.unfollow(followed, leader)
+            if self._is_for(call, followed, reply):
+                return self._shown(call, followed, reply, held), False
+            self.parted_total += 1
+        self.unfollow(followed, call, leader)
         if not in_time:
             message = "the answer to an identical call, which this one waited for, did not begin in time"
             return refuse(TIMED_OUT, message), False
         call.cache = CacheState.MISS
-        return None, not followed.alone
+        return None, not followed.alone and reply is None
+
+    def _shown(self, call: Call, followed: Followed, reply: Reply, held: bytes) -> Reply:
+        """The reply to a follower, with its part of the bill if that is known already."""
+        call.fell_back = followed.fell_back
+        if followed.is_stream:
+            self.bills.sit(call, self.bill_key(followed.tag, followed.token))
+            call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000
+            reply.stream = FollowedStream(self, followed, call, reply, held)
+            return reply
+        if followed.bill is not None:
+            self.bills.pay(call, followed.bill)
+        self.unfollow(followed, call, held.partition(b"/")[0])
+        call.saved_nanousd = saved_nanousd(call, reply) if reply.complete else 0
+        return reply
+
+    def _uses(self, call: Call, models: bytes) -> bool:
+        """Whether a key may use what the leader's may, or no other model can stand in."""
+        return not models or (call.identity is not None and self._seals.models_tag(call.identity.models) == models)
+
+    def _is_for(self, call: Call, followed: Followed, reply: Reply) -> bool:
+        return self._uses(call, followed.models) or may_have(call, reply, fell_back=followed.fell_back)
 
     async def is_held(self, tag: bytes, held: bytes) -> bool | None:
         """Whether the leader still has its lease; None if that cannot be found out."""
@@ -289,8 +342,9 @@ class SharedFlights:
         except SharedUnavailable:
             return None
 
-    def unfollow(self, followed: Followed, leader: bytes) -> None:
+    def unfollow(self, followed: Followed, call: Call, leader: bytes) -> None:
         """No more of it is wanted here; the leader's worker is told. Safe to call twice."""
+        self.bills.rise(call)
         if self._followed.get(followed.tag) is followed:
             del self._followed[followed.tag]
             self._say(leader, Detach(followed.tag, followed.token, self._name))
@@ -361,70 +415,6 @@ class SharedFlights:
         return b"%binbox:%b" % (b"" if self._shared is None else self._shared.prefix, inbox)
 
 
-class _LedStream:
-    """The leader's stream, shown to those who follow from elsewhere."""
-
-    __slots__ = ("_flights", "_inner", "_led", "_reply")
-
-    def __init__(self, flights: SharedFlights, led: Led, reply: Reply, inner: ChunkStream) -> None:
-        self._flights = flights
-        self._led = led
-        self._reply = reply
-        self._inner = inner
-
-    async def read(self) -> bytes:
-        """The inner stream's next chunk."""
-        try:
-            chunk = await self._inner.read()
-        except StreamBroken as failure:
-            self._finish(failure)
-            raise
-        if chunk:
-            self._led.add(chunk)
-        else:
-            self._finish(None)
-        return chunk
-
-    def close(self) -> None:
-        """A stream that was not read to its end is broken for all."""
-        self._finish(StreamBroken(Outcome.BROKEN_STREAM, "the call that shared this answer was given up"))
-        self._inner.close()
-
-    def _finish(self, failure: StreamBroken | None) -> None:
-        if not self._led.ended:
-            self._led.finish(self._reply, failure)
-            self._flights.end(self._led, linger=failure is None)
-
-
-class _FollowedStream:
-    """Another worker's stream, as it comes in messages."""
-
-    __slots__ = ("_call", "_flights", "_followed", "_held", "_reply")
-
-    def __init__(self, flights: SharedFlights, followed: Followed, call: Call, reply: Reply, held: bytes) -> None:
-        self._flights = flights
-        self._followed = followed
-        self._call = call
-        self._reply = reply
-        self._held = held
-
-    async def read(self) -> bytes:
-        """The next chunk; raises StreamBroken when the leader is gone."""
-        chunk = await self._followed.next(silence_s=self._flights.silence_s, alive=self._is_alive)
-        if not chunk:
-            reply, call = self._reply, self._call
-            self._followed.know_the_end(reply)
-            call.saved_nanousd = avoided_nanousd(call, reply.deployment, reply.tokens) if reply.complete else 0
-        return chunk
-
-    def close(self) -> None:
-        """Reads no more."""
-        self._flights.unfollow(self._followed, self._held.partition(b"/")[0])
-
-    async def _is_alive(self) -> bool | None:
-        return await self._flights.is_held(self._followed.tag, self._held)
-
-
 def watch_flights(watch: Callable[[str, str, Callable[[], float]], None], flights: SharedFlights) -> None:
     """Shows the figures of what workers share."""
     watch("flights_active", "Flights led for other workers or followed elsewhere now.", lambda: flights.active)
@@ -433,7 +423,20 @@ def watch_flights(watch: Callable[[str, str, Callable[[], float]], None], flight
     watch("flights_taken_over_total", "Flights whose leader was gone.", lambda: flights.taken_over_total)
     watch("flights_buffer_bytes", "Bytes of streams held for other workers now.", lambda: flights.buffers.bytes_used)
     watch("flights_full_total", "Calls not shared between workers because too many were.", lambda: flights.full_total)
+    watch(
+        "flights_parted_total",
+        "Answers of other workers that were not for a call's key, because it may use other models.",
+        lambda: flights.parted_total,
+    )
+    watch_bills(watch, flights.bills)
     watch("flights_unheard_total", "Messages that no proxy of ours sent.", lambda: flights.unheard_total)
+
+
+def _is_shared(call: Call, reply: Reply) -> bool:
+    """Whether a whole answer is also for others: a refusal only if upstreams were asked for it, and time was not what lacked."""
+    if reply.outcome is Outcome.TIMED_OUT:
+        return False
+    return reply.refusal is None or bool(call.attempts)
 
 
 async def _quietly(work: Awaitable[None]) -> None:

@@ -143,8 +143,7 @@ class Flight:
         ejected = 0
         while self.readers:
             slowest = min(self.readers, key=_position)
-            while self.dropped < slowest.position:
-                self.drop(1)
+            self.drop(max(0, slowest.position - self.dropped))
             if self.buffered_bytes <= bytes_max:
                 break
             slowest.ejected = True
@@ -246,6 +245,9 @@ class Reader:
         self.position -= count - 1
         if self.on_joined is not None:
             self.on_joined(count, block)
+        below: Callable[[int, bytes], None] | None = getattr(flight.stream, "joined", None)
+        if below is not None:  # it keeps them too, for other workers
+            below(count, block)
 
     def close(self) -> None:
         """This client reads no more; the upstream is given up with the last one."""
@@ -309,11 +311,16 @@ def is_for(call: Call, leader: Call, reply: Reply) -> bool:
     route, own, its = leader.route, call.identity, leader.identity
     if route is None or not route.spares or own is None or its is None or own.models == its.models:
         return True
-    if reply.outcome is not Outcome.OK or not leader.fell_back:
+    return may_have(call, reply, fell_back=leader.fell_back)
+
+
+def may_have(call: Call, reply: Reply, *, fell_back: str) -> bool:
+    """The same where the two keys' models differ and others can stand in. fell_back: why one did; empty: none did."""
+    if reply.outcome is not Outcome.OK or not fell_back:
         return reply.outcome is Outcome.OK
-    if own.models is None:
+    if call.identity is None or call.identity.models is None:
         return True
-    entries = (leader.runtime.routes.get(alias) for alias in own.models)
+    entries = (call.runtime.routes.get(alias) for alias in call.identity.models)
     return any(
         reply.deployment == item.id for entry in entries if entry is not None for item in entry.route.deployments
     )

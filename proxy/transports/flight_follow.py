@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 
 from controlplane.contract.records import Outcome
 from proxy.call import Reply, StreamBroken
-from proxy.transports.flight_words import End, Head, News
+from proxy.refusals import TABLE, Refused
+from proxy.transports.flight_words import Bill, End, Head, News
 
 UNKNOWN_MAX = 3  # looks in a row that could not tell
+_REFUSALS = {line.code: line for line in TABLE}
 UNHEARD_MAX = 3  # wishes in a row to which a leader that lives said nothing
 Alive = Callable[[], Awaitable[bool | None]]  # None: it cannot be found out
 
@@ -81,9 +83,26 @@ class Followed:
             error_code=head.error_code,
         )
         reply.deployment, reply.model = head.deployment, head.model
+        if head.refusal in _REFUSALS:  # shaped for whoever gets it
+            reply.refusal = Refused(_REFUSALS[head.refusal], head.message)
         if not head.stream:
             self.know_the_end(reply)
         return reply
+
+    @property
+    def models(self) -> bytes:
+        """What the leader's key may use, where other models could stand in; empty: none could."""
+        return b"" if self._head is None else self._head.models
+
+    @property
+    def fell_back(self) -> str:
+        """Why another model stood in; empty: none did."""
+        return "" if self._head is None else self._head.fell_back
+
+    @property
+    def bill(self) -> Bill | None:
+        """What is due, once the answer has ended, if others than the leader's worker pay."""
+        return None if self._end is None else self._end.bill
 
     @property
     def is_stream(self) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from controlplane.contract.records import Outcome
 from proxy.call import Reply, StreamBroken
-from proxy.transports.flight_words import End, Gone, Head, News
+from proxy.refusals import Refused
+from proxy.transports.flight_words import Bill, End, Gone, Head, News
 
 CHUNKS_MAX = 256  # of one message
 MESSAGE_BYTES = 256 * 1024  # about
@@ -45,14 +46,21 @@ class Led:
         pump: Callable[[Led, bytes], None],
         bytes_max: int,
         buffers: Buffers | None = None,
+        models: bytes = b"",
     ) -> None:
-        """leader: this worker's inbox. pump: called when there is news for a follower that nobody is sending to. buffers: of all flights."""
+        """leader: this worker's inbox. pump: called when there is news for a follower that nobody is sending to. buffers: of all flights.
+
+        models: what the leader's key may use, where other models could stand in; see `Head`.
+        """
         self.tag = tag
         self.token = token
         self.key = key
         self.followers: dict[bytes, Place] = {}  # by inbox
         self.may_attach = True
+        self.followed = False  # by anybody, ever: positions of chunks are known elsewhere
         self.ended = False
+        self.held = b"%b/%b/%b" % (leader, token, models)  # what the lease says
+        self._models = models
         self._leader = leader
         self._pump = pump
         self._bytes_max = bytes_max
@@ -73,16 +81,18 @@ class Led:
         """One more follower, or one that has missed something; False if it cannot have the flight."""
         if not self.may_attach or self._given_up or not self._dropped <= position <= self._dropped + len(self._chunks):
             return False
+        self.followed = True
         place = self.followers.setdefault(inbox, Place(position))
         place.position, place.greeted, place.head_sent, place.end_sent = position, False, False, False
         self._tell(inbox)
         return True
 
-    def begin(self, reply: Reply) -> None:
-        """The answer has begun, or is whole. Our own refusals are nobody else's: their followers ask for themselves."""
-        if reply.refusal is not None or len(reply.body) > self._bytes_max:
+    def begin(self, reply: Reply, *, fell_back: str = "", bill: Bill | None = None) -> None:
+        """The answer has begun, or is whole; then with the bill, where others pay too."""
+        if len(reply.body) > self._bytes_max:
             self.give_up()
             return
+        refused = reply.refusal if isinstance(reply.refusal, Refused) else None
         self._head = Head(
             status=reply.status,
             headers=tuple(reply.headers),
@@ -93,9 +103,13 @@ class Led:
             error_code=reply.error_code,
             deployment=reply.deployment,
             model=reply.model,
+            refusal="" if refused is None else refused.refusal.code,
+            message="" if refused is None else refused.message,
+            fell_back=fell_back,
+            models=self._models,
         )
         if reply.stream is None:
-            self._end = _end_of(reply)
+            self._end = _end_of(reply, bill)
         self._tell_all()
 
     def add(self, chunk: bytes) -> None:
@@ -110,12 +124,17 @@ class Led:
         if self.followers:
             self._tell_all()
 
-    def finish(self, reply: Reply, failure: StreamBroken | None = None) -> None:
-        """The stream has ended."""
+    def join(self, count: int, block: bytes) -> None:
+        """So many chunks, the last ones, are one; where somebody may know them by their number they stay what they are."""
+        if not self.followed and self.may_attach:
+            self._chunks[-count:] = (block,)
+
+    def finish(self, reply: Reply, failure: StreamBroken | None = None, *, bill: Bill | None = None) -> None:
+        """The stream has ended. bill: where others pay too."""
         if failure is None:
-            self._end = _end_of(reply)
+            self._end = _end_of(reply, bill)
         else:
-            self._end = End(outcome=failure.outcome.value, message=str(failure), event=failure.event)
+            self._end = End(outcome=failure.outcome.value, message=str(failure), event=failure.event, bill=bill)
             self.may_attach = False
         self._tell_all()
 
@@ -166,11 +185,17 @@ class Led:
         keep_from = min(
             (place.position for place in self.followers.values()), default=self._dropped + len(self._chunks)
         )
-        while self._chunks and (self._dropped < keep_from or self._bytes > self._bytes_max):
-            size = len(self._chunks.pop(0))
-            self._bytes -= size
-            self._buffers.bytes_used -= size
-            self._dropped += 1
+        count, size = max(0, keep_from - self._dropped), 0
+        for at, chunk in enumerate(self._chunks):
+            if at >= count:
+                if self._bytes - size <= self._bytes_max:
+                    break
+                count += 1
+            size += len(chunk)
+        del self._chunks[:count]  # at once: one by one, each would move all behind it
+        self._bytes -= size
+        self._buffers.bytes_used -= size
+        self._dropped += count
 
     def _tell_all(self) -> None:
         for inbox in tuple(self.followers):
@@ -181,7 +206,7 @@ class Led:
             self._pump(self, inbox)
 
 
-def _end_of(reply: Reply) -> End:
+def _end_of(reply: Reply, bill: Bill | None) -> End:
     return End(
         outcome="" if reply.complete or reply.outcome is not Outcome.OK else Outcome.BROKEN_STREAM.value,
         finish_reason=reply.finish_reason,
@@ -189,4 +214,5 @@ def _end_of(reply: Reply) -> End:
         complete=reply.complete,
         usage_known=reply.usage_known,
         tokens=reply.tokens,
+        bill=bill,
     )

@@ -9,10 +9,11 @@ from typing import TypeAlias
 import msgspec
 
 from controlplane.contract.pricing import NO_TOKENS, Tokens
+from controlplane.contract.records import AttemptRecord
 
 SEAL_BYTES = 16
 TAG_BYTES = 16
-_PERSON = b"heph-flight-1"  # words of another meaning of this module are not heard
+_PERSON = b"heph-flight-2"  # words of another meaning of this module are not heard
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):
@@ -32,8 +33,21 @@ class Detach(msgspec.Struct, frozen=True, tag="detach"):
     inbox: bytes
 
 
+class Bill(msgspec.Struct, frozen=True, tag="bill"):
+    """What the upstream call cost, and between how many calls of which workers it is split; the leader's worker is the first."""
+
+    attempts: tuple[AttemptRecord, ...]
+    shares: tuple[
+        tuple[bytes, int], ...
+    ]  # a worker's inbox, and how many of its calls were in the flight when it was closed
+
+
 class Head(msgspec.Struct, frozen=True, tag="head", omit_defaults=True):
-    """How the answer begins; the whole of it if it is no stream."""
+    """How the answer begins; the whole of it if it is no stream.
+
+    refusal: the code of our own answer, with its message, for each client's protocol gives it another body. fell_back: why another model
+    stood in. models: what the leader's key may use, as `Seals.models_tag` says it, where other models could stand in.
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -44,10 +58,14 @@ class Head(msgspec.Struct, frozen=True, tag="head", omit_defaults=True):
     error_code: str = ""
     deployment: str = ""
     model: str = ""
+    refusal: str = ""
+    message: str = ""
+    fell_back: str = ""
+    models: bytes = b""
 
 
 class End(msgspec.Struct, frozen=True, tag="end", omit_defaults=True):
-    """How the answer ended. outcome: empty if it is whole, else why it broke, with the upstream's own error event."""
+    """How the answer ended. outcome: empty if it is whole, else why it broke, with the upstream's own error event. bill: where others pay too."""
 
     outcome: str = ""
     message: str = ""
@@ -57,6 +75,7 @@ class End(msgspec.Struct, frozen=True, tag="end", omit_defaults=True):
     complete: bool = False
     usage_known: bool = False
     tokens: Tokens = NO_TOKENS
+    bill: Bill | None = None
 
 
 class News(msgspec.Struct, frozen=True, tag="news", omit_defaults=True):
@@ -94,6 +113,11 @@ class Seals:
     def tag_of(self, key: bytes) -> bytes:
         """A cache key's name among workers: hexadecimal, and without the secret nobody can tell what was asked."""
         return hashlib.blake2b(key, key=self._secret, digest_size=TAG_BYTES, person=_PERSON).hexdigest().encode()
+
+    def models_tag(self, models: frozenset[str] | None) -> bytes:
+        """What a key may use, short enough for a lease; equal for equal lists, None means all."""
+        text = b"*" if models is None else "\n".join(sorted(models)).encode()
+        return hashlib.blake2b(text, key=self._secret, digest_size=TAG_BYTES, person=_PERSON).hexdigest().encode()
 
     def sealed(self, channel: bytes, word: Word) -> bytes:
         """A word for a channel; it is worth nothing in another."""

@@ -165,7 +165,7 @@ async def test_a_dead_leader_s_flight_is_taken_over(hosts: tuple[Host, Host], se
     _, two = hosts
     assert two.shared is not None
     tag = two.flights._seals.tag_of(b"key")
-    server.client().set(two.shared.prefix + b"flight:{" + tag + b"}", b"dead/token", px=300)
+    server.client().set(two.shared.prefix + b"flight:{" + tag + b"}", b"dead/token/", px=300)
     two.inner.gate.set()
     client = Client(two.coalesce)
     await until(lambda: client.ended)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import Outcome
 from proxy.call import Reply, StreamBroken
-from proxy.refusals import EXHAUSTED, refuse
+from proxy.refusals import EXHAUSTED, Refused, refuse
 from proxy.transports.flight_follow import UNHEARD_MAX, UNKNOWN_MAX, Followed
 from proxy.transports.flight_lead import Buffers, Led
 from proxy.transports.flight_words import Attach, Detach, End, Gone, Head, News, Seals
@@ -150,15 +150,26 @@ async def test_a_broken_stream_is_broken_for_the_follower_too() -> None:
 
 
 def test_what_is_not_to_be_shared_is_not() -> None:
-    """Our own refusals, and answers beyond the limit: the follower asks for itself."""
-    for reply in (refuse(EXHAUSTED, "no"), complete_reply(b"x" * 20)):
-        line = Line(bytes_max=10)
-        assert line.attach()
-        line.led.begin(reply)
-        line.pump()
-        line.deliver()
-        assert line.followed.reply() is None
-        assert not line.led.may_attach
+    """An answer beyond the limit: the follower asks for itself."""
+    line = Line(bytes_max=10)
+    assert line.attach()
+    line.led.begin(complete_reply(b"x" * 20))
+    line.pump()
+    line.deliver()
+    assert line.followed.reply() is None
+    assert not line.led.may_attach
+
+
+def test_a_refusal_goes_over_as_one() -> None:
+    """With its line of the table and its words, so that each client gets it in its own protocol's shape."""
+    line = Line()
+    assert line.attach()
+    line.led.begin(refuse(EXHAUSTED, "all failed"))
+    line.pump()
+    line.deliver()
+    mine = line.followed.reply()
+    assert mine is not None
+    assert (502, Refused(EXHAUSTED, "all failed"), True) == (mine.status, mine.refusal, mine.complete)
 
 
 def test_a_stream_beyond_the_limit_is_closed_to_joiners_and_bounded() -> None:

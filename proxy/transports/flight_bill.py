@@ -1,0 +1,368 @@
+"""The bill of a flight whose calls are on several workers: in parts that sum to it exactly, and what nobody books is counted.
+
+Where the tenant's policy is to split, the flight has a hash in Redis beside its lease:
+
+1. *Seats.* A worker that follows writes down how many of its calls are in the flight, and keeps that right as they come and go.
+2. *The close.* When the upstream's answer has ended, and before anybody settles, the leader's worker puts the bill into the hash. The same
+   script reads the seats, and from then on they do not change. So the parts follow from the hash alone: largest remainders by the number of
+   calls, the leader's worker first. Without a seat there is no close, and nothing is asked of Redis.
+3. *Paying.* The leader's worker books its part and sends the bill behind the answer; who hears it books its own. Within a worker the calls
+   that are in the flight then have equal parts.
+4. *The count.* Each worker writes into the hash what its settled calls have booked. Some time later the first of them to look takes what is
+   missing as *orphaned*, and counts it: parts of workers that died or left after the close, on whose behalf nobody can settle any more.
+   What is booked later still is counted as returned. So always: booked + orphaned - returned = bill.
+
+A close that Redis did not answer is void: the leader's worker pays everything, says so to Redis when it can, and sends no bill, without
+which nobody pays. A leader that died before the close has settled nothing, like every killed call, and nobody pays for it. Nothing is paid twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from controlplane.contract.records import AttemptRecord
+from controlplane.contract.snapshot import CoalesceCost
+from proxy.call import Call
+from proxy.savings import split_attempt
+from proxy.shared import Answer, Script, SharedState, SharedUnavailable
+from proxy.transports.flight_words import Bill
+
+LOOKS = 10  # of those who wait for a count
+HASH_MS = 3_600_000  # seats that nobody leaves, and bills that nobody looks at, are forgotten after this
+VOID_TRIES = 5
+_BILL, _PAID = b"!bill", b"$"  # fields that are no inbox's; the last before one
+_TAKER_BYTES = 8
+
+_SEAT = Script(
+    "flight_seat",
+    "if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return 0 end "
+    "if ARGV[2] == '0' then redis.call('HDEL', KEYS[1], ARGV[1]) return 1 end "
+    "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) redis.call('PEXPIRE', KEYS[1], ARGV[3]) return 1",
+)
+_CLOSE = Script(
+    "flight_close",
+    "local seats = redis.call('HGETALL', KEYS[1]) "
+    "if #seats == 0 or redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return seats end "
+    "redis.call('HSET', KEYS[1], '!bill', ARGV[1]) redis.call('PEXPIRE', KEYS[1], ARGV[2]) return seats",
+)
+_BOOKED = Script(
+    "flight_booked",
+    "if redis.call('HEXISTS', KEYS[1], '!bill') == 0 then return ARGV[2] end "
+    "if redis.call('HEXISTS', KEYS[1], '!taken') == 1 then return redis.call('HGET', KEYS[1], ARGV[1]) or '0' end "
+    "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) return ARGV[2]",
+)
+_COUNT = Script(
+    "flight_count",
+    "if redis.call('HEXISTS', KEYS[1], '!bill') == 0 then return {} end "
+    "if redis.call('HSETNX', KEYS[1], '!taken', ARGV[1]) == 0 and redis.call('HGET', KEYS[1], '!taken') ~= ARGV[1] "
+    "then return {} end return redis.call('HGETALL', KEYS[1])",  # asked again by the same, it says the same
+)
+_VOID = Script(
+    "flight_void",
+    "redis.call('HSET', KEYS[1], '!taken', 'void') redis.call('PEXPIRE', KEYS[1], ARGV[1]) return 1",
+)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Bill).decode
+
+log = structlog.get_logger("proxy.flights")
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A followed flight's place among those who pay. told: calls that Redis knows of."""
+
+    key: bytes
+    call: Call
+    told: int = 0
+    telling: bool = False
+    left: bool = False
+    paid: bool = False
+
+
+class Bills:
+    """What is due of flights that this worker leads or follows.
+
+    members: the calls of this worker that share a call's flight; it is the first of them.
+    """
+
+    def __init__(
+        self,
+        shared: SharedState | None,
+        *,
+        inbox: bytes,
+        count_after_s: float,
+        bills_max: int,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """inbox: this worker's. count_after_s: how long a part may remain unbooked. bills_max: seats and bills at any moment."""
+        self._shared = shared
+        self._inbox = inbox
+        self._count_after_s = count_after_s
+        self._bills_max = bills_max
+        self._monotonic = monotonic
+        self._seats: dict[str, Seat] = {}  # by the call that follows
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.members: Callable[[Call], Sequence[Call]] = lambda call: (call,)
+        self.split_total = 0
+        self.unsplit_total = 0
+        self.full_total = 0
+        self.orphaned_total = 0
+        self.orphaned_nanousd = 0
+        self.returned_nanousd = 0
+
+    @property
+    def open(self) -> int:
+        """Seats and bills that are not done with."""
+        return len(self._seats) + len(self._tasks)
+
+    def sit(self, call: Call, key: bytes) -> None:
+        """The calls of this worker will pay their part of a flight that another leads, if their tenant's policy is to split."""
+        if not splits(call) or call.call_id in self._seats:
+            return
+        if self.open >= self._bills_max:
+            self.full_total += 1
+            return
+        seat = self._seats[call.call_id] = Seat(key, call)
+        self._tell(seat)
+
+    def recount(self, call: Call) -> None:
+        """More or fewer calls share the flight of this one."""
+        seat = self._seats.get(call.call_id)
+        if seat is not None:
+            self._tell(seat)
+
+    def rise(self, call: Call) -> None:
+        """The call follows no more. Whose part was fixed by then and is not paid, it is orphaned. Safe to call twice."""
+        seat = self._seats.pop(call.call_id, None)
+        if seat is not None and not seat.paid:
+            seat.left = True
+            self._tell(seat)
+
+    def pay(self, call: Call, bill: Bill) -> None:
+        """Puts this worker's part of a bill on the call that follows, and sees to it."""
+        seat = self._seats.get(call.call_id)
+        if seat is None or seat.paid:
+            return
+        own = parts_of(bill).get(self._inbox)
+        if own is not None:
+            seat.paid = True
+            call.attempts.extend(own)
+            self._see_to(seat.key, call)
+
+    async def close(self, call: Call, key: bytes) -> Bill | None:
+        """Closes the flight that this call leads to all who would pay, and leaves on it only this worker's part.
+
+        None: nobody else pays, or Redis did not answer. May be cancelled, and asked again; whoever gives up in between calls `void`.
+        """
+        shared = self._shared
+        if shared is None or not call.attempts or not splits(call):
+            return None
+        if self.open >= self._bills_max:
+            self.full_total += 1
+            self.void(key)  # it may have been asked before
+            return None
+        attempts = tuple(call.attempts)
+        count = len(self.members(call))
+        offer = _encode(Bill(attempts, ((self._inbox, count),)))
+        began_ns = time.monotonic_ns()
+        try:
+            answer = await shared.run(_CLOSE, [key], offer, HASH_MS)
+        except SharedUnavailable:
+            self.unsplit_total += 1
+            self.void(key)
+            return None
+        finally:
+            call.waited_ns += time.monotonic_ns() - began_ns
+        seats = _fields(answer)
+        if not seats:
+            return None
+        bill = bill_of({_BILL: offer} | seats)  # asked again, the offer of the first time counts
+        if bill is None:
+            self.unsplit_total += 1
+            self.void(key)
+            return None
+        self.split_total += 1
+        own = parts_of(bill)[self._inbox]
+        call.attempts[:] = own
+        call.saved_nanousd += _nanousd(attempts) - _nanousd(own)
+        self._see_to(key, call)
+        return bill
+
+    def void(self, key: bytes) -> None:
+        """The leader's worker pays everything: of a bill that Redis may have nothing is due."""
+        self._spawn(self._say_void(key))
+
+    async def aclose(self) -> None:
+        """Says a last time what was booked; what is not looked after any more the other workers count."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _tell(self, seat: Seat) -> None:
+        if not seat.telling:
+            seat.telling = True
+            self._spawn(self._keep_seat(seat))
+
+    async def _keep_seat(self, seat: Seat) -> None:
+        """Tells Redis how many calls there are, until it knows; a flight that is closed takes no more news."""
+        shared = self._shared
+        try:
+            while shared is not None and not seat.paid:
+                count = 0 if seat.left else len(self.members(seat.call))
+                if count == seat.told:
+                    return
+                try:
+                    may_sit = await shared.run(_SEAT, [seat.key], self._inbox, count, HASH_MS)
+                except SharedUnavailable:
+                    return
+                if not may_sit:
+                    break
+                seat.told = count
+        finally:
+            seat.telling = False
+        if seat.left and seat.told:  # too late: its part is fixed
+            await asyncio.sleep(self._count_after_s)
+            await self._count(seat.key, taker=_taker())
+
+    def _see_to(self, key: bytes, call: Call) -> None:
+        self._spawn(self._watch(key, tuple(self.members(call))))
+
+    async def _watch(self, key: bytes, calls: tuple[Call, ...]) -> None:
+        """Writes down what these calls have booked, as they settle; in time, looks who has not. Begins when their parts are on them."""
+        parts = [_nanousd(call.attempts) for call in calls]
+        told = returned = 0
+        taker = _taker()
+        counted, begun = False, self._monotonic()
+        try:
+            while True:
+                booked = _booked(calls, parts)
+                if booked > told:
+                    with contextlib.suppress(SharedUnavailable):
+                        known = await self._say_booked(key, booked)
+                        told = booked
+                        self.returned_nanousd += booked - known - returned
+                        returned = booked - known
+                past_s = self._monotonic() - begun
+                if not counted and past_s >= self._count_after_s:
+                    counted = await self._count(key, taker=taker)
+                if (counted and told == booked and all(call.settled for call in calls)) or past_s > HASH_MS / 1000:
+                    return
+                await asyncio.sleep(self._count_after_s / LOOKS)
+        except asyncio.CancelledError:
+            booked = _booked(calls, parts)
+            if booked > told:
+                with contextlib.suppress(SharedUnavailable):
+                    await self._say_booked(key, booked)
+            raise
+
+    async def _say_booked(self, key: bytes, nanousd: int) -> int:
+        """What Redis takes as booked by this worker: less, if it was counted before. Raises SharedUnavailable."""
+        shared = self._shared
+        answer = 0 if shared is None else await shared.run(_BOOKED, [key], _PAID + self._inbox, nanousd)
+        return int(answer) if isinstance(answer, (bytes, int)) else 0
+
+    async def _count(self, key: bytes, *, taker: bytes) -> bool:
+        """Counts what nobody has booked, unless somebody else does; False: Redis did not answer."""
+        try:
+            answer = None if self._shared is None else await self._shared.run(_COUNT, [key], taker)
+        except SharedUnavailable:
+            return False
+        found = _fields(answer)
+        bill = bill_of(found)
+        if bill is None:
+            return True
+        for inbox, attempts in parts_of(bill).items():
+            booked = found.get(_PAID + inbox, b"")
+            missing = _nanousd(attempts) - (int(booked) if booked.isdigit() else 0)
+            if missing > 0:
+                self.orphaned_total += 1
+                self.orphaned_nanousd += missing
+                log.warning("nobody booked a part of a shared bill", nanousd=missing, worker=inbox.decode())
+        return True
+
+    async def _say_void(self, key: bytes) -> None:
+        for _ in range(VOID_TRIES):
+            with contextlib.suppress(SharedUnavailable):
+                if self._shared is not None:
+                    await self._shared.run(_VOID, [key], HASH_MS)
+                return
+            await asyncio.sleep(self._count_after_s / LOOKS)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="flight-bill")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def watch_bills(watch: Callable[[str, str, Callable[[], float]], None], bills: Bills) -> None:
+    """Shows what became of bills that workers share."""
+    watch("flight_bills", "Seats and bills of flights between workers that are not done with.", lambda: bills.open)
+    watch("flight_bills_split_total", "Bills split between workers.", lambda: bills.split_total)
+    watch("flight_bills_unsplit_total", "Bills left whole because Redis did not answer.", lambda: bills.unsplit_total)
+    watch("flight_bills_full_total", "Bills not split because too many were.", lambda: bills.full_total)
+    watch("flight_parts_orphaned_total", "Parts of bills that nobody booked in time.", lambda: bills.orphaned_total)
+    watch(
+        "flight_parts_orphaned_nanousd_total",
+        "Cost of the parts that nobody booked in time, in nano-USD.",
+        lambda: bills.orphaned_nanousd,
+    )
+    watch(
+        "flight_parts_returned_nanousd_total",
+        "Of that cost, what was booked later all the same, in nano-USD.",
+        lambda: bills.returned_nanousd,
+    )
+
+
+def splits(call: Call) -> bool:
+    """Whether its tenant wants the bills of flights split."""
+    return call.identity is not None and call.identity.tenant.cache.coalesce_cost is CoalesceCost.SPLIT
+
+
+def bill_of(fields: dict[bytes, bytes]) -> Bill | None:
+    """The bill in a flight's hash; None if there is none, or one that no proxy of ours has written."""
+    try:
+        offered = _decode(fields[_BILL])
+        seats = sorted((name, int(count)) for name, count in fields.items() if name[:1] not in (b"!", _PAID))
+    except (KeyError, ValueError):  # msgspec's errors are ValueErrors
+        return None
+    if any(count < 1 for _, count in seats) or len(offered.shares) != 1:
+        return None
+    leader = offered.shares[0]
+    return Bill(offered.attempts, (leader, *(seat for seat in seats if seat[0] != leader[0])))
+
+
+def parts_of(bill: Bill) -> dict[bytes, list[AttemptRecord]]:
+    """Each worker's part: all tries, whose tokens and costs sum to the bill's."""
+    counts = [count for _, count in bill.shares]
+    split = [split_attempt(attempt, counts) for attempt in bill.attempts]
+    return {inbox: [parts[at] for parts in split] for at, (inbox, _) in enumerate(bill.shares)}
+
+
+def _nanousd(attempts: Sequence[AttemptRecord]) -> int:
+    return sum(attempt.cost_nanousd for attempt in attempts)
+
+
+def _booked(calls: Sequence[Call], parts: Sequence[int]) -> int:
+    """What those of the calls have booked that are settled."""
+    return sum(part for call, part in zip(calls, parts, strict=True) if call.settled)
+
+
+def _taker() -> bytes:
+    """Whoever counts, among all workers."""
+    return os.urandom(_TAKER_BYTES).hex().encode()
+
+
+def _fields(answer: Answer) -> dict[bytes, bytes]:
+    """A hash as Redis tells it: names and values in turn."""
+    items = [item for item in answer if isinstance(item, bytes)] if isinstance(answer, list) else []
+    return dict(zip(items[::2], items[1::2], strict=False))
