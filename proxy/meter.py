@@ -6,15 +6,28 @@ import time
 
 import msgspec
 
-from controlplane.contract.pricing import NO_TOKENS, Tokens, UnknownPrice, cost_nanousd, priced_at, units_nanousd
+from controlplane.contract.pricing import (
+    NO_TOKENS,
+    Item,
+    Price,
+    Tokens,
+    UnknownPrice,
+    cost_nanousd,
+    picture_nanousd,
+    priced_at,
+    units_nanousd,
+)
 from controlplane.contract.records import AttemptRecord, CallRecord, CostState, Payload
 from controlplane.contract.snapshot import Deployment
 from proxy.call import Call
+from proxy.dialects.hosted_tools import Used
+from proxy.dialects.openai_media import Drawn
 from proxy.view import label
 
 BYTES_PER_TOKEN = 4  # of a JSON body; an estimate, marked as one wherever it is used
 PAYLOAD_BYTES_MAX = 1024 * 1024
 FINISH_REASON_CHARS_MAX = 64
+_MICRO = 1_000_000
 
 
 def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -> tuple[int, CostState, str]:
@@ -33,36 +46,41 @@ def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -
         return 0, CostState.UNPRICED, price.version
 
 
-def with_searches(cost: int, state: CostState, searches: int, deployment: Deployment) -> tuple[int, CostState, int]:
-    """Cost and state with the searches that the upstream made, and how many of these have no price.
+def priced_items(used: Used, price: Price | None) -> tuple[Item, ...]:
+    """What a provider's own tools did, each with its part of the cost; without one where the price does not know it."""
+    items = []
+    for kind, count in used:
+        unit_price = None if price is None else getattr(price, kind)
+        items.append(Item(kind, count * _MICRO, None if unit_price is None else count * unit_price))
+    return tuple(items)
 
-    With such the cost is too low, so it is no more than an estimate.
+
+def with_items(cost: int, state: CostState, items: tuple[Item, ...]) -> tuple[int, CostState]:
+    """Cost and state of a try with these items. One without a price leaves the cost too low, so it is not known: unpriced, and never free."""
+    cost += sum(item.nanousd or 0 for item in items)
+    return cost, CostState.UNPRICED if any(item.nanousd is None for item in items) else state
+
+
+def by_unit(call: Call, price: Price | None, *, unit: str, heard_us: int | None, drawn: Drawn | None) -> Item | None:
+    """What a try that counted no tokens is billed by, at what its price says about one unit; None: how much it was is not known.
+
+    heard_us: sound that the upstream heard; None: it has not said. drawn: what it says of its pictures; None: nothing.
     """
-    if state is CostState.UNPRICED:
-        return cost, state, 0
-    price = deployment.price
-    if price is None or price.search is None:
-        return cost, CostState.ESTIMATED, searches
-    return cost + searches * price.search, state, 0
-
-
-def priced_by_unit(
-    call: Call, deployment: Deployment, *, unit: str, heard_us: int | None
-) -> tuple[int, CostState, str]:
-    """Cost of a try that counted no tokens, in nano-USD, by what its price says about one unit; unpriced if it says nothing.
-
-    heard_us: sound that the upstream heard; None: it has not said.
-    """
-    price, view = deployment.price, call.view
-    unit_price = (
-        None if price is None else {"second": price.second, "character": price.character}.get(unit, price.picture)
-    )
-    if price is None or view is None or unit_price is None:
-        return 0, CostState.UNPRICED, "" if price is None else price.version
-    micros = heard_us if unit == "second" else (view.characters if unit == "character" else view.n) * 1_000_000
+    view = call.view
+    if view is None:
+        return None
+    if unit == "second":
+        micros, unit_price = heard_us, None if price is None else price.second
+    elif unit == "character":
+        micros, unit_price = view.characters * _MICRO, None if price is None else price.character
+    else:
+        drawn = drawn or Drawn()
+        micros = (view.n if drawn.pictures is None else drawn.pictures) * _MICRO
+        quality, size = drawn.quality or view.quality, drawn.size or view.size
+        unit_price = None if price is None else picture_nanousd(price, quality=quality, size=size)
     if micros is None:
-        return 0, CostState.UNPRICED, price.version
-    return units_nanousd(micros, unit_price), CostState.FINAL, price.version
+        return None
+    return Item(unit, micros, None if unit_price is None else units_nanousd(micros, unit_price))
 
 
 def estimated_tokens(

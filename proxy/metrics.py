@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from controlplane.contract.pricing import TOKEN_KINDS, Tokens
+from controlplane.contract.pricing import ITEM_KINDS, TOKEN_KINDS, Item, Tokens
 from controlplane.contract.records import AttemptRecord, CallRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -67,7 +67,8 @@ class ProxyMetrics(Collector):
         self._tokens = dict.fromkeys(TOKEN_KINDS, 0)
         self._cost_nanousd = 0
         self._saved_nanousd = 0
-        self.unpriced_searches = 0  # counted up by whoever finds one
+        self._items = dict.fromkeys(ITEM_KINDS, 0)
+        self._unpriced_items = dict.fromkeys(ITEM_KINDS, 0)
         self._bounds: dict[str, int] = {}
         self._breakers: dict[str, int] = {}
         self._labelled: dict[tuple[str, str], int] = {}
@@ -105,6 +106,12 @@ class ProxyMetrics(Collector):
         """Counts tokens of a try that was counted before they were known."""
         for kind in TOKEN_KINDS:
             self._tokens[kind] += getattr(tokens, kind)
+
+    def items_found(self, items: tuple[Item, ...]) -> None:
+        """Counts what upstreams bill that is no token."""
+        for item in items:
+            counts = self._items if item.nanousd is not None else self._unpriced_items
+            counts[item.kind] += item.micros
 
     def bound_hit(self, bound: str) -> None:
         """Counts that a bound was reached; bound is the name of its setting or policy."""
@@ -166,17 +173,19 @@ class ProxyMetrics(Collector):
         cost.add_metric([worker], self._cost_nanousd)
         saved = _counter("saved_nanousd", "What stored and shared answers would have cost, in nano-USD.")
         saved.add_metric([worker], self._saved_nanousd)
-        searches = _counter(
-            "unpriced_searches",
-            "Searches of the web by upstreams whose price has no `search`: they bill more than is booked.",
+        items = _counter("items", "What upstreams bill one by one, beside tokens or instead of them, by kind.", "kind")
+        unpriced = _counter(
+            "unpriced_items", "The same where the price does not know the kind: they bill more than is booked.", "kind"
         )
-        searches.add_metric([worker], self.unpriced_searches)
+        for shown, found in ((items, self._items), (unpriced, self._unpriced_items)):
+            for kind, micros in found.items():
+                shown.add_metric([worker, kind], micros / 1_000_000)
         breakers = _gauge(
             "breaker_state", "State of a deployment's breaker: 0 closed, 1 half open, 2 open.", "deployment"
         )
         for deployment, level in self._breakers.items():
             breakers.add_metric([worker, deployment], level)
-        yield from (calls, attempts, tokens, bounds, cost, saved, searches, breakers)
+        yield from (calls, attempts, tokens, bounds, cost, saved, items, unpriced, breakers)
         for name, (label, help_) in _LABELLED.items():
             labelled = _counter(name, help_, label)
             for (counted, value), count in self._labelled.items():

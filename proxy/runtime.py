@@ -20,6 +20,7 @@ from controlplane.contract.snapshot import (
     Upstream,
 )
 from proxy.dialects.dialect import Dialect
+from proxy.dialects.hosted_tools import always_searches
 from proxy.dialects.operations import OPERATIONS
 from proxy.dialects.passthrough import PassthroughDialect
 from proxy.wires import Wire, default_header, fixed_lines, wires_of
@@ -76,6 +77,7 @@ class Candidate:
     lease: Lease | None  # a DRAIN or SHARE override; the route stage checks its expiry for each call
     endpoint: Endpoint | None = None
     measured: bool = False  # calls in flight and latencies are counted, since a route or a limit needs them
+    searches: bool = False  # its model searches the web for every answer, and does not say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,12 @@ def compile_runtime(snapshot: Snapshot, environ: Mapping[str, str]) -> Runtime:
     for route in snapshot.routes:
         candidates = [
             Candidate(
-                item, upstreams[item.upstream], leases.get(item.id), endpoints[item.upstream], item.id in measured
+                item,
+                upstreams[item.upstream],
+                leases.get(item.id),
+                endpoints[item.upstream],
+                item.id in measured,
+                always_searches(item.model),
             )
             for item in route.deployments
             if item.upstream in upstreams

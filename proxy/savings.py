@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from controlplane.contract.pricing import NO_TOKENS, TOKEN_KINDS, Tokens, UnknownPrice, cost_nanousd
+from controlplane.contract.pricing import NO_TOKENS, TOKEN_KINDS, Item, Tokens, UnknownPrice, cost_nanousd
 from controlplane.contract.records import AttemptRecord
 from proxy.call import Call
 
@@ -55,8 +55,27 @@ def split_tokens(tokens: Tokens, weights: Sequence[int]) -> list[Tokens]:
 
 def split_attempt(attempt: AttemptRecord, weights: Sequence[int]) -> list[AttemptRecord]:
     """One try as so many records, whose tokens and costs sum to its own."""
-    costs = split(attempt.cost_nanousd, weights)
-    return [
+    costs = split(attempt.cost_nanousd - sum(item.nanousd or 0 for item in attempt.items), weights)
+    parts = [
         msgspec.structs.replace(attempt, tokens=tokens, cost_nanousd=cost)
         for tokens, cost in zip(split_tokens(attempt.tokens, weights), costs, strict=True)
+    ]
+    return _with_split_items(parts, attempt.items, weights) if attempt.items else parts
+
+
+def _with_split_items(
+    parts: list[AttemptRecord], items: tuple[Item, ...], weights: Sequence[int]
+) -> list[AttemptRecord]:
+    """The parts of a try with their parts of its items."""
+    shares: list[list[Item]] = [[] for _ in parts]
+    for item in items:
+        micros = split(item.micros, weights)
+        costs = [None] * len(parts) if item.nanousd is None else split(item.nanousd, weights)
+        for share, part, cost in zip(shares, micros, costs, strict=True):
+            share.append(Item(item.kind, part, cost))
+    return [
+        msgspec.structs.replace(
+            part, items=tuple(share), cost_nanousd=part.cost_nanousd + sum(item.nanousd or 0 for item in share)
+        )
+        for part, share in zip(parts, shares, strict=True)
     ]

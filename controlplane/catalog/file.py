@@ -112,6 +112,23 @@ class PriceKinds(msgspec.Struct, frozen=True):
     search: Annotated[
         Usd | None, Meta(description="One search of the web that the provider makes, beside the tokens.")
     ] = None
+    file_search: Annotated[
+        Usd | None, Meta(description="One search in files that the provider makes, beside the tokens.")
+    ] = None
+    container: Annotated[
+        Usd | None,
+        Meta(
+            description="A container in which the provider runs code, for each gigabyte of its memory and for as long as is billed at once."
+        ),
+    ] = None
+    pictures: Annotated[
+        dict[str, Usd] | None,
+        Meta(
+            description="One picture of a quality and size, by `quality/WIDTHxHEIGHT` or `WIDTHxHEIGHT`; comes before `picture`.",
+            max_length=100,
+            title="a mapping of at most 100 entries",
+        ),
+    ] = None
 
 
 class LongPriceEntry(PriceKinds, frozen=True, kw_only=True):

@@ -104,18 +104,20 @@ def _with_classes(entry: ServicePriceEntry, service: Mapping[str, ServicePriceEn
     )
 
 
-def _long(kinds: Mapping[str, int], entries: Iterable[PriceKinds], version: str) -> tuple[LongPrice, ...]:
+def _long(
+    kinds: Mapping[str, int | dict[str, int]], entries: Iterable[PriceKinds], version: str
+) -> tuple[LongPrice, ...]:
     return tuple(
         LongPrice(above, _price(kinds, entry, f"{version}/above-{above}"))
         for above, entry in sorted((getattr(entry, "above_tokens", 0), entry) for entry in entries)
     )
 
 
-def _price(kinds: Mapping[str, int], entry: PriceKinds, version: str) -> Price:
+def _price(kinds: Mapping[str, int | dict[str, int]], entry: PriceKinds, version: str) -> Price:
     return price_by_kind({**kinds, **_kinds(entry)}, version=version)
 
 
-def _kinds(entry: PriceKinds) -> dict[str, int]:
+def _kinds(entry: PriceKinds) -> dict[str, int | dict[str, int]]:
     """The kinds that an entry states."""
     stated = {kind: getattr(entry, kind) for kind in _KINDS}
     return {kind: amount for kind, amount in stated.items() if amount is not None}

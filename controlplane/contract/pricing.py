@@ -13,6 +13,9 @@ import msgspec
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
 NANOUSD_PER_USD = 1_000_000_000
+PICTURE_SIZE_USUAL, PICTURE_QUALITY_USUAL = "1024x1024", "standard"
+"""Of a picture where neither request nor answer says it: what the models do that bill by the picture."""
+_UNDECIDED = "auto"
 
 
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,6 +55,26 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
 
 NO_TOKENS = Tokens()
 TOKEN_KINDS: tuple[str, ...] = Tokens.__struct_fields__
+ITEM_KINDS: tuple[str, ...] = ("search", "file_search", "container", "second", "character", "picture")
+"""What can be billed that is no token; each has a field of its name in `Price`."""
+
+
+class Item(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that an upstream bills beside the tokens, or instead of them: a component of a cost.
+
+    kind: one of ITEM_KINDS. micros: how many, in millionths. nanousd: what of the cost it makes; None: it has no price, so that the
+    cost is not all that will be billed.
+    """
+
+    kind: str
+    micros: int
+    nanousd: int | None = None
+
+    def plus(self, other: Item) -> Item:
+        """Both together; of the same kind."""
+        both = (self.nanousd, other.nanousd)
+        known = [nanousd for nanousd in both if nanousd is not None]
+        return Item(self.kind, self.micros + other.micros, sum(known) if known else None)
 
 
 class Price(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,7 +85,9 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     service: what a call costs in another service class than the standard one, by the provider's name for it: `batch`, `flex`, `priority`, `fast`;
         several at once are joined by `+`, and cost as the first of them where they have no price together.
     second, character, picture: nano-USD for one second of sound heard, character spoken, picture drawn, of models that count no tokens.
-    search: nano-USD for one search of the web that the provider makes for the model, beside its tokens.
+    pictures: the same for a picture of one quality and size, by `quality/WIDTHxHEIGHT` or `WIDTHxHEIGHT`; they come before `picture`.
+    search, file_search, container: nano-USD for what a provider's own tools do beside the tokens: one search of the web, one search in
+        files, and one gigabyte of a container in which it runs code (for as long as it bills a container at once).
     """
 
     input: int
@@ -82,11 +107,14 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     character: int | None = None
     picture: int | None = None
     search: int | None = None
+    file_search: int | None = None
+    container: int | None = None
+    pictures: dict[str, int] | None = None
 
     @property
     def by_unit_only(self) -> bool:
         """Whether it prices seconds, characters or pictures and no tokens: those are then not known, rather than free."""
-        return not (self.input or self.output) and bool(self.second or self.character or self.picture)
+        return not (self.input or self.output) and bool(self.second or self.character or self.picture or self.pictures)
 
 
 class LongPrice(msgspec.Struct, frozen=True):
@@ -103,7 +131,7 @@ class ServicePrice(msgspec.Struct, frozen=True):
     price: Price
 
 
-def price_by_kind(kinds: Mapping[str, int], *, version: str) -> Price:
+def price_by_kind(kinds: Mapping[str, int | dict[str, int]], *, version: str) -> Price:
     """A price from amounts by kind, in nano-USD per million tokens; `input` and `output` must be among them."""
     return msgspec.convert({**kinds, "version": version}, Price)
 
@@ -178,6 +206,23 @@ def units_nanousd(micros: int, unit_price: int) -> int:
     micros: millionths of a unit, >= 0. unit_price: nano-USD for one.
     """
     return (micros * unit_price + 500_000) // 1_000_000
+
+
+def picture_nanousd(price: Price, *, quality: str, size: str) -> int | None:
+    """Price of one picture, in nano-USD; None: it is not known. quality, size: as the provider names them; empty: its usual ones."""
+    if price.pictures and _UNDECIDED not in (quality, size):
+        size = size or PICTURE_SIZE_USUAL
+        names = (f"{quality or PICTURE_QUALITY_USUAL}/{size}", size)
+        found = next((price.pictures[name] for name in names if name in price.pictures), None)
+        if found is not None:
+            return found
+    return price.picture
+
+
+def picture_nanousd_max(price: Price, *, quality: str, size: str) -> int:
+    """The most that one picture can cost, in nano-USD, if it is asked for like this: the dearest, where that does not decide it."""
+    found = None if _UNDECIDED in (quality, size) else picture_nanousd(price, quality=quality, size=size)
+    return max(price.picture or 0, *(price.pictures or {}).values(), 0) if found is None else found
 
 
 def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price, any_class: bool = False) -> int:

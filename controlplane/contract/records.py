@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from controlplane.contract.pricing import NO_TOKENS, Tokens
+from controlplane.contract.pricing import NO_TOKENS, Item, Tokens
 
 
 class Outcome(StrEnum):
@@ -50,7 +50,7 @@ class CostState(StrEnum):
 
     FINAL = "final"  # from the usage that the upstream reported
     ESTIMATED = "estimated"  # the call ended before the usage was known
-    UNPRICED = "unpriced"  # the price book has no price; never counted as zero
+    UNPRICED = "unpriced"  # the price book has no price, for all of it or a part; what is known of the cost is booked
 
 
 class AttemptError(StrEnum):
@@ -88,6 +88,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     price_version: str = ""
     probe: bool = False  # a half-open breaker let this one through
     reported_nanousd: int | None = None  # what the upstream itself says that it costs; never billed
+    items: tuple[Item, ...] = ()  # what of the cost is not for tokens, each kind once
 
 
 class Payload(msgspec.Struct, frozen=True):
@@ -136,3 +137,13 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     response_bytes: int = 0
     attempts: tuple[AttemptRecord, ...] = ()
     payload: Payload | None = None
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """What of the cost is not for tokens: the attempts' items, each kind once; one of which a part has no price is summed without it."""
+        found: dict[str, Item] = {}
+        for attempt in self.attempts:
+            for item in attempt.items:
+                known = found.get(item.kind)
+                found[item.kind] = item if known is None else item.plus(known)
+        return tuple(found.values())

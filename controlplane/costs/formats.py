@@ -22,7 +22,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _encode = msgspec.json.Encoder().encode
 
 MEASURES = (
-    "calls", *(f"tokens_{kind}" for kind in TOKEN_KINDS), "cost_usd", "saved_usd", "calls_final", "calls_estimated", "calls_unpriced",
+    "calls", *(f"tokens_{kind}" for kind in TOKEN_KINDS), "cost_usd", "items_usd", "saved_usd", "calls_final", "calls_estimated", "calls_unpriced",
 )  # fmt: skip
 PERIOD = ("period_from", "period_to", "timezone", "currency", "price_book", "generated_at")
 
@@ -117,6 +117,7 @@ def _measures(row: CostRow) -> dict[str, object]:
         "tokens": {kind: getattr(row.tokens, kind) for kind in TOKEN_KINDS},
         "cost_usd": usd(row.cost_nanousd),
         "cost_nanousd": row.cost_nanousd,
+        "items_nanousd": row.items_nanousd,
         "saved_usd": usd(row.saved_nanousd),
         "saved_nanousd": row.saved_nanousd,
         "calls_final": row.calls_final,
@@ -129,7 +130,8 @@ def _cells(row: CostRow) -> Iterator[str | int]:
     """The cells of MEASURES, in their order."""
     yield row.calls
     yield from (getattr(row.tokens, kind) for kind in TOKEN_KINDS)
-    yield from (usd(row.cost_nanousd), usd(row.saved_nanousd), row.calls_final, row.calls_estimated, row.calls_unpriced)
+    yield from (usd(row.cost_nanousd), usd(sum(row.items_nanousd.values())), usd(row.saved_nanousd))
+    yield from (row.calls_final, row.calls_estimated, row.calls_unpriced)
 
 
 def _short(row: CostRow) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ _ROUTED = re.compile(
 )
 _FINE_TUNED = re.compile(r"^(ft:[^:]+):.*$")
 _NAME_CHARS_MAX = 256
+_TOOLS = frozenset(("search", "file_search", "container"))
+Amount = int | dict[str, int]
 _MAKERS = frozenset(
     {
         "anthropic", "cerebras", "cohere", "deepseek", "gemini", "google", "groq", "mistral", "mistralai", "models", "moonshot", "openai",
@@ -31,7 +33,7 @@ _MAKERS = frozenset(
 
 
 class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Published prices of one model, in nano-USD per million tokens; `second`, `character` and `search` in nano-USD for one.
+    """Published prices of one model, in nano-USD per million tokens; what is no token, from `second` on, in nano-USD for one.
 
     long: by threshold, the kinds that cost another amount in a call whose input is longer. service: by class, the same for its calls.
     output_tokens_max: the longest answer that the model gives, where that is published.
@@ -51,7 +53,11 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     image_output: int | None = None
     second: int | None = None
     character: int | None = None
+    picture: int | None = None
     search: int | None = None
+    file_search: int | None = None
+    container: int | None = None
+    pictures: dict[str, int] | None = None
     long: dict[int, Kinds] = {}
     service: dict[str, ServiceRow] = {}
     output_tokens_max: int | None = None
@@ -74,7 +80,11 @@ class Kinds(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     image_output: int | None = None
     second: int | None = None
     character: int | None = None
+    picture: int | None = None
     search: int | None = None
+    file_search: int | None = None
+    container: int | None = None
+    pictures: dict[str, int] | None = None
 
 
 class ServiceRow(Kinds, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -183,7 +193,7 @@ class PriceBook:
         return min(sold) if amounts and all(each == amounts[0] for each in amounts) else None
 
 
-def _service(kinds: Mapping[str, int], name: str, row: ServiceRow, version: str) -> ServicePrice:
+def _service(kinds: Mapping[str, Amount], name: str, row: ServiceRow, version: str) -> ServicePrice:
     version = f"{version}/{name}"
     own = {**kinds, **_kinds(row)}
     return ServicePrice(
@@ -191,14 +201,14 @@ def _service(kinds: Mapping[str, int], name: str, row: ServiceRow, version: str)
     )
 
 
-def _long(kinds: Mapping[str, int], rows: Mapping[int, Kinds], version: str) -> tuple[LongPrice, ...]:
+def _long(kinds: Mapping[str, Amount], rows: Mapping[int, Kinds], version: str) -> tuple[LongPrice, ...]:
     return tuple(
         LongPrice(above, price_by_kind({**kinds, **_kinds(row)}, version=f"{version}/above-{above}"))
         for above, row in sorted(rows.items())
     )
 
 
-def _kinds(row: PriceRow | Kinds) -> dict[str, int]:
+def _kinds(row: PriceRow | Kinds) -> dict[str, Amount]:
     """The kinds for which a row states an amount."""
     stated = {kind: getattr(row, kind) for kind in Kinds.__struct_fields__}
     return {kind: amount for kind, amount in stated.items() if amount is not None}
@@ -206,5 +216,5 @@ def _kinds(row: PriceRow | Kinds) -> dict[str, int]:
 
 def _amounts(row: PriceRow) -> tuple[object, ...]:
     """What two rows must have in common to be one price."""
-    kinds = {kind: amount for kind, amount in _kinds(row).items() if kind != "search"}
-    return (sorted(kinds.items()), sorted(row.long.items()), sorted(row.service.items()))
+    kinds = {kind: amount for kind, amount in _kinds(row).items() if kind not in _TOOLS}
+    return (sorted(kinds.items(), key=lambda item: item[0]), sorted(row.long.items()), sorted(row.service.items()))

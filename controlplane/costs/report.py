@@ -101,6 +101,10 @@ def total_of(rows: Sequence[CostRow]) -> CostRow:
         calls_final=sum(row.calls_final for row in rows),
         calls_estimated=sum(row.calls_estimated for row in rows),
         calls_unpriced=sum(row.calls_unpriced for row in rows),
+        items_nanousd={
+            kind: sum(row.items_nanousd.get(kind, 0) for row in rows)
+            for kind in sorted({kind for row in rows for kind in row.items_nanousd})
+        },
     )
 
 

@@ -47,9 +47,21 @@ SERVICES = {"batch": "batches", "flex": "flex", "priority": "priority"}
 """Our names of service classes, which are the providers' own, and what litellm's names end with."""
 ANSWERING = frozenset(("chat", "completion", "responses"))
 """Modes in which an answer has a length, and the model a longest one."""
-LONGEST, SEARCH = "output_tokens_max", "search"
-NO_HISTORY = frozenset((LONGEST, SEARCH))
-"""What is not remembered of an earlier book: a length is no price, and searches are not costed again."""
+LONGEST = "output_tokens_max"
+TOOLS = ("search", "file_search", "container")
+NO_HISTORY = frozenset((LONGEST, *TOOLS))
+"""What is not remembered of an earlier book: a length is no price, and what tools did is not costed again."""
+FILE_SEARCH_USD = {"openai": Decimal("0.0025")}
+"""One search in files, by provider. Source: OpenAI's price list; litellm has it in its code, not in its table."""
+CONTAINER_GIGABYTE = "code_interpreter_cost_per_session"
+"""Of the rows `openai/container` and `azure/container`, which stand for one gigabyte: larger ones cost as many times as much."""
+ASSISTED = frozenset(("chat", "responses"))
+"""Modes of models that can use a provider's own tools."""
+_PICTURE = re.compile(r"(?P<maker>azure/)?(?:(?P<quality>[a-z]+)/)?(?P<wide>\d+)-x-(?P<high>\d+)/(?P<model>[^/]+)\Z")
+BY_SIZE, ONE_PICTURE = frozenset(("openai", "azure")), frozenset(("gemini", "xai"))
+"""Providers whose pictures cost by quality and size, and those at which all of a model cost the same."""
+_DRAWN = ("output_cost_per_image", "input_cost_per_image")
+_GUIDED_QUALITIES = frozenset(("low", "medium", "high"))
 _ABOVE = re.compile(r"_above_(\d+)k_tokens")
 
 _NANOUSD_PER_MILLION = Decimal(10) ** 15  # US dollars a token to nano-USD a million tokens
@@ -75,7 +87,14 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
     for name, entry in sorted(table.items()):
         if entry.get("litellm_provider") not in PROVIDERS or entry.get("mode") not in MODES:
             continue
+        if _PICTURE.match(name):
+            continue  # one size of a model
         prices = _kinds(entry, "")
+        if entry["mode"] == "image_generation" and not prices.get("input"):
+            picture = _nanousd(next((entry[key] for key in _DRAWN if entry.get(key)), None))
+            if picture and entry["litellm_provider"] in ONE_PICTURE:
+                models[name.lower()] = {"input": 0, "output": 0, "picture": picture, "mode": entry["mode"]}
+            continue
         if not prices and entry["mode"] in ("audio_speech", "audio_transcription"):
             if units := _units(entry):
                 models[name.lower()] = {"input": 0, "output": 0, **units, "mode": entry["mode"]}
@@ -91,13 +110,54 @@ def reduced(table: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]
         service = {ours: kinds for ours, kinds in service.items() if kinds}
         if service := service | _dearer(entry, {"": {**prices, **_long(entry, "")}, **service}):
             row["service"] = service
-        if search := _search(entry):
-            row[SEARCH] = search
+        row |= _tools(entry, table)
         longest = entry.get("max_output_tokens")
         if entry["mode"] in ANSWERING and isinstance(longest, int) and longest > 0:
             row[LONGEST] = longest
         models[name.lower()] = row
-    return models
+    for name, pictures in _pictures(table).items():
+        models.setdefault(name, {"input": 0, "output": 0, "mode": "image_generation"})["pictures"] = pictures
+    return dict(sorted(models.items()))
+
+
+def _nanousd(usd: object) -> int:
+    """An amount of US dollars in nano-USD, rounded; 0: there is none."""
+    return int((Decimal(str(usd)) * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_UP)) if usd else 0
+
+
+def _tools(entry: dict[str, object], table: dict[str, dict[str, object]]) -> dict[str, int]:
+    """What the provider's own tools cost: nano-USD for one search, one search in files, one gigabyte of a container."""
+    found = {"search": _search(entry)}
+    if entry["mode"] in ASSISTED:
+        provider = str(entry["litellm_provider"])
+        found["file_search"] = _nanousd(FILE_SEARCH_USD.get(provider))
+        found["container"] = _nanousd(table.get(f"{provider}/container", {}).get(CONTAINER_GIGABYTE))
+    return {kind: price for kind, price in found.items() if price}
+
+
+def _pictures(table: dict[str, dict[str, object]]) -> dict[str, dict[str, int]]:
+    """What one picture costs by quality and size, by model; the table has a row for each, some with the price of a pixel.
+
+    Models whose quality is low, medium or high choose it where nobody does, so what the table has without such a quality is left out.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for name, entry in sorted(table.items()):
+        match = _PICTURE.match(name.lower())
+        if match is None or entry.get("litellm_provider") not in BY_SIZE or entry.get("mode") != "image_generation":
+            continue
+        usd = next((Decimal(str(entry[key])) for key in _DRAWN if entry.get(key)), None)
+        wide, high = int(match["wide"]), int(match["high"])
+        if usd is None and entry.get("input_cost_per_pixel"):
+            usd = (Decimal(str(entry["input_cost_per_pixel"])) * wide * high).quantize(Decimal("0.000001"))
+        if usd:
+            size = f"{wide}x{high}"
+            place = f"{match['quality']}/{size}" if match["quality"] else size
+            found.setdefault((match["maker"] or "") + match["model"], {})[place] = _nanousd(usd)
+    for pictures in found.values():
+        if any(place.partition("/")[0] in _GUIDED_QUALITIES for place in pictures):
+            for place in [place for place in pictures if place.partition("/")[0] not in _GUIDED_QUALITIES]:
+                del pictures[place]
+    return found
 
 
 def _units(entry: dict[str, object]) -> dict[str, int]:
@@ -139,7 +199,7 @@ def _search(entry: dict[str, object]) -> int:
     """The price of one search of the web, in nano-USD, at the usual size of its context; 0: none is published."""
     sizes = entry.get("search_context_cost_per_query")
     usd = sizes.get("search_context_size_medium") if isinstance(sizes, dict) else None
-    return int((Decimal(str(usd)) * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_UP)) if usd else 0
+    return _nanousd(usd)
 
 
 def _kinds(entry: dict[str, object], ending: str) -> dict[str, int]:

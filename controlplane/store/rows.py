@@ -13,7 +13,7 @@ from operator import attrgetter
 
 import msgspec
 
-from controlplane.contract.pricing import NANOUSD_PER_USD, TOKEN_KINDS
+from controlplane.contract.pricing import NANOUSD_PER_USD, TOKEN_KINDS, Item
 from controlplane.contract.records import AttemptRecord, CallRecord
 from controlplane.contract.snapshot import BreakerStatus, ProxyStatus
 from controlplane.store.client import UnfitValue
@@ -145,6 +145,7 @@ def _call_columns(records: Sequence[CallRecord], proxy: str) -> Columns:
         [r.cost_state.value for r in records],
         [money(r.saved_nanousd) for r in records],
         [r.price_version for r in records],
+        *_item_columns([r.items for r in records]),
         [r.snapshot_version for r in records],
         [r.request_bytes for r in records],
         [r.response_bytes for r in records],
@@ -175,6 +176,7 @@ def _attempt_columns(records: Sequence[CallRecord], attempts: Sequence[AttemptRe
         [money(a.cost_nanousd) for a in attempts],
         [a.cost_state.value for a in attempts],
         [a.price_version for a in attempts],
+        *_item_columns([a.items for a in attempts]),
         [a.probe for a in attempts],
         [None if a.reported_nanousd is None else money(a.reported_nanousd) for a in attempts],
         [proxy] * len(attempts),
@@ -199,6 +201,14 @@ def _token_columns(items: Sequence[CallRecord] | Sequence[AttemptRecord]) -> Col
     if not items:
         return [[] for _ in TOKEN_KINDS]
     return list(zip(*(_TOKENS_OF(item.tokens) for item in items), strict=True))
+
+
+def _item_columns(owners: Sequence[tuple[Item, ...]]) -> Columns:
+    """How many of each kind of item, and what those with a price cost."""
+    return [
+        [{item.kind: f"{item.micros}e-6" for item in items} for items in owners],
+        [{item.kind: money(item.nanousd) for item in items if item.nanousd is not None} for items in owners],
+    ]
 
 
 def breaker_columns(status: ProxyStatus, breakers: Sequence[BreakerStatus]) -> Columns:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import msgspec
 
-from controlplane.contract.pricing import TOKEN_KINDS
+from controlplane.contract.pricing import ITEM_KINDS, TOKEN_KINDS
 
 _NAME = "LowCardinality(String)"
 _TIME = "DateTime64(6, 'UTC')"
@@ -40,6 +40,18 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
 
 _TOKENS = tuple(Column(f"tokens_{kind}", "UInt64", f"{kind} tokens; no token is in two kinds") for kind in TOKEN_KINDS)
+_ITEMS = (
+    Column(
+        "items",
+        "Map(LowCardinality(String), Decimal(18, 6))",
+        f"what is billed that is no token, by kind: {', '.join(ITEM_KINDS)}",
+    ),
+    Column(
+        "items_usd",
+        f"Map(LowCardinality(String), {_MONEY})",
+        "what of cost_usd each of them makes; a kind without a price is missing",
+    ),
+)
 _INGESTED = Column("ingested", "DateTime64(3, 'UTC')", "when the control plane stored the row", written=False)
 _PROXY = Column("proxy", _NAME, "the proxy worker that reported it")
 
@@ -76,6 +88,7 @@ CALLS = Table(
         Column("cost_state", _NAME, "final, estimated, unpriced"),
         Column("saved_usd", _MONEY, "what a hit or a joined call would have cost"),
         Column("price_version", _NAME, "the price-book row used"),
+        *_ITEMS,
         Column("snapshot_version", "UInt64", "the configuration the call ran under"),
         Column("request_bytes", "UInt64", "size of the request body"),
         Column("response_bytes", "UInt64", "size of what was sent to the client"),
@@ -107,6 +120,7 @@ ATTEMPTS = Table(
         Column("cost_usd", _MONEY, "what the upstream charges for it"),
         Column("cost_state", _NAME, "final, estimated, unpriced"),
         Column("price_version", _NAME, "the price-book row used"),
+        *_ITEMS,
         Column("probe", "Bool", "let through by a half-open breaker"),
         Column(
             "reported_usd", f"Nullable({_MONEY})", "what the upstream itself said that it costs; compared, never billed"

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from controlplane.contract.pricing import Tokens
+from proxy.dialects.hosted_tools import Used, as_used, use_of
 from proxy.dialects.openai import TOKENS_MAX
-from proxy.dialects.searches import searches_in_use
 
 _NOTHING = msgspec.Raw(b"")
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"{}"))
@@ -68,12 +68,14 @@ class UsageSum:
         "cache_write_5m",
         "input",
         "output",
+        "ran_code",
         "searches",
         "thinking",
     )
 
     def __init__(self) -> None:
         self.input = self.output = self.thinking = self.searches = 0
+        self.ran_code = False
         self.cache_read = self.cache_write = self.cache_write_5m = self.cache_write_1h = 0
 
     def add(self, usage: Usage | None) -> None:
@@ -90,7 +92,14 @@ class UsageSum:
         if usage.output_tokens_details is not None:
             self.thinking = max(self.thinking, usage.output_tokens_details.thinking_tokens or 0)
         if usage.server_tool_use:
-            self.searches = max(self.searches, searches_in_use(usage.server_tool_use))
+            searches, ran_code = use_of(usage.server_tool_use)
+            self.searches = max(self.searches, searches)
+            self.ran_code = self.ran_code or ran_code
+
+    @property
+    def used(self) -> Used:
+        """What the provider's own tools did."""
+        return as_used({"search": self.searches, "container": int(self.ran_code)})
 
     def tokens(self) -> Tokens | None:
         """Tokens by disjoint kinds, which sum to the provider's counts; None if they make no sense, as an answer to nothing does not.

@@ -11,6 +11,7 @@ from controlplane.contract.pricing import Tokens
 from proxy.dialects.anthropic import UsageSum, read_usage
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import EventCutter, data_of, events_in
+from proxy.dialects.hosted_tools import Used
 
 _LINE_FEED = 10
 _EMPTY_BLOCKS = frozenset(("text", "thinking"))  # may begin with nothing in them
@@ -33,6 +34,7 @@ class _Event(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     usage: msgspec.Raw = _NOTHING
+    container: msgspec.Raw = _NOTHING
 
 
 class _Part(msgspec.Struct):
@@ -46,6 +48,7 @@ class _Part(msgspec.Struct):
 
 class _Stop(msgspec.Struct):
     stop_reason: str | None = None
+    container: msgspec.Raw = _NOTHING
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -69,9 +72,9 @@ class MessagesScanner:
         "error_event",
         "events",
         "finish_reason",
-        "searches",
         "tokens",
         "tokens_in",
+        "used",
     )
 
     def __init__(self, event_bytes_max: int) -> None:
@@ -84,7 +87,7 @@ class MessagesScanner:
         self.error_event = b""  # the upstream's own error event, once it has sent one
         self.events = 0
         self.finish_reason = ""
-        self.searches = 0  # of the web, made by the upstream
+        self.used: Used = ()  # what the upstream's own tools did
         self.tokens: Tokens | None = None
         self.tokens_in: Tokens | None = None
 
@@ -139,18 +142,28 @@ class MessagesScanner:
         """What an event says about the usage, the end and the content."""
         if fields.type == "message_start":
             if bytes(fields.message) not in _EMPTY:
-                self._usage.add(read_usage(_decode_message(fields.message).usage))
+                message = _decode_message(fields.message)
+                self._usage.add(read_usage(message.usage))
+                self._ran_in(message.container)
                 self.tokens_in = self._usage.tokens()
         elif fields.type == "message_delta":
             if bytes(fields.delta) not in _EMPTY:
-                self.finish_reason = _decode_stop(fields.delta).stop_reason or self.finish_reason
+                stop = _decode_stop(fields.delta)
+                self.finish_reason = stop.stop_reason or self.finish_reason
+                self._ran_in(stop.container)
             usage = read_usage(fields.usage)
             if usage is not None:
                 self._usage.add(usage)
                 self.tokens = self._usage.tokens()
-                self.searches = self._usage.searches
+                self.used = self._usage.used
         elif not self.content_seen:
             self.content_seen = _has_content(fields)
+
+    def _ran_in(self, container: msgspec.Raw) -> None:
+        """A container is named where code ran in one."""
+        if bytes(container) not in _EMPTY:
+            self._usage.ran_code = True
+            self.used = self._usage.used
 
 
 def _is_special(events: bytes) -> bool:

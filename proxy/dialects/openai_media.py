@@ -30,12 +30,31 @@ class _Fields(msgspec.Struct):
     user: msgspec.Raw = _NOTHING
 
 
+class _Asked(msgspec.Struct):
+    quality: str | None = None
+    size: str | None = None
+
+
 class _Spoken(msgspec.Struct):
     input: str = ""
 
 
 class _Reply(msgspec.Struct):
     usage: msgspec.Raw = _NULL
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """What an answer says of its pictures. pictures: how many; None: it does not say. quality, size: of each; empty: it does not say."""
+
+    pictures: int | None = None
+    quality: str = ""
+    size: str = ""
+
+
+class _Pictures(msgspec.Struct):
+    data: list[msgspec.Raw] | None = None
+    quality: str | None = None
+    size: str | None = None
 
 
 class _Duration(msgspec.Struct):
@@ -49,6 +68,8 @@ class _Heard(msgspec.Struct):
 
 _decode_fields = msgspec.json.Decoder(_Fields).decode
 _decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_asked = msgspec.json.Decoder(_Asked).decode
+_decode_pictures = msgspec.json.Decoder(_Pictures).decode
 _decode_spoken = msgspec.json.Decoder(_Spoken).decode
 _decode_heard = msgspec.json.Decoder(_Heard, strict=False).decode
 _decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -125,6 +146,8 @@ class _FormMedia(_Media):
             image_parts=0 if self.sound else files,
             sound_parts=files if self.sound else 0,
             file_bytes=form.file_bytes,
+            quality=form.value(body, b"quality") or "",
+            size=form.value(body, b"size") or "",
             user=(form.value(body, b"user") or "")[:256],
             ambiguous=True,
         )
@@ -158,6 +181,15 @@ class ImagesGenerations(_JsonMedia):
     name: ClassVar[str] = "images_generations"
     output_kind: ClassVar[OutputKind] = "image_output"
     default_model: ClassVar[str] = "dall-e-2"
+
+    def read_view(self, body: bytes) -> RequestView:
+        """The view of a request. Raises Malformed, or what msgspec raises for a body that is not JSON of this kind."""
+        asked = _decode_asked(body)
+        view = super().read_view(body)
+        decisive = any(body.count(name) > 1 for name in (b'"quality"', b'"size"'))
+        return msgspec.structs.replace(
+            view, quality=asked.quality or "", size=asked.size or "", ambiguous=view.ambiguous or decisive
+        )
 
 
 class AudioTranscriptions(_FormMedia):
@@ -200,6 +232,17 @@ def heard_us(body: bytes) -> int | None:
         return None
     seconds = heard.duration if heard.usage is None or heard.usage.seconds is None else heard.usage.seconds
     return None if seconds is None or not 0 <= seconds <= SOUND_S_MAX else round(seconds * 1_000_000)
+
+
+def drawn_in(body: bytes) -> Drawn | None:
+    """What an answer says of its pictures; None if it is none."""
+    if body[:1] != b"{":
+        return None
+    try:
+        said = _decode_pictures(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return Drawn(len(said.data or ()) or None, said.quality or "", said.size or "")
 
 
 def _number(form: Form, body: bytes) -> int | None:

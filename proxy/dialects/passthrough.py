@@ -14,6 +14,7 @@ from proxy.dialects import anthropic, openai
 from proxy.dialects.anthropic import UsageSum, read_usage
 from proxy.dialects.dialect import RequestView
 from proxy.dialects.events import EventCutter, data_of, events_in
+from proxy.dialects.hosted_tools import Used, used_in
 from proxy.dialects.openai_usage import read_io_usage
 
 _NOTHING = msgspec.Raw(b"")
@@ -97,17 +98,19 @@ class PassthroughDialect:
 class UsageReader:
     """Collects the usage of an answer or of the events of a stream."""
 
-    __slots__ = ("_anthropic", "_sum", "tokens")
+    __slots__ = ("_anthropic", "_sum", "tokens", "used")
 
     def __init__(self, *, anthropic: bool) -> None:
         self._anthropic = anthropic
         self._sum = UsageSum()
         self.tokens: Tokens | None = None  # None: nothing was said
+        self.used: Used = ()  # by the upstream's own tools, as its last word has it
 
     def read(self, data: bytes) -> None:
         """Learns from a JSON document; from anything else, nothing."""
         if b'"usage"' not in data:
             return
+        self.used = used_in(data) or self.used
         try:
             answer = _decode_answer(data)
             for part in (answer, answer.message, answer.response):
@@ -129,7 +132,7 @@ class PassthroughScanner:
     """The state of one stream that goes on as it came, event by event, until its bytes end."""
 
     __slots__ = (
-        "_cutter", "_reader", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens",
+        "_cutter", "_reader", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens", "used",
     )  # fmt: skip
 
     def __init__(self, reader: UsageReader, event_bytes_max: int) -> None:
@@ -143,6 +146,7 @@ class PassthroughScanner:
         self.events = 0
         self.finish_reason = ""
         self.tokens: Tokens | None = None
+        self.used: Used = ()
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that there are; b"" if none is whole yet. Raises Malformed."""
@@ -164,5 +168,5 @@ class PassthroughScanner:
             data = data_of(event)
             if data is not None:
                 self._reader.read(data)
-        self.tokens = self._reader.tokens
+        self.tokens, self.used = self._reader.tokens, self._reader.used
         return block

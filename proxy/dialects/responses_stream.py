@@ -10,6 +10,7 @@ import msgspec
 from controlplane.contract.pricing import NO_TOKENS, Tokens
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import EventCutter, data_of, events_in
+from proxy.dialects.hosted_tools import Used, as_used, call_kind, used_in
 from proxy.dialects.openai_usage import read_io_usage
 
 # What a client neither shows nor acts upon: until anything else comes, the call can still be tried elsewhere.
@@ -55,7 +56,7 @@ class ResponsesScanner:
     """
 
     __slots__ = (
-        "_committed", "_cutter", "_free", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens",
+        "_calls", "_committed", "_cutter", "_free", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens", "used",
     )  # fmt: skip
 
     def __init__(self, *, event_bytes_max: int, committed: bool = False, free: bool = False) -> None:
@@ -69,6 +70,8 @@ class ResponsesScanner:
         self.events = 0  # events seen, about as many as tokens
         self.finish_reason = ""
         self.tokens: Tokens | None = NO_TOKENS if free else None  # None: the upstream has not said
+        self.used: Used = ()  # what the upstream's own tools did, as far as is known
+        self._calls: dict[str, int] = {}  # seen on the way, for a stream that never comes to its end
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that can go on to the client now; b"" if none is whole yet. Raises Malformed."""
@@ -113,21 +116,31 @@ class ResponsesScanner:
             raise Malformed(f"an event of the upstream's stream is not valid: {error}") from error
         kind = read.type
         if kind in _ENDS:
-            self._learn(read.response)
+            self._learn(read.response, data)
             self.done = True
             self.ending = event + b"\n\n"
             return False
         if kind in _FAILURES:
-            self._learn(read.response)
+            self._learn(read.response, data)
             self.error_event = event + b"\n\n"
             return False
         if self._committed or kind not in _BEFORE_CONTENT:
             self.content_seen = True
+        if kind.endswith("_call.completed") and not self._free:
+            self._count(call_kind(kind))
         return True
 
-    def _learn(self, response: _Response | None) -> None:
+    def _count(self, kind: str) -> None:
+        """One more call of a tool of the upstream's own; those that run code share a container."""
+        if kind:
+            self._calls[kind] = 1 if kind == "container" else self._calls.get(kind, 0) + 1
+            self.used = as_used(self._calls)
+
+    def _learn(self, response: _Response | None, data: bytes) -> None:
         if response is None:
             return
+        if not self._free:
+            self.used = used_in(data) or self.used
         why = response.incomplete_details
         self.finish_reason = (None if why is None else why.reason) or response.status or ""
         if bytes(response.usage) not in _EMPTY and not self._free:

@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 from controlplane.contract.snapshot import Deployment, PassthroughGrant, Route
 from proxy import refusals
 from proxy.call import Call, Reply
+from proxy.dialects.hosted_tools import always_searches
 from proxy.dialects.operations import PASSTHROUGH_PREFIX
 from proxy.dialects.passthrough import read_passthrough
 from proxy.refusals import refuse
@@ -70,7 +71,8 @@ class PassThrough:
         alias, deployment = _deployment(door, view.model)
         wire = _wire(call, door, method, raw_path)
         endpoint = replace(door.endpoint, wires={call.operation: wire})
-        candidate = Candidate(deployment, door.upstream, None, endpoint)
+        searches = always_searches(deployment.model)
+        candidate = Candidate(deployment, door.upstream, None, endpoint, searches=searches)
         call.candidates = (candidate,)
         call.route = RouteEntry(Route(alias, (deployment,), attempts_max=1), (call.candidates,), plain=call.candidates)
         call.deadline = self._monotonic() + self._timeout_s

@@ -28,10 +28,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ClassVar
 
-from controlplane.contract.pricing import Price, worst_case_nanousd
+from controlplane.contract.pricing import Price, picture_nanousd_max, worst_case_nanousd
 from controlplane.contract.snapshot import QuotaAction, TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
+from proxy.dialects.hosted_request import HOSTING, hosted_nanousd_max, read_hosted
 from proxy.dialects.operations import OPERATIONS
 from proxy.dialects.service_class import may_ask_for_one
 from proxy.ledger import Ledger, Refused, Reservation
@@ -215,6 +216,7 @@ def worst_case(
     tokens_in = len(call.body) - view.file_bytes + files
     ceiling = call.output_ceiling if view.max_output_tokens is None else view.max_output_tokens
     unit = OPERATIONS[call.operation].unit
+    hosted = read_hosted(call.body) if call.operation in HOSTING else None
     tokens_out_max = nanousd_max = nanousd_min = 0
     for candidate in _reachable(call):
         deployment = candidate.deployment
@@ -230,6 +232,10 @@ def worst_case(
             )
             if unit:
                 nanousd += _units_nanousd_max(unit, view, price)
+            if hosted:
+                nanousd += hosted_nanousd_max(hosted, price)
+            if candidate.searches:
+                nanousd += price.search or 0
             nanousd_max = max(nanousd_max, nanousd)
         elif call.operation == _PASSTHROUGH:
             nanousd_min = 1
@@ -241,7 +247,9 @@ def _units_nanousd_max(unit: str, view: RequestView, price: Price) -> int:
     """The most that what is not counted in tokens can cost."""
     if unit == "second":
         return (price.second or 0) * -(-view.file_bytes // SOUND_BYTES_PER_S_MIN)
-    return (price.character or 0) * view.characters if unit == "character" else (price.picture or 0) * view.n
+    if unit == "character":
+        return (price.character or 0) * view.characters
+    return picture_nanousd_max(price, quality=view.quality, size=view.size) * view.n
 
 
 def _reachable(call: Call) -> tuple[Candidate, ...]:
@@ -269,11 +277,14 @@ def _show_limits(call: Call, lines: tuple[Line, ...], now_us: int) -> None:
 def _keep_priced(call: Call, policy: TenantPolicy, view: RequestView) -> Reply | None:
     """Leaves only candidates whose price has every kind of token that the call can use; a refusal if there is none."""
     kinds = _kinds_possible(call.body, view)
+    if call.operation in HOSTING:
+        kinds += read_hosted(call.body).kinds
     lacking = ""
     priced: list[Candidate] = []
     for candidate in call.candidates:
         price = candidate.deployment.price
-        missing = None if price is None else _missing(price, kinds)
+        needed = (*kinds, "search") if candidate.searches else kinds
+        missing = None if price is None else _missing(price, needed)
         if price is not None and missing is None:
             priced.append(candidate)
         lacking = lacking or missing or ""

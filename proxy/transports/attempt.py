@@ -7,12 +7,14 @@ from typing import Protocol
 
 import msgspec
 
-from controlplane.contract.pricing import NO_TOKENS, Tokens
+from controlplane.contract.pricing import NO_TOKENS, Item, Tokens
 from controlplane.contract.records import AttemptError, AttemptRecord, CostState
 from controlplane.contract.snapshot import Deployment
 from proxy import meter
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
+from proxy.dialects.hosted_tools import SEARCHED, Used
+from proxy.dialects.openai_media import Drawn
 from proxy.dialects.operations import OPERATIONS, dialect_of
 from proxy.dialects.reported_cost import out_of_bounds
 from proxy.load import DeploymentLoad
@@ -92,9 +94,9 @@ class Attempt:
     """One try. It is finished exactly once, whatever happens, and then leaves its record with the call."""
 
     __slots__ = (
-        "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "events", "first_byte_timeout_s", "first_token_us",
+        "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "drawn", "events", "first_byte_timeout_s", "first_token_us",
         "forced", "heard_us", "judge", "load", "patient", "probe", "reply", "reported_nanousd",
-        "reported_ratio_max", "searches", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in",
+        "reported_ratio_max", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in", "used",
     )  # fmt: skip
 
     def __init__(self, call: Call, candidate: Candidate, *, metrics: ProxyMetrics, tokens_per_s: float) -> None:
@@ -117,7 +119,8 @@ class Attempt:
         self.reported_ratio_max = 0.0  # how far that may be from our own figure
         self.probe = False
         self.service_class = ""  # the upstream's name for how it served; empty: the standard one
-        self.searches = 0  # of the web, made by the upstream for this answer
+        self.used: Used = ()  # what the upstream's own tools did for this answer
+        self.drawn: Drawn | None = None  # what it says of its pictures
         self.judge: Judge | None = None  # None: the try has not begun
         self.load: DeploymentLoad | None = None  # where it takes up a place, if anybody counts them
         self.forced = False  # goes past an open breaker
@@ -143,19 +146,21 @@ class Attempt:
         elapsed_ns = time.monotonic_ns() - self.started_ns
         deployment = self.candidate.deployment
         tokens, known = self._billed(error, elapsed_ns / 1e9)
-        cost, state, version = meter.priced(tokens, deployment, service_class=self.service_class)
-        if not known:
-            unit = OPERATIONS[self.call.operation].unit
-            if unit:
-                tokens = NO_TOKENS
-                cost, state, version = meter.priced_by_unit(self.call, deployment, unit=unit, heard_us=self.heard_us)
-                if state is CostState.FINAL and error is not AttemptError.NONE:
-                    state = CostState.ESTIMATED
-            elif state is CostState.FINAL:
+        items: tuple[Item, ...] = ()
+        unit = "" if known else OPERATIONS[self.call.operation].unit
+        if unit:
+            tokens, items, cost, state, version = self._by_unit(unit, error)
+        else:
+            cost, state, version = meter.priced(tokens, deployment, service_class=self.service_class)
+            if not known and state is CostState.FINAL:
                 state = CostState.UNPRICED if deployment.price is None else CostState.ESTIMATED
-        if self.searches:
-            cost, state, unpriced = meter.with_searches(cost, state, self.searches, deployment)
-            self._metrics.unpriced_searches += unpriced
+        if self.candidate.searches and tokens.total and not self.used:
+            self.used = SEARCHED
+        if self.used:
+            items = meter.priced_items(self.used, deployment.price)
+            cost, state = meter.with_items(cost, state, items)
+        if items:
+            self._metrics.items_found(items)
         record = AttemptRecord(
             deployment=deployment.id,
             upstream=deployment.upstream,
@@ -171,6 +176,7 @@ class Attempt:
             price_version=version,
             probe=self.probe,
             reported_nanousd=self.reported_nanousd,
+            items=items,
         )
         self.call.attempts.append(record)
         self._metrics.attempt_finished(record)
@@ -185,6 +191,16 @@ class Attempt:
         if self.load is not None:
             latency_us = self.first_token_us or record.latency_us
             self.load.finished(error, latency_s=latency_us / 1e6, output_tokens=tokens.total_output)
+
+    def _by_unit(self, unit: str, error: AttemptError) -> tuple[Tokens, tuple[Item, ...], int, CostState, str]:
+        """Tokens, items, cost, state and price version of a try that counted no tokens, but is billed by something else."""
+        price = self.candidate.deployment.price
+        item = meter.by_unit(self.call, price, unit=unit, heard_us=self.heard_us, drawn=self.drawn)
+        version = "" if price is None else price.version
+        if item is None:
+            return NO_TOKENS, (), 0, CostState.UNPRICED, version
+        state = CostState.FINAL if error is AttemptError.NONE else CostState.ESTIMATED
+        return NO_TOKENS, (item,), *meter.with_items(0, state, (item,)), version
 
     def _compare(self, reported: int, own: int, state: CostState) -> None:
         """Counts a cost that the upstream names and that cannot be right, if ours is."""

@@ -16,12 +16,12 @@ from controlplane.contract.snapshot import Upstream
 from proxy import meter
 from proxy.call import Call, Headers, Reply
 from proxy.dialects.dialect import Malformed, RequestView, Scanner
+from proxy.dialects.hosted_tools import used_in
 from proxy.dialects.openai import is_ambiguous
-from proxy.dialects.openai_media import heard_us
+from proxy.dialects.openai_media import drawn_in, heard_us
 from proxy.dialects.openai_media_stream import SoundScanner
 from proxy.dialects.operations import OPERATIONS, dialect_of
 from proxy.dialects.reported_cost import reported_nanousd
-from proxy.dialects.searches import searches_of
 from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
@@ -40,7 +40,9 @@ _RETURNED = frozenset(
 _RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-", b"anthropic-")
 _JSON = b"application/json"
 _RETRY_AFTER_S_MAX = 86_400.0
-_SEARCHING = frozenset(("messages", "responses"))  # languages in which an upstream says that it searched the web
+_TELLING = frozenset(
+    ("messages", "passthrough", "responses")
+)  # languages in which an upstream says what its own tools did
 
 
 class HttpTransport:
@@ -127,7 +129,7 @@ class HttpTransport:
             if connection.status == 200 and view is not None and content_type.startswith(b"text/event-stream"):
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers)
-            elif wire.raw and connection.status == 200 and view is not None and not content_type.startswith(_JSON):
+            elif wire.raw and connection.status == 200 and view is not None and not _is_json(content_type):
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers, raw=True)
             else:
@@ -154,7 +156,7 @@ class HttpTransport:
     ) -> Reply:
         reader = wire.dialect if wire.translation is None else wire.translation
         event_bytes_max = self._settings.stream_event_bytes_max
-        scanner: Scanner = SoundScanner() if raw else reader.scanner(view=view, event_bytes_max=event_bytes_max)
+        scanner: Scanner = SoundScanner(free=view.free) if raw else reader.scanner(view=view, event_bytes_max=event_bytes_max)
         if wire.reports_cost:
             scanner = CostReader(scanner, attempt)
             attempt.reported_ratio_max = self._settings.reported_cost_ratio_max
@@ -195,8 +197,8 @@ class HttpTransport:
             price = attempt.candidate.deployment.price
             if price is not None and price.service:
                 attempt.service_class = service_class_of(body)
-            if wire.dialect.name in _SEARCHING:
-                attempt.searches = searches_of(body)
+            if wire.dialect.name in _TELLING:
+                attempt.used = used_in(body)
             if translation is not None:
                 reply.body = translation.reply(body, alias=attempt.call.view.model if attempt.call.view else "")
                 _, reply.finish_reason = dialect_of(attempt.call.operation).read_reply(reply.body)
@@ -207,7 +209,9 @@ class HttpTransport:
             attempt.reported_ratio_max = self._settings.reported_cost_ratio_max
         if attempt.tokens is None:
             attempt.events = len(body) // meter.BYTES_PER_TOKEN  # of a stream these would be tokens
-            attempt.heard_us = heard_us(body) if OPERATIONS[attempt.call.operation].unit == "second" else None
+            unit = OPERATIONS[attempt.call.operation].unit
+            attempt.heard_us = heard_us(body) if unit == "second" else None
+            attempt.drawn = drawn_in(body) if unit == "picture" else None
         reply.complete = True
         attempt.reply = reply
         attempt.finish(AttemptError.NONE)
@@ -264,6 +268,11 @@ def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, by
     if call.target:
         head = b"%b%b HTTP/1.1\r\n%b" % (wire.base, call.target, wire.lines)
     return b"%b%bcontent-length: %d\r\n\r\n" % (head, extra, len(body)), body
+
+
+def _is_json(content_type: bytes) -> bool:
+    """Whether an answer is one JSON document, and not lines of them."""
+    return content_type.partition(b";")[0].strip() == _JSON
 
 
 def _extra_lines(wire: Wire, headers: Mapping[bytes, bytes]) -> bytes:

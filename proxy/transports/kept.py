@@ -22,10 +22,10 @@ from proxy import meter, refusals
 from proxy.call import Call, ChunkStream, Reply, StreamBroken, Transport
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import data_of, events_in
+from proxy.dialects.hosted_tools import used_in
 from proxy.dialects.openai_usage import read_io_usage
 from proxy.dialects.operations import OPERATIONS
 from proxy.dialects.responses_state import Made, ids_given, made_by
-from proxy.dialects.searches import searches_of
 from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
@@ -238,11 +238,16 @@ class Kept:
             if place is not None:
                 deployment, service_class = place.deployment, service_class_of(said)
                 cost, state, version = meter.priced(tokens, deployment, service_class=service_class)
-                if searches := searches_of(said):
-                    cost, state, unpriced = meter.with_searches(cost, state, searches, deployment)
-                    self._metrics.unpriced_searches += unpriced
+                items = meter.priced_items(used_in(said), deployment.price)
+                cost, state = meter.with_items(cost, state, items)
+                self._metrics.items_found(items)
                 call.attempts[-1] = msgspec.structs.replace(
-                    call.attempts[-1], tokens=tokens, cost_nanousd=cost, cost_state=state, price_version=version
+                    call.attempts[-1],
+                    tokens=tokens,
+                    cost_nanousd=cost,
+                    cost_state=state,
+                    price_version=version,
+                    items=items,
                 )
                 self._metrics.tokens_found(tokens)
 
@@ -323,7 +328,7 @@ class _KeptStream:
 def _bill_nothing(call: Call) -> None:
     """The call's last try costs nothing more."""
     if call.attempts:
-        call.attempts[-1] = msgspec.structs.replace(call.attempts[-1], tokens=NO_TOKENS, cost_nanousd=0)
+        call.attempts[-1] = msgspec.structs.replace(call.attempts[-1], tokens=NO_TOKENS, cost_nanousd=0, items=())
 
 
 def _pinned(entry: RouteEntry, candidates: tuple[Candidate, ...]) -> RouteEntry:

@@ -40,5 +40,7 @@ class CostReader:
         self.events = inner.events
         self.finish_reason = inner.finish_reason
         self.tokens = inner.tokens
+        self.tokens_in = getattr(inner, "tokens_in", None)
+        self.used = getattr(inner, "used", ())
         if inner.tokens is not None:
             self._attempt.reported_nanousd = reported_nanousd(self._tail)

@@ -8,10 +8,7 @@ from typing import Protocol, runtime_checkable
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import Sink, StreamBroken
-from proxy.dialects.anthropic_stream import MessagesScanner
 from proxy.dialects.dialect import Malformed, Scanner
-from proxy.dialects.responses_stream import ResponsesScanner
-from proxy.dialects.searches import searches_of
 from proxy.dialects.service_class import MARK, service_class_of
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
@@ -198,10 +195,7 @@ class UpstreamStream:
             attempt.service_class = service_class_of(scanner.ending)
         if scanner.tokens is None and isinstance(scanner, _SaysInput):
             attempt.tokens_in = scanner.tokens_in
-        if isinstance(scanner, MessagesScanner):
-            attempt.searches = scanner.searches
-        elif isinstance(scanner, ResponsesScanner) and scanner.tokens is not None and scanner.tokens.total:
-            attempt.searches = searches_of(scanner.ending)
+        attempt.used = getattr(scanner, "used", ())  # of languages that say it
         if attempt.reply is not None:
             attempt.reply.finish_reason = scanner.finish_reason
             attempt.reply.ending = scanner.ending

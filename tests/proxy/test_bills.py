@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from controlplane.contract.pricing import LongPrice, Price, ServicePrice
+from controlplane.contract.pricing import Item, LongPrice, Price, ServicePrice
 from controlplane.contract.records import CallRecord, CostState
 from tests.proxy.anthropic_fakes import MESSAGE_STOP, PING, message, sent_event, start, stop, streamed, text_block
 from tests.proxy.fakes import DONE, STREAM_END, STREAM_HEAD, World, answer, chunk, completion, event, replies
@@ -154,14 +154,15 @@ async def test_searches_are_billed_one_by_one(world: World, protocol: str, *, st
     record = await billed(world, protocol, searches=3, stream=stream)
     assert (100 + 2 * OUT + 3 * 7, CostState.FINAL) == (record.cost_nanousd, record.cost_state)
     assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts)
-    assert 0 == world.worker.metrics.unpriced_searches
+    assert (Item("search", 3_000_000, 21),) == record.items
 
 
 @both
 @pytest.mark.parametrize("protocol", ["responses", "messages"])
 async def test_searches_without_a_price_are_never_silently_free(world: World, protocol: str, *, stream: bool) -> None:
-    """The tokens are booked, the cost is called an estimate, and a metric counts the searches."""
+    """The tokens are booked, the cost is called unpriced, and the searches stand in the record and in a metric."""
     record = await billed(world, protocol, price=FLEX, searches=3, stream=stream)
-    assert (1_000 + 20 * OUT, CostState.ESTIMATED) == (record.cost_nanousd, record.cost_state)
-    assert 3 == world.worker.metrics.unpriced_searches
-    assert "heph_proxy_unpriced_searches_total" in world.worker.metrics.render().decode()
+    assert (1_000 + 20 * OUT, CostState.UNPRICED) == (record.cost_nanousd, record.cost_state)
+    assert (Item("search", 3_000_000),) == record.items
+    shown = world.worker.metrics.render().decode()
+    assert f'heph_proxy_unpriced_items_total{{kind="search",worker="{world.worker.metrics._worker}"}} 3.0' in shown

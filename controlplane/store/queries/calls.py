@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from controlplane.contract.pricing import TOKEN_KINDS, Tokens
+from controlplane.contract.pricing import TOKEN_KINDS, Item, Tokens
 from controlplane.contract.records import AttemptRecord, CallRecord, Payload
 from controlplane.errors import BadRequest, NotFound
 from controlplane.store.client import Store, Value
+from controlplane.store.rows import nanousd
 
 _LIMIT_MAX = 2**32 - 1  # what the query's parameter holds
 _TOKENS = ", ".join(f"tokens_{kind}" for kind in TOKEN_KINDS)
@@ -21,7 +22,7 @@ snapshot_version, request_bytes, response_bytes
 """
 _ATTEMPT = f"""
 deployment, upstream, model, toUnixTimestamp64Micro(started) AS started_us, latency_us, first_token_us, status, error, {_TOKENS},
-reinterpretAsInt64(cost_usd) AS cost_nanousd, cost_state, price_version, probe
+reinterpretAsInt64(cost_usd) AS cost_nanousd, cost_state, price_version, probe, items, items_usd
 """
 
 _LIST = f"""
@@ -106,7 +107,17 @@ def _call(row: Mapping[str, object]) -> CallRecord:
 
 
 def _attempt(row: Mapping[str, object]) -> AttemptRecord:
-    return msgspec.convert(_with_tokens(row), AttemptRecord)
+    return msgspec.convert({**_with_tokens(row), "items": _items(row["items"], row["items_usd"])}, AttemptRecord)
+
+
+def _items(counts: object, costs: object) -> tuple[Item, ...]:
+    """What two columns say of the items of an attempt; amounts that a decimal holds exactly."""
+    if not isinstance(counts, Mapping) or not isinstance(costs, Mapping):
+        raise TypeError(f"{counts!r} and {costs!r} are not what columns of items give")
+    return tuple(
+        Item(str(kind), int(count * 1_000_000), nanousd(costs[kind]) if kind in costs else None)
+        for kind, count in counts.items()
+    )
 
 
 def _with_tokens(row: Mapping[str, object]) -> dict[str, object]:

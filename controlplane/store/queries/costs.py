@@ -42,6 +42,7 @@ _SUMS = ", ".join(
         "countIf(cost_state = 'final') AS calls_final",
         "countIf(cost_state = 'estimated') AS calls_estimated",
         "countIf(cost_state = 'unpriced') AS calls_unpriced",
+        "sumMap(items_usd) AS items_usd",
         *(f"sum(tokens_{kind}) AS {kind}" for kind in TOKEN_KINDS),
     ]
 )
@@ -65,6 +66,7 @@ class CostRow(msgspec.Struct, frozen=True):
     calls_final: int
     calls_estimated: int
     calls_unpriced: int
+    items_nanousd: dict[str, int] = {}  # what of the cost is not for tokens, by kind
 
 
 def costs_by(
@@ -99,7 +101,7 @@ def total_nanousd(store: Store, *, from_us: int, to_us: int) -> int:
 
 
 def _row(row: Sequence[object], width: int) -> CostRow:
-    calls, cost, saved, final, estimated, unpriced, *tokens = row[width:]
+    calls, cost, saved, final, estimated, unpriced, items, *tokens = row[width:]
     return CostRow(
         by=tuple(str(value) for value in row[:width]),
         calls=int(str(calls)),
@@ -109,4 +111,11 @@ def _row(row: Sequence[object], width: int) -> CostRow:
         calls_final=int(str(final)),
         calls_estimated=int(str(estimated)),
         calls_unpriced=int(str(unpriced)),
+        items_nanousd=_items(items),
     )
+
+
+def _items(amounts: object) -> dict[str, int]:
+    if not isinstance(amounts, Mapping):
+        raise TypeError(f"{amounts!r} is not what a sum of items gives")
+    return {str(kind): nanousd(amount) for kind, amount in sorted(amounts.items())}

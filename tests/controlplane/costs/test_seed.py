@@ -28,7 +28,7 @@ def test_what_is_no_price_stops_the_command(text: str) -> None:
 
 
 def test_only_priced_models_of_known_providers_are_kept() -> None:
-    """Free, unpriced, foreign models and those paid by the picture are left out; long prompts and service classes are kept, zeros vanish."""
+    """Free, unpriced and foreign models are left out; long prompts, service classes, pictures and tools are kept, zeros vanish."""
     table: dict[str, dict[str, object]] = {
         "Good": {
             "litellm_provider": "openai",
@@ -83,7 +83,28 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
             "input_cost_per_second": Decimal("0.000283333333"),
             "output_cost_per_second": 0,
         },
-        "picture": {"litellm_provider": "openai", "mode": "image_generation", "output_cost_per_image": Decimal("0.04")},
+        "picture": {"litellm_provider": "xai", "mode": "image_generation", "output_cost_per_image": Decimal("0.04")},
+        "by-size": {"litellm_provider": "openai", "mode": "image_generation", "output_cost_per_image": Decimal("0.04")},
+        "hd/1024-x-1792/by-size": {
+            "litellm_provider": "openai",
+            "mode": "image_generation",
+            "input_cost_per_pixel": Decimal("6.539e-08"),
+        },
+        "high/1024-x-1024/image": {
+            "litellm_provider": "openai",
+            "mode": "image_generation",
+            "input_cost_per_image": Decimal("0.167"),
+        },
+        "1024-x-1024/image": {
+            "litellm_provider": "openai",
+            "mode": "image_generation",
+            "input_cost_per_image": Decimal("0.011"),
+        },
+        "openai/container": {
+            "litellm_provider": "openai",
+            "mode": "chat",
+            "code_interpreter_cost_per_session": Decimal("0.03"),
+        },
         "video": {
             "litellm_provider": "openai",
             "mode": "video_generation",
@@ -98,9 +119,24 @@ def test_only_priced_models_of_known_providers_are_kept() -> None:
             "output": 600_000_000,
             "mode": "chat",
             "search": 35_000_000,
+            "file_search": 2_500_000,
+            "container": 30_000_000,
             "output_tokens_max": 4_096,
         },
-        "image": {"input": 10**9, "image_output": 4 * 10**9, "output": 0, "mode": "image_generation"},
+        "by-size": {
+            "input": 0,
+            "output": 0,
+            "mode": "image_generation",
+            "pictures": {"hd/1024x1792": 119_991_000},
+        },
+        "image": {
+            "input": 10**9,
+            "image_output": 4 * 10**9,
+            "output": 0,
+            "mode": "image_generation",
+            "pictures": {"high/1024x1024": 167_000_000},
+        },
+        "picture": {"input": 0, "output": 0, "picture": 40_000_000, "mode": "image_generation"},
         "listener": {"input": 0, "output": 0, "second": 283_333, "mode": "audio_transcription"},
         "speaker": {"input": 0, "output": 0, "character": 15_000, "mode": "audio_speech"},
         "tiered": {
