@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
+import heapq
 import json
+import os
 import random
 import resource
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -22,6 +26,50 @@ import uvloop
 
 CRLF = "\r\n"
 PROMPT = "Summarize the incident report of the last deployment in three sentences for an engineer on call, plainly."
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
+
+
+class _Itimerspec(ctypes.Structure):
+    _fields_ = (("interval", _Timespec), ("value", _Timespec))
+
+
+class Pacer:
+    """Calls functions at moments that are right to some microseconds.
+
+    The timers of an event loop are right to a millisecond, and all that is due in one would go out at once: the calls that are measured
+    would wait for each other, as those of independent clients do not. A timer of the kernel (`timerfd_create(2)`) wakes the loop instead.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd: int = self._libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        loop.add_reader(self._fd, self._on_time)
+
+    def call_at(self, due: float, work: Callable[[], None]) -> None:
+        """due: by `time.perf_counter`, which is the monotonic clock on Linux."""
+        self._number += 1
+        heapq.heappush(self._due, (due, self._number, work))
+        if self._due[0][1] == self._number:
+            self._arm()
+
+    def _arm(self) -> None:
+        due_ns = max(1, int(self._due[0][0] * 1e9))
+        spec = _Itimerspec(_Timespec(0, 0), _Timespec(due_ns // 10**9, due_ns % 10**9))
+        self._libc.timerfd_settime(self._fd, 1, ctypes.byref(spec), None)  # 1: TFD_TIMER_ABSTIME
+
+    def _on_time(self) -> None:
+        os.read(self._fd, 8)
+        while self._due and self._due[0][0] <= time.perf_counter():
+            heapq.heappop(self._due)[2]()
+        if self._due:
+            self._arm()
 
 
 @dataclass(slots=True)
@@ -48,12 +96,21 @@ class Plan:
     active: int = 0  # answers that have begun and not ended
     active_max: int = 0
     stop_at: float = 0.0
+    pacer: Pacer | None = None  # where calls are paced
+    parts: tuple[bytes, bytes] | None = None  # made at the first request
     run: str = field(default_factory=lambda: secrets.token_hex(4))  # so that no run repeats the prompts of another
 
     def request(self) -> bytes:
         """The next request; with `unique` no two have the same prompt, so that no cache can answer."""
         self.sent += 1
-        prompt = f"{PROMPT} (case {self.run}-{self.sent:08d})" if self.unique else f"{PROMPT} (case 00000000-00000000)"
+        if self.parts is None:
+            self.parts = self._parts()
+        before, after = self.parts
+        return b"%b%b-%08d%b" % (before, self.run.encode(), self.sent, after) if self.unique else before + after
+
+    def _parts(self) -> tuple[bytes, bytes]:
+        """A request up to its number and from there on, so that the generator has little to do between two calls."""
+        number = f"{self.run}-{0:08d}"
         document = {
             "model": self.model,
             "messages": [
@@ -61,20 +118,21 @@ class Plan:
                     "role": "system",
                     "content": "You are a careful assistant that answers in the language of the question. " * 3,
                 },
-                {"role": "user", "content": prompt},
+                {"role": "user", "content": f"{PROMPT} (case {number})"},
             ],
             "temperature": 0.2,
             "max_tokens": 100,
         }
         if self.stream:
             document["stream"] = True
-        body = json.dumps(document).encode()
+        body = json.dumps(document)
         head = (
             f"POST {self.path} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\nauthorization: Bearer {self.key}\r\n"
             f"content-type: application/json\r\naccept: */*\r\nuser-agent: bench\r\nx-heph-agent: bench\r\n"
             f"{''.join(f'{line}{CRLF}' for line in self.header)}content-length: {len(body)}\r\n\r\n"
         )
-        return head.encode() + body
+        before, _, after = (head + body).rpartition(number)
+        return (before if self.unique else before + "00000000-00000000").encode(), after.encode()
 
 
 class Connection(asyncio.Protocol):
@@ -108,14 +166,15 @@ class Connection(asyncio.Protocol):
             every_s = plan.connections / plan.rate
             # by its own clock and with chance, or calls that were once late together would come together for ever
             self.due = self.due + every_s * random.uniform(0.5, 1.5) if self.due else now + random.uniform(0, every_s)
-            pause = self.due - now
-            if pause > 0:
-                asyncio.get_running_loop().call_later(pause, self._send)
+            if self.due > now and plan.pacer is not None:
+                plan.pacer.call_at(self.due, self._send)
                 return
         self._send()
 
     def _send(self) -> None:
         assert self.transport is not None
+        if self.transport.is_closing():  # the gateway has closed it, which is counted there
+            return
         self.started = time.perf_counter()
         self.first = 0.0
         self.tail = b""
@@ -163,6 +222,7 @@ def _quantile(values: list[float], share: float) -> float:
 async def run(plan: Plan) -> dict[str, float]:
     """Runs the plan; latencies in milliseconds."""
     loop = asyncio.get_running_loop()
+    plan.pacer = Pacer(loop) if plan.rate else None
     started = time.perf_counter()
     plan.stop_at = started + plan.seconds
     waits = []
