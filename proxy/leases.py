@@ -6,7 +6,8 @@ changes nothing), the slice it may still use beyond that, and until when. A work
     settled + held <= cap = settled at its last report + slice,
 
 and Redis gives no slice that would let the sum of all rows pass the limit. So the sum of what is settled and held never passes
-the limit while every worker reports in time. docs/explanation/quotas.md states what happens when one does not.
+the limit while every worker reports in time. docs/explanation/quotas.md states what happens when one does not. Nobody believes Redis over what it
+knows itself, nor a row that no worker sealed (`proxy.sealed_rows`).
 
 A slice is as large as the use of the next second, at most half of a fair part of what is left, so that slices shrink toward the end of a limit. It is
 renewed before it runs out, returned when nothing was asked of it for a while, and when the worker stops. A call that finds it too small waits for one
@@ -26,56 +27,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from hashlib import blake2b
 
 from proxy.quotas.account import NANOUSD, Line, Share
-from proxy.shared import Answer, Script, SharedState, SharedUnavailable
-
-REPORT = Script(
-    "quota-report",
-    """
-    local key, me, seq, now = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-    local limit, settled, must = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-    local need, want, lease, keep = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-    if now == 0 then
-      local time = redis.call('TIME')
-      now = time[1] * 1000 + math.floor(time[2] / 1000)
-    end
-    for i = 13, #ARGV do redis.call('HDEL', key, ARGV[i]) end
-    local held, most = tonumber(ARGV[11]), tonumber(ARGV[12])
-    local total, others, spare, active = settled, 0, 0, 1
-    local rows = redis.call('HGETALL', key)
-    for i = 1, #rows, 2 do
-      if rows[i] == '*' then
-        most = math.max(most, tonumber(rows[i + 1]))
-      else
-        local s, c, h, l, e = string.match(rows[i + 1], '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-        if rows[i] == me then
-          if tonumber(s) >= seq then return {-1, tonumber(s), 0, 0} end
-        else
-          total = total + c
-          if tonumber(e) > now then
-            others = others + l
-            spare = spare + l - h
-            active = active + 1
-          end
-        end
-      end
-    end
-    total = math.max(total, most)
-    local free = limit - total - others
-    local grant = math.max(must, math.min(need, free))
-    if grant < free then
-      grant = grant + math.min(math.max(want - grant, 0), math.floor((free - grant) / (2 * active)))
-    end
-    redis.call('HSET', key, me, string.format('%.0f %.0f %.0f %.0f %.0f', seq, settled, held, grant, now + lease), '*',
-      string.format('%.0f', total))
-    redis.call('PEXPIRE', key, keep)
-    return {grant, total, others, spare}
-    """,
-)
-"""One worker's word about one ceiling, and the slice it gets: grant, settled by all, slices of the others, what they do not hold of those.
-
-must: what it may have used meanwhile, always granted. need: what is held and what calls wait for. want: what it would like. most: the
-largest total it has heard of, which outlives a Redis that has lost its memory.
-"""
+from proxy.sealed_rows import REPORT, RowSeals, SealedRows, Told
+from proxy.shared import SharedState, SharedUnavailable
 
 _HORIZON_S = 1.0  # of use that a slice is made for
 _RATE_S_MIN = 0.5  # a rate is measured over so long at least
@@ -95,7 +48,7 @@ class LineLease:
 
     __slots__ = (
         "_leases", "_others", "_own", "_total", "active", "degraded", "demand", "hungry_s", "line", "lock", "low", "name",
-        "promised", "rate", "seen", "spare", "start_us", "synced_s", "unanswered", "until_s", "waiting", "went_back",
+        "promised", "rate", "rows", "seen", "spare", "start_us", "synced_s", "unanswered", "until_s", "waiting", "went_back",
     )  # fmt: skip
 
     def __init__(self, leases: Leases, line: Line, name: bytes) -> None:
@@ -118,6 +71,7 @@ class LineLease:
         self.spare = 0  # what the others had leased and did not hold when Redis answered last
         self.rate = 0.0  # a second
         self.low = 0  # more is asked for ahead of need below this
+        self.rows: SealedRows | None = None  # of this window, once it has reported in it
         self._total = self._others = self._own = -1  # as of the last answer in this window; -1: none
 
     def look(self, line: Line, want: int, now_us: int) -> None:
@@ -167,9 +121,7 @@ class LineLease:
                 line.cap = min(line.cap, own + want)
             must = max(held, line.cap - own)
         try:
-            grant, total, others, spare = await leases.send(
-                self, own, held=held, must=must, need=need, want=want, now_us=now_us
-            )
+            told = await leases.send(self, own, held=held, must=must, need=need, want=want, now_us=now_us)
         except SharedUnavailable:
             self.unanswered = True
             raise
@@ -177,15 +129,10 @@ class LineLease:
         if start_us != self.start_us:
             return  # the window has ended meanwhile
         self.degraded = False
-        line.cap = own + grant
+        line.cap = own + told.grant
         self.until_s = asked_s + leases.lease_s * _VALID
-        self._total, self._others, self._own, self.spare = total, others, own, spare
-        self.active = grant > 0 or own != line.settled(now_us)
-
-    @property
-    def most(self) -> int:
-        """The largest total that was heard of in this window."""
-        return max(0, self._total)
+        self._total, self._others, self._own, self.spare = told.total, told.others, own, told.spare
+        self.active = told.grant > 0 or own != line.settled(now_us)
 
     def has_room(self, want: int) -> bool:
         """Whether one more of the calls that wait would pass now."""
@@ -219,6 +166,7 @@ class LineLease:
         self.until_s = 0.0
         self.degraded = False
         self._total = self._others = self._own = -1
+        self.rows = None
         self.line.cap = 0
 
     def _degrade(self, now_us: int) -> None:
@@ -262,11 +210,11 @@ class Leases:
         self.active: dict[bytes, LineLease] = {}
         self.refills_total = 0
         self.asked_back_total = 0
-        self._worker = worker
+        self.seals = RowSeals(shared.secret, worker, lease_s=lease_s, now_us=now_us)
         self._wait_s = wait_s
         self._gone = tuple(gone)
         self._redis_now_ms = redis_now_ms
-        self._prefix = shared.prefix + b"q:{"
+        self._prefix = shared.prefix + b"s:{"
         self._channel = shared.prefix + b"quota"
         self._seq = time.time_ns() // 1000
         self._leases: dict[bytes, LineLease] = {}
@@ -350,36 +298,39 @@ class Leases:
 
     async def send(
         self, lease: LineLease, own: int, *, held: int, must: int, need: int, want: int, now_us: int
-    ) -> tuple[int, int, int, int]:
-        """One report: grant, settled by all, slices of the others, what those do not hold. Raises SharedUnavailable."""
+    ) -> Told:
+        """One report, and what its answer is worth. Raises SharedUnavailable."""
         line = lease.line
         scale = _SCALE if line.unit == NANOUSD and line.limit > _EXACT_MAX else 1
         end_us = now_us + _HOUR_US if line.meter is None else line.meter.now.end_us
         keep_ms = (min(max(0, end_us - now_us), _KEEP_US_MAX) + _HOUR_US) // 1000
         key = b"%b%b}:%d" % (self._prefix, lease.name, max(0, lease.start_us))
+        rows = lease.rows
+        if rows is None or rows.key != key:
+            rows = lease.rows = SealedRows(self.seals, key, self._gone)
+        limit, settled, must_up, held_up = line.limit // scale, -(-own // scale), -(-must // scale), -(-held // scale)
         for _ in range(2):
             self._seq += 1
             answer = await self.shared.run(
                 REPORT,
                 (key,),
-                self._worker.encode(),
+                self.seals.worker,
                 self._seq,
                 self._redis_now_ms(),
-                line.limit // scale,
-                -(-own // scale),
-                -(-must // scale),
+                limit,
+                settled,
+                must_up,
                 -(-need // scale),
                 -(-want // scale),
-                int(self.lease_s * 1000),
+                self.seals.lease_ms,
                 keep_ms,
-                -(-held // scale),
-                lease.most // scale,
-                *(name.encode() for name in self._gone),
+                *rows.words(self._seq, settled=settled, held=held_up, must=must_up),
             )
-            grant, total, others, spare = _numbers(answer)
-            if grant >= 0:
-                return grant * scale, total * scale, others * scale, spare * scale
-            self._seq = max(self._seq, total)  # a clock was put back between two starts
+            newer = rows.newer(answer)
+            if newer < 0:
+                told = rows.take(answer, limit=limit, own=settled, must=must_up)
+                return Told(*(amount * scale for amount in told))
+            self._seq = max(self._seq, newer)  # a clock was put back between two starts
         raise SharedUnavailable("a report came too late")
 
     def _review(self) -> None:
@@ -461,10 +412,22 @@ def watch_leases(watch: Callable[[str, str, Callable[[], float]], None], leases:
         ("asked_back_total", "Times that other workers were asked to give back what they did not use."),
     ):
         watch(f"quota_{name}", text, _figure(leases, name))
+    for name, text in (
+        (
+            "rows_forged_total",
+            "Rows of limits in Redis that no worker wrote; what they are about is held to this worker's part.",
+        ),
+        (
+            "rows_restored_total",
+            "Rows of limits that vanished from Redis or went back, put as they were heard of last.",
+        ),
+        ("grants_cut_total", "Slices of limits that Redis gave and that the sealed rows do not allow."),
+    ):
+        watch(f"quota_{name}", text, _figure(None if leases is None else leases.seals, name))
 
 
-def _figure(leases: Leases | None, name: str) -> Callable[[], float]:
-    return lambda: 0.0 if leases is None else float(getattr(leases, name))
+def _figure(source: Leases | RowSeals | None, name: str) -> Callable[[], float]:
+    return lambda: 0.0 if source is None else float(getattr(source, name))
 
 
 def _is_gone(line: Line) -> bool:
@@ -477,10 +440,3 @@ def _name_of(line: Line) -> bytes:
     window = ("", "") if meter is None else (meter.window.value, meter.timezone)
     parts = (account.tenant, account.counter, account.value, line.id, str(line.unit), *window)
     return blake2b("\x00".join(parts).encode(), digest_size=12).hexdigest().encode()
-
-
-def _numbers(answer: Answer) -> tuple[int, int, int, int]:
-    if not isinstance(answer, list) or len(answer) != 4:
-        raise SharedUnavailable("Redis answered something else")
-    first, second, third, fourth = (item if isinstance(item, int) else 0 for item in answer)
-    return first, second, third, fourth

@@ -4,8 +4,10 @@ What a worker has taken and not used within `HOLD_S` it gives back. So over any 
 
     limit + limit / 60 * (t + HOLD_S)
 
-requests. When Redis does not answer, each worker refills its own part of the bucket (`proxy.quotas.bucket`), from its part of the level that it
-heard of last.
+requests. The level in Redis is not sealed, so each worker keeps a bucket of the whole limit beside it and takes no more than that would give, whatever
+it is told: who may write to Redis makes a rate that of each worker, at most.
+
+When Redis does not answer, each worker refills its own part of the bucket (`proxy.quotas.bucket`), from its part of the level that it heard of last.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ TAKE = Script(
       now = time[1] * 1000 + math.floor(time[2] / 1000)
     end
     local known = redis.call('HMGET', key, 'level', 'at')
-    local level, at = tonumber(known[1] or limit), tonumber(known[2] or now)
+    local level, at = tonumber(known[1] or limit) or 0, math.min(tonumber(known[2] or now) or now, now)
+    if not (level >= 0) then level = 0 end
+    if not (at >= 0) then at = now end
     level = math.min(limit, level + math.max(0, now - at) * limit / 60000 + back)
     local taken = math.min(need, math.floor(level))
     taken = taken + math.min(math.max(want - taken, 0), math.floor((level - taken) / 2))
-    redis.call('HSET', key, 'level', string.format('%.6f', level - taken), 'at', string.format('%.0f', math.max(now, at)))
+    redis.call('HSET', key, 'level', string.format('%.6f', level - taken), 'at', string.format('%.0f', now))
     redis.call('PEXPIRE', key, 120000)
     return {taken, math.floor(level - taken)}
     """,
@@ -49,7 +53,7 @@ class SharedRate:
     """One tenant's rate as one worker has it."""
 
     __slots__ = (
-        "_began_s", "_demand", "_rates", "bucket", "degraded", "key", "left", "limit", "lock", "low", "rate", "stock_until_s",
+        "_began_s", "_demand", "_rates", "_room", "_room_s", "bucket", "degraded", "key", "left", "limit", "lock", "low", "rate", "stock_until_s",
         "unanswered", "waiting",
     )  # fmt: skip
 
@@ -67,7 +71,8 @@ class SharedRate:
         self.rate = 0.0  # requests a second
         self.waiting = 0  # calls that wait for one
         self._demand = 0
-        self._began_s = rates.monotonic()
+        self._began_s = self._room_s = rates.monotonic()
+        self._room = float(limit)  # what a bucket of the whole limit would give to this worker alone
 
     def look(self, bucket: Bucket, now_s: float) -> None:
         """Makes the level what may be taken now, and asks for more ahead of need."""
@@ -108,14 +113,25 @@ class SharedRate:
         except SharedUnavailable:
             self.unanswered = True
             raise
+        taken = self._believed(taken, back, now_s)
         self.unanswered = False
-        self.left = left
+        self.left = max(0, min(left, self.limit))
         if not self.degraded:
             if now_s >= self.stock_until_s:
                 bucket.level = 0.0
             self.stock_until_s = now_s + HOLD_S
             bucket.level += taken - kept
             bucket.elsewhere = float(left)
+
+    def _believed(self, taken: int, back: int, now_s: float) -> int:
+        """What may be used of what was given; a second's worth is left for clocks and ways that differ."""
+        spare = self.limit / 60.0
+        self._room = min(self.limit + spare, self._room + max(0.0, now_s - self._room_s) * spare + back)
+        self._room_s = now_s
+        believed = max(0, min(taken, int(self._room)))
+        self._rates.grants_cut_total += believed < taken
+        self._room -= believed
+        return believed
 
     def _ahead(self, now_s: float) -> int:
         """What the next second will probably need."""
@@ -151,6 +167,7 @@ class Rates:
         self._asked: dict[bytes, SharedRate] = {}
         self._wake = asyncio.Event()
         self.restocks_total = 0
+        self.grants_cut_total = 0  # times that more was given than the whole limit
 
     @property
     def degraded(self) -> int:
@@ -239,4 +256,9 @@ def watch_rates(watch: Callable[[str, str, Callable[[], float]], None], rates: R
         "rate_restocks_total",
         "Calls that waited for a larger part of a shared request rate.",
         lambda: 0.0 if rates is None else float(rates.restocks_total),
+    )
+    watch(
+        "rate_grants_cut_total",
+        "Times that Redis gave one worker more requests than the whole rate allows.",
+        lambda: 0.0 if rates is None else float(rates.grants_cut_total),
     )

@@ -30,6 +30,7 @@ STALL_FACTOR = 2  # a deadline missed by this factor was missed by our own event
 LISTEN_S = 5.0  # how long one wait for messages takes before the connection is asked whether it is alive
 _TROUBLE = (RedisError, OSError, ValueError, EOFError, RecursionError)
 _PERSON = b"heph-shared-1"
+_SECRET_PERSON = b"heph-shared-2"
 
 Answer: TypeAlias = "bytes | int | list[Answer] | None"
 OnMessage = Callable[[bytes], None]
@@ -63,6 +64,7 @@ class SharedState:
         self._password = None if secrets.redis_password is None else secrets.redis_password.reveal()
         tag = hashlib.blake2b(secrets.pepper_bytes, digest_size=6, person=_PERSON).hexdigest()
         self.prefix = f"heph:{tag}:".encode()
+        self.secret = hashlib.blake2b(secrets.pepper_bytes, digest_size=32, person=_SECRET_PERSON).digest()  # for seals
         self.degraded = True
         self._client: Client | None = None
         self._failures = 0

@@ -46,6 +46,7 @@ class Link:
     def __init__(self, shared: SharedState, tag: bytes) -> None:
         self._shared = shared
         self.prefix = shared.prefix + tag
+        self.secret = shared.secret
         self.degraded = False
         self.loses_answers = False
         self.subscribe = shared.subscribe

@@ -152,6 +152,24 @@ async def test_without_redis_the_parts_sum_to_the_rate(server: RedisServer) -> N
         assert await workers[1].passes(tenant)
 
 
+async def test_a_level_that_somebody_fills_lets_no_worker_pass_the_whole_rate(server: RedisServer) -> None:
+    """Whatever is written into the bucket, and whatever words it holds: each worker takes what a bucket of its own would give."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=60)
+    async with doors(server, clock, 2) as workers:
+        assert await workers[0].passes(tenant)
+        (key,) = server.client().keys(workers[0].link.prefix + b"r:*")
+        passed = [0, 0]
+        for number in range(200):
+            server.client().hset(key, mapping={"level": "60" if number % 3 else "999999999", "at": "0"})
+            passed[number % 2] += await workers[number % 2].passes(tenant)
+        assert all(50 <= count <= 61 for count in passed)
+        assert 1 <= workers[0].rates.grants_cut_total
+        clock.advance(10)
+        server.client().hset(key, mapping={"level": "nonsense", "at": "nan"})
+        assert sum([await workers[0].passes(tenant) for _ in range(100)]) <= 12
+
+
 async def test_slots_are_shared_too(server: RedisServer) -> None:
     """A limit of calls at once that is smaller than the number of workers is reached by any of them, and not passed."""
     clock = FakeClock()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.contract.proxy_settings import ProxySettings
-from proxy.leases import REPORT
+from proxy.sealed_rows import REPORT
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import Script, SharedState, SharedUnavailable
 from tests.proxy.fakes import until
@@ -244,10 +244,10 @@ async def test_the_documented_user_can_work(tmp_path: Path) -> None:
     try:
         async with opened(server.url.replace("//", "//heph@"), secrets=secrets) as shared:
             shared.subscribe(shared.prefix + b"quota", heard.put_nowait)
-            report = (b"me", 1, 0, 100, 0, 0, 1, 10, 3_000, 10_000, 0, 0, b"gone")
+            report = (b"me", 1, 7, 100, 0, 0, 1, 10, 3_000, 10_000, b"claim", 0, b"", b"gone", b"*", b"row")
             async with asyncio.timeout(DEADLINE_S):
                 await shared.ready()
-                assert [10, 0, 0, 0] == await shared.run(REPORT, (shared.prefix + b"q:{a}:0",), *report)
+                assert [10, 7] == await shared.run(REPORT, (shared.prefix + b"s:{a}:0",), *report)
                 await shared.publish(shared.prefix + b"quota", b"word")
                 assert b"word" == await heard.get()
             with pytest.raises(SharedUnavailable, match="permissions"):
