@@ -169,6 +169,12 @@ def _upstreams(bound: Bound[ConfigFile]) -> Iterator[Finding]:
             continue
         parts = urlsplit(upstream.base_url)
         local = (parts.hostname or "") in _LOOPBACK
+        if (parts.hostname or "").endswith(".invalid"):
+            message = f"`base_url` of `{upstream.name}` only keeps a place: nothing ever answers at `{parts.hostname}`"
+            yield _finding(
+                bound, Severity.ERROR, "placeholder", message, "write the upstream's address", *place, "base_url"
+            )
+            continue
         if parts.scheme == "http" and upstream.credential is not None and not local:
             message = f"the credential of `{upstream.name}` travels unencrypted"
             yield _finding(

@@ -11,10 +11,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from enum import StrEnum
+from types import MappingProxyType, NoneType
 
 import msgspec
 import yaml
 
+from controlplane.catalog.from_litellm_addresses import settle_addresses
 from controlplane.catalog.from_litellm_models import (
     ENVIRON,
     Deployment,
@@ -48,6 +50,7 @@ _FALLBACKS = {
 }
 _WINDOWS = ((3_600, "hour"), (86_400, "day"), (30 * 86_400, "month"))
 _TENANT = "default"
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 class Fate(StrEnum):
@@ -74,20 +77,43 @@ class Imported(msgspec.Struct, frozen=True):
     lines: tuple[Line, ...]
 
 
-def import_litellm(text: str, *, file: str) -> Imported:
-    """The configuration that comes nearest.
+def import_litellm(text: str, *, file: str, environ: Mapping[str, str] = NO_ENVIRONMENT) -> Imported:
+    """The configuration that comes nearest. environ: what addresses that stand in the environment are; secrets are never read there.
 
-    Raises ConfigError if the text is no YAML mapping, or too large.
+    Raises ConfigError if the text is no YAML mapping with a list of models, or too large.
     """
     if len(text) > BYTES_MAX:
         raise ConfigError.at(file, f"the file is larger than {BYTES_MAX} bytes")
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError.at(file, f"the file is not YAML: {type(error).__name__}") from error
-    if not isinstance(document, dict):
-        raise ConfigError.at(file, "the file is not a LiteLLM configuration: it has no `model_list:`")
-    return _Import(Document(document)).result()
+        raise ConfigError.at(file, f"the file is not YAML: {_said(error)}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("model_list", []), list | NoneType):
+        raise ConfigError.at(file, "the file is not a LiteLLM configuration: it has no list `model_list:`")
+    if not document:
+        raise ConfigError.at(file, "the file is empty")
+    settled = settle_addresses(document, environ)
+    found = _Import(Document(document)).result()
+    lines = [line for line in found.lines if line.place not in settled or line.fate is not Fate.MAPPED]
+    lines += [
+        Line(
+            Fate.APPROXIMATED,
+            place,
+            address,
+            f"what `{variable}` says now; an address cannot come from the environment",
+        )
+        for place, (variable, address) in settled.items()
+    ]
+    return msgspec.structs.replace(found, lines=tuple(lines))
+
+
+def _said(error: yaml.YAMLError | RecursionError) -> str:
+    """What is wrong and where, without what stands there, for that may be a secret."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return type(error).__name__
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 class _Import:
@@ -261,6 +287,8 @@ class _Import:
                 own += [target for target in known if target not in (name, *own)][: 10 - len(own)]
                 if not own:
                     del self._models[name]["fallbacks"][ours]
+                if not self._models[name]["fallbacks"]:
+                    del self._models[name]["fallbacks"]
         if known and not quiet and any(name in self._models for name in names):
             self._mapped(f"{place}.{alias}", f"fallbacks.{ours}: {', '.join(known)}")
 

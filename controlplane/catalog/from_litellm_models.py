@@ -33,6 +33,8 @@ OPENAI_COMPATIBLE = {
 """Providers that speak OpenAI's language: base URL, empty where `api_base` must say it, and the usual variable of the key."""
 
 ANTHROPIC = ("https://api.anthropic.com", "ANTHROPIC_API_KEY")
+_VENDORS = {"OPENAI_API_KEY": "openai.com", "ANTHROPIC_API_KEY": "anthropic.com"}  # whose own keys are not for others
+PLACEHOLDER = "https://example.invalid/v1"  # where an address has to be written; `check-config` knows the domain
 _PRICES = {
     "input": "input_cost_per_token",
     "output": "output_cost_per_token",
@@ -73,6 +75,7 @@ class Document:
         self._taken: set[str] = set()
         self._inner: dict[str, Document] = {}
         self._lists: list[Document] = []
+        self._strange: list[str] = []  # where something else stands than what was looked for
 
     def has(self, key: str) -> bool:
         """Whether there is a value."""
@@ -114,8 +117,12 @@ class Document:
     def take_list(self, key: str, most: int) -> Iterator[tuple[str, Document]]:
         """The mappings of a list, each with its place."""
         value = self.take(key)
+        if value is not None and not isinstance(value, list):
+            self._strange.append(self._path(key))
         for index, entry in enumerate(value[:most] if isinstance(value, list) else []):
-            if isinstance(entry, dict):
+            if not isinstance(entry, dict):
+                self._strange.append(f"{self._path(key)}[{index}]")
+            else:
                 inner = Document(entry, f"{self._path(key)}[{index}]")
                 self._lists.append(inner)
                 yield inner._place, inner
@@ -124,12 +131,15 @@ class Document:
         """A mapping within; empty if it is not there."""
         if key not in self._inner:
             value = self.take(key)
+            if value is not None and not isinstance(value, dict):
+                self._strange.append(self._path(key))
             self._inner[key] = Document(value if isinstance(value, dict) else {}, self._path(key))
         return self._inner[key]
 
     def close(self) -> None:
         """Says that what is left of it was told already."""
         self._taken |= set(self._content)
+        self._strange.clear()
         for each in self._inner.values():
             each.close()
 
@@ -141,6 +151,7 @@ class Document:
 
     def unread(self) -> Iterator[str]:
         """Where the values stand that nobody took."""
+        yield from self._strange
         for key in self._content:
             if key not in self._taken:
                 yield self._path(str(key))
@@ -198,19 +209,29 @@ def _upstream(provider: str, params: Document, place: str, lines: list[Told]) ->
         lines.append(("mapped", f"{place}.litellm_params.model", f"an upstream of dialect litellm for {provider}", ""))
         _read_options(params, place, upstream, lines)
     if base_url and (base_url.startswith(ENVIRON) or not urlsplit(base_url).hostname):
-        upstream["base_url"] = "https://example.invalid/v1"
+        upstream["base_url"] = PLACEHOLDER
         lines.append(("refused", f"{place}.litellm_params.api_base", "", "write the address itself as `base_url`"))
     elif base_url:
         lines.append(("mapped", f"{place}.litellm_params.api_base", "base_url", ""))
         if upstream["dialect"] == "openai":
             upstream["name"] = name_of(urlsplit(base_url).hostname or provider)
     upstream["name"] = name_of(str(upstream["name"]))
-    host = urlsplit(base_url or "").hostname
-    if host is not None and provider == "openai" and not host.endswith(".openai.com"):
-        variable = f"{re.sub(r'[^A-Z0-9]+', '_', host.upper())}_API_KEY"  # OpenAI's own key is not for others
-        variable = variable if variable[0].isalpha() else f"UPSTREAM_{variable}"
+    if base_url is not None and variable in _VENDORS and not _is_of(_VENDORS[variable], base_url):
+        variable = _own_variable(base_url)
     _read_key(key, variable, upstream, place, lines, own_address=base_url is not None)
     return upstream
+
+
+def _is_of(vendor: str, base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    return host == vendor or host.endswith(f".{vendor}")
+
+
+def _own_variable(base_url: str) -> str:
+    """The variable of a key for an address of theirs, named after it."""
+    name = base_url.removeprefix(ENVIRON) if base_url.startswith(ENVIRON) else urlsplit(base_url).hostname or "UPSTREAM"
+    variable = f"{re.sub(r'[^A-Z0-9]+', '_', name.upper())}_API_KEY"
+    return variable if variable[0].isalpha() else f"UPSTREAM_{variable}"
 
 
 def _read_key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -32,7 +33,7 @@ def litellm(file: Path, output: Path | None, as_json: bool) -> None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError.at(str(file), f"it cannot be read: {type(error).__name__}") from error
-    imported = import_litellm(text, file=str(file))
+    imported = import_litellm(text, file=str(file), environ=os.environ)
     if output is not None:
         if output.exists():
             raise ConfigError.at(str(output), "it is there already; name another file or move it away")

@@ -72,6 +72,7 @@ def test_a_good_file_has_no_findings() -> None:
         ("https://a.", "http://a.", "clear-text"),
         (", credential: env:A_KEY", "", "no-credential"),
         ("a.example/v1", "a.example", "no-v1"),
+        ("a.example/v1", "a.invalid/v1", "placeholder"),
         ("base_url: https://a.", "dialect: anthropic, base_url: https://a.", "v1-twice"),
         ("{name: acme,", "{name: acme, passthrough: [{upstream: a}],", "open-passthrough"),
         (", budgets: [{usd: 50, window: month}]", "", "no-budget"),

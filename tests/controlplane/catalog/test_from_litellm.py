@@ -12,10 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.catalog.check import check
 from controlplane.catalog.file import ConfigFile
 from controlplane.catalog.from_litellm import Fate, Imported, import_litellm
 from controlplane.catalog.from_litellm_reasons import REASONS, reason_of
 from controlplane.catalog.load import parse
+from controlplane.costs.prices import PriceBook
 from controlplane.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -280,6 +282,61 @@ def test_credentials_of_googles_in_a_file() -> None:
     assert {"vertex_credentials": "file:/etc/heph/google.json"} == upstream.options
 
 
+@pytest.mark.parametrize(
+    ("params", "variable"),
+    [
+        ({"model": "openai/x", "api_base": "os.environ/LOCAL_BASE"}, "LOCAL_BASE_API_KEY"),
+        ({"model": "openai/x", "api_base": "https://evil-openai.com/v1"}, "EVIL_OPENAI_COM_API_KEY"),
+        ({"model": "openai/x", "api_base": "https://eu.api.openai.com/v1"}, "OPENAI_API_KEY"),
+        ({"model": "custom_openai/x", "api_base": "https://c.example/v1"}, "C_EXAMPLE_API_KEY"),
+        ({"model": "anthropic/x", "api_base": "https://a.example"}, "A_EXAMPLE_API_KEY"),
+        ({"model": "anthropic/x"}, "ANTHROPIC_API_KEY"),
+    ],
+)
+def test_a_vendors_key_is_asked_for_by_that_vendor_alone(params: dict[str, Any], variable: str) -> None:
+    """Also where the address is not known yet, and for whatever speaks Anthropic's language elsewhere."""
+    ours = config(imported({"model_name": "m", "litellm_params": {**params, "api_key": "sk-1"}}))
+    assert [f"env:{variable}"] == [one.credential for one in ours.upstreams]
+
+
+AZURE: dict[str, Any] = {
+    "model_name": "gpt",
+    "litellm_params": {"model": "azure/gpt", "api_base": "os.environ/AZURE_BASE", "api_key": "os.environ/AZURE_KEY"},
+}
+
+
+def test_addresses_of_the_environment_are_written_down() -> None:
+    """What the variables say now is taken, and told; keys stay references."""
+    document = {
+        "model_list": [AZURE],
+        "litellm_settings": {
+            "cache": True,
+            "cache_params": {"type": "redis", "host": "os.environ/R_HOST", "port": "os.environ/R_PORT", "ttl": 9},
+        },
+    }
+    environ = {"AZURE_BASE": "https://eu.azure.example", "AZURE_KEY": "hunter2", "R_HOST": "cache", "R_PORT": "6380"}
+    found = import_litellm(yaml.safe_dump(document), file="config.yaml", environ=environ)
+    ours = parse(found.text, file="hephaestus.yaml")
+    assert ("https://eu.azure.example", "env:AZURE_KEY") == (
+        ours.config.upstreams[0].base_url,
+        ours.config.upstreams[0].credential,
+    )
+    assert "redis://cache:6380/0" == ours.settings.redis
+    assert [Fate.APPROXIMATED] == fates(found, "model_list[0].litellm_params.api_base")
+    assert [Fate.APPROXIMATED] == fates(found, "litellm_settings.cache_params.host")
+    assert "hunter2" not in found.text + "".join(map(str, found.lines))
+
+
+@pytest.mark.parametrize("environ", [{}, {"AZURE_BASE": "https://u:hunter2@eu.azure.example"}])
+def test_an_address_that_nobody_can_write_down_keeps_its_place(environ: dict[str, str]) -> None:
+    """Unset, or with a password in it: refused, and the place that is kept for it is an error of `check-config`."""
+    found = import_litellm(yaml.safe_dump({"model_list": [AZURE]}), file="config.yaml", environ=environ)
+    assert [Fate.REFUSED] == fates(found, "model_list[0].litellm_params.api_base")
+    assert "hunter2" not in found.text
+    rules = [one.rule for one in check(parse(found.text, file="h.yaml").bound, PriceBook.packaged())]
+    assert "placeholder" in rules
+
+
 def test_no_secret_is_copied() -> None:
     """A secret that stands in their file is in none of our words; a reference to the environment takes its place."""
     bedrock = {"model": "bedrock/x", "aws_secret_access_key": "hunter2-aws"}
@@ -298,12 +355,26 @@ def test_whatever_is_not_read_is_told() -> None:
     found = imported({**EAST, "tpm_window": 1}, litellm_settings={"callbacks": ["x"]}, new_section={"a": 1})
     unread = {line.place for line in found.lines if line.fate is Fate.REFUSED}
     assert {"model_list[0].tpm_window", "litellm_settings.callbacks", "new_section"} == unread
+    odd = import_litellm(yaml.safe_dump({"model_list": [3, EAST], "router_settings": "hey"}), file="config.yaml")
+    assert {"model_list[0]", "router_settings"} == {line.place for line in odd.lines if line.fate is Fate.REFUSED}
 
 
-@pytest.mark.parametrize("text", ["", "- a", "just text", "a: [", "model_list: {a", "&a [*a]"])
-def test_what_is_no_configuration(text: str) -> None:
-    """A text that is no YAML mapping is refused with a sentence."""
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "model_list"),
+        ("{}", "empty"),
+        ("- a", "model_list"),
+        ("just text", "model_list"),
+        ("model_list: 3", "model_list"),
+        ("a: 1\nb: [", "line 2"),
+        ("model_list: {a", "line 1"),
+        ("&a [*a]", "model_list"),
+    ],
+)
+def test_what_is_no_configuration(text: str, said: str) -> None:
+    """A text that is no YAML mapping is refused with a sentence, and with the line where there is one."""
+    with pytest.raises(ConfigError, match=said):
         import_litellm(text, file="config.yaml")
 
 
