@@ -97,7 +97,7 @@ class Settlement:
             call, None, Exchange(Silence(), b"GET", call.path, {}, b"", keep_alive=True, chunked=True)
         )
         if call.status == _GONE:
-            self.given_up_total += 1
+            self.given_up_total += not call.tokens.total
             await self._owners.give_up(item)
 
 
@@ -139,6 +139,11 @@ def watch_kept(
         lambda: kept.promises.held,
     )
     watch("owners_unsettled_looks_total", "Looks at those.", lambda: settlement.looks_total)
+    watch(
+        "owners_estimated_total",
+        "Responses in the background booked at an estimate, because their upstream does not tell what they used.",
+        lambda: kept.estimated_total,
+    )
     watch(
         "owners_given_up_total",
         "Responses in the background whose usage was never learned.",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
 import msgspec
 
-from controlplane.contract.pricing import NO_TOKENS
+from controlplane.contract.pricing import NO_TOKENS, Tokens
 from controlplane.contract.proxy_settings import ProxySettings
-from controlplane.contract.records import CacheState
+from controlplane.contract.records import CacheState, CostState
 from proxy import meter, refusals
 from proxy.call import Call, ChunkStream, Reply, StreamBroken, Transport
 from proxy.dialects.dialect import Malformed
@@ -30,7 +30,7 @@ from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 from proxy.runtime import Candidate, RouteEntry, Runtime
-from proxy.transports.owners import Owner, Owners, OwnersUnavailable, Unsettled
+from proxy.transports.owners import Estimate, Owner, Owners, OwnersUnavailable, Unsettled
 from proxy.transports.promises import Promises
 from proxy.view import read_view
 
@@ -41,6 +41,11 @@ _ENDED = frozenset(("completed", "incomplete", "cancelled", "failed"))
 # What they list came from clients, under ids that those may have chosen: it makes nothing its reader's.
 _LISTS = frozenset(("responses_input_items", "conversations_items_list", "conversations_items_get"))
 _FULL_RETRY_S = 5.0
+_GONE = 404
+_LATE = (
+    0.9  # of the time for which a response may be unsettled: then it is booked at an estimate, as long as it is known
+)
+_NAMED = frozenset(("responses_get", "responses_cancel", "responses_delete"))
 _STORED = frozenset((CacheState.HIT, CacheState.STALE))
 
 
@@ -58,6 +63,7 @@ class Kept:
         self.look: Callable[[Unsettled], Awaitable[None]] | None = None  # set by whoever settles what is unsettled
         self.promises = promises
         self.refused_total = 0  # ids that the tenant did not make
+        self.estimated_total = 0  # responses in the background whose upstream never told what they used
 
     async def send(self, call: Call) -> Reply:
         """The reply of the deployment that holds what the call is about, or a refusal."""
@@ -73,6 +79,8 @@ class Kept:
         if owner is not None and owner.background and call.operation == "responses_delete" and self.look is not None:
             await self.look(_unsettled(call, call.path.rpartition("/")[2]))  # afterwards nobody could
         reply = await self._inner.send(call)
+        if owner is not None and owner.background and _ends(call, reply):
+            await self._shielded(self._write_off(call, call.path.removeprefix("/v1").split("/")[2]))
         if not 200 <= reply.status < 300 or reply.source != "upstream" or call.cache in _STORED:
             return reply
         owner = self._owner_of(call, reply, owner)
@@ -204,11 +212,15 @@ class Kept:
             return
         if call.operation == "conversations_items_create" and (given := ids_given(call.body)):
             made = msgspec.structs.replace(made, ids=tuple(name for name in made.ids if name not in given))
-        noting = asyncio.ensure_future(self._remember(call, made, owner, said))
+        await self._shielded(self._remember(call, made, owner, said))
+
+    async def _shielded(self, work: Coroutine[None, None, None]) -> None:
+        """Does what must be done whether or not the client is there."""
+        doing = asyncio.ensure_future(work)
         try:
-            await asyncio.shield(noting)
+            await asyncio.shield(doing)
         except asyncio.CancelledError:
-            await asyncio.wait([noting])  # bounded as each look-up is; the call is settled behind it
+            await asyncio.wait([doing])  # bounded as each look-up is; the call is settled behind it
             raise
 
     async def _remember(self, call: Call, made: Made, owner: Owner, said: bytes) -> None:
@@ -219,10 +231,16 @@ class Kept:
             return
         if made.status not in _ENDED:
             if call.operation == "responses":
-                await self._owners.promise(_unsettled(call, made.id))
-                self.promises.hold(call, _unsettled(call, made.id))
+                item = msgspec.structs.replace(_unsettled(call, made.id), estimate=self._estimate(call, owner))
+                await self._owners.promise(item)
+                self.promises.hold(call, item)
+            else:
+                await self._write_off(call, made.id, late=True)
             return
         tokens = read_io_usage(made.usage) if bytes(made.usage) else None
+        if tokens is None and made.status != "failed" and call.view is not None and call.view.free:
+            await self._write_off(call, made.id)
+            return
         try:
             first = await self._owners.settle(_tenant_of(call), made.id)
             self.promises.settled(_unsettled(call, made.id))
@@ -250,6 +268,48 @@ class Kept:
                     items=items,
                 )
                 self._metrics.tokens_found(tokens)
+
+    def _estimate(self, call: Call, owner: Owner) -> Estimate | None:
+        """What to book for a response if nobody will ever say more: its input by its size, at most the output that it may have."""
+        place, view = self._placed(call.runtime).candidates.get(owner.deployment), call.view
+        if place is None or view is None:
+            return None
+        asked = view.max_output_tokens if view.max_output_tokens is not None else call.output_ceiling
+        output_max = place.deployment.max_output_tokens if asked is None else asked
+        text_bytes = len(call.body) - view.file_bytes
+        return Estimate(call.started_us, text_bytes // meter.BYTES_PER_TOKEN, output_max * view.n)
+
+    async def _write_off(self, call: Call, name: str, *, late: bool = False) -> None:
+        """Books an estimate for a response whose upstream will not tell what it used: it is deleted, gone, or cancelled without a word.
+
+        Output as of an upstream that was left alone so long, at most what was reserved. late: only if its time is nearly over.
+        Another host that began it does so itself when it finds it gone.
+        """
+        item_of, age_us = _unsettled(call, name), 0
+        try:
+            item = await self._owners.promised(item_of.tenant, name)
+            if item is None or item.estimate is None:
+                return
+            age_us = max(0, call.started_us - item.estimate.made_us)
+            if late and age_us < self._settings.background_settle_s_max * _LATE * 1e6:
+                return
+            first = await self._owners.settle(item_of.tenant, name)
+            self.promises.settled(item_of)
+        except OwnersUnavailable:
+            self._metrics.bound_hit("state_wait_s")
+            return
+        place = self._placed(call.runtime).candidates.get(call.attempts[-1].deployment) if call.attempts else None
+        if not first or place is None:
+            return
+        output = min(item.estimate.output_max, int(age_us / 1e6 * self._settings.abandoned_tokens_per_s))
+        tokens = Tokens(input=item.estimate.input, output=output)
+        cost, state, version = meter.priced(tokens, place.deployment)
+        state = CostState.ESTIMATED if state is CostState.FINAL else state
+        call.attempts[-1] = msgspec.structs.replace(
+            call.attempts[-1], tokens=tokens, cost_nanousd=cost, cost_state=state, price_version=version
+        )
+        self._metrics.tokens_found(tokens)
+        self.estimated_total += 1
 
 
 class _Places:
@@ -323,6 +383,13 @@ class _KeptStream:
         for event in events_in(events):
             if b'"response"' in event and (data := data_of(event)) is not None:
                 await self._kept.note(self._call, data, self._owner)
+
+
+def _ends(call: Call, reply: Reply) -> bool:
+    """Whether nobody can learn after this answer what a response used."""
+    if reply.source != "upstream" or call.operation not in _NAMED:
+        return False
+    return reply.status == _GONE or (call.operation == "responses_delete" and 200 <= reply.status < 300)
 
 
 def _bill_nothing(call: Call) -> None:

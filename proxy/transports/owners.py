@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from controlplane.contract.pricing import Price
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.shared import Answer, SharedState, SharedUnavailable
 from proxy.transports.owners_disk import TROUBLE, OwnersDisk
@@ -34,20 +35,70 @@ _Answer = TypeVar("_Answer")
 log = structlog.get_logger("proxy.owners")
 
 
+class BatchModel(msgspec.Struct, frozen=True, array_like=True):
+    """A model that lines of a batch ask for. model: as its upstream calls it; price: as it was when they were checked."""
+
+    alias: str
+    deployment: str
+    model: str
+    price: Price | None = None
+
+
+class Batched(msgspec.Struct, frozen=True, array_like=True):
+    """The requests of a file, or of a batch: what they ask for, and what they may cost at worst."""
+
+    operation: str
+    lines: int
+    nanousd: int
+    models: tuple[BatchModel, ...]
+
+
 class Owner(msgspec.Struct, frozen=True, array_like=True):
-    """Where something is kept. background: its usage was not known when it was made."""
+    """Where something is kept. background: its usage was not known when it was made.
+
+    batched: of a file of requests. batch: of a file that a batch has left, the batch.
+    """
 
     upstream: str
     deployment: str
     background: bool = False
+    batched: Batched | None = None
+    batch: str = ""
+
+
+class Promised(msgspec.Struct, frozen=True, array_like=True):
+    """A batch that is to be booked when it has ended, on whose account, and which worker of the host holds its cost.
+
+    ended: somebody has seen that it has.
+    """
+
+    batched: Batched
+    upstream: str
+    worker: str
+    of_anthropic: bool = False
+    agent: str = ""
+    session: str = ""
+    user: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    ended: bool = False
+
+
+class Estimate(msgspec.Struct, frozen=True, array_like=True):
+    """What a response is booked at when its upstream will never tell. output_max: tokens, as reserved."""
+
+    made_us: int
+    input: int
+    output_max: int
 
 
 class Unsettled(msgspec.Struct, frozen=True, array_like=True):
-    """A response in the background whose usage is not booked yet."""
+    """A response in the background, or a batch, whose usage is not booked yet."""
 
     tenant: str
     key_id: str
     name: str
+    batch: Promised | None = None
+    estimate: Estimate | None = None
 
 
 class OwnersUnavailable(Exception):
@@ -180,11 +231,19 @@ class Owners:
             return True  # the other hosts cannot settle what they cannot look up either
 
     async def promise(self, item: Unsettled) -> None:
-        """Writes down that a response is to be settled. What fails is counted."""
+        """Writes down that a response or a batch is to be settled. What fails is counted."""
+        ttl_s = None if item.batch is None else self._settings.batch_settle_s_max
         try:
-            await self._run(self._open.put, {self._key(item.tenant, item.name): msgspec.msgpack.encode(item)})
+            await self._run(self._open.put, {self._key(item.tenant, item.name): msgspec.msgpack.encode(item)}, ttl_s)
         except OwnersUnavailable:
             self.lost_total += 1
+
+    async def promised(self, tenant: str, name: str) -> Unsettled | None:
+        """What this host has promised to settle under a name; None: nothing, or not any more. Raises OwnersUnavailable."""
+        if self._threads is None and not self._open.exists:
+            return None
+        (value,) = await self._run(self._open.read, [self._key(tenant, name)])
+        return None if value is None else msgspec.msgpack.decode(value, type=Unsettled)
 
     async def give_up(self, item: Unsettled) -> None:
         """Nothing more will be learned of a response. Raises OwnersUnavailable."""

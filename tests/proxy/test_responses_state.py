@@ -464,7 +464,7 @@ async def test_leaving_while_a_background_response_is_booked_is_not_free(world: 
 
 
 async def test_a_background_response_is_booked_before_it_is_deleted(world: World) -> None:
-    """Afterwards nobody could learn what it used; one that is gone at the upstream is given up, and counted."""
+    """Afterwards nobody could learn what it used; one that is gone at the upstream is estimated, and counted."""
     account = Account(busy=True)
     await two_tenants(world, account)
     first, second = await make(world, background=True), await make(world, background=True)
@@ -474,7 +474,61 @@ async def test_a_background_response_is_booked_before_it_is_deleted(world: World
     del account.things[second]
     await world.worker.settlement.look_at_all()
     await world.worker.settlement.look_at_all()
-    assert (1, 0) == (world.worker.settlement.given_up_total, world.worker.settlement.waiting)
+    assert (0, 0) == (world.worker.settlement.given_up_total, world.worker.settlement.waiting)
+    assert 1 == world.worker.kept.estimated_total
+    assert CostState.ESTIMATED is world.records()[-1].cost_state
+    assert world.records()[-1].tokens.input
+
+
+@pytest.mark.parametrize(
+    ("method", "after"), [("DELETE", ""), ("POST", "/cancel"), ("GET", "")], ids=["deleted", "cancelled", "gone"]
+)
+async def test_a_background_response_that_ends_without_a_word_is_estimated(
+    tmp_path: Path, method: str, after: str
+) -> None:
+    """Deleted while it runs, cancelled, or gone at its upstream: booked once, as long as it ran and at most at what was reserved."""
+    world = await World(tmp_path).start(abandoned_tokens_per_s=1e9)
+    account = Account(busy=True)
+    await two_tenants(world, account, budgets=(Budget("b", Window.MONTH, nanousd=10**12),))
+    body = {"model": "gpt", "input": "hi" * 100, "max_output_tokens": 500, "background": True}
+    id_ = (await ask(world, ANN, "POST", "/v1/responses", body)).json()["id"]
+    assert 1 == world.worker.kept.promises.held
+    if method == "GET":
+        del account.things[id_]
+    got = await ask(world, ANN, method, f"/v1/responses/{id_}{after}")
+    assert (404 if method == "GET" else 200) == got.status_code
+    for _ in range(2):
+        await world.worker.settlement.look_at_all()
+        await ask(world, ANN, method, f"/v1/responses/{id_}{after}")
+    await world.until_idle()
+    (booked,) = [record for record in world.records() if record.tokens.total]
+    sent = len(account.asked[0][2])
+    assert (sent // 4, 500, CostState.ESTIMATED) == (booked.tokens.input, booked.tokens.output, booked.cost_state)
+    assert 0 < booked.cost_nanousd == world.worker.ledger.nanousd
+    assert (0, 0) == (world.worker.kept.promises.held, world.worker.settlement.waiting)
+    assert (1, (0, 0)) == (world.worker.kept.estimated_total, world.worker.ledger.reserved("ann"))
+    await world.stop()
+
+
+async def test_a_background_response_that_never_ends_is_estimated_before_it_is_forgotten(world: World) -> None:
+    """What nobody has seen finished in nearly all the time there is counts as used, and is not looked at any more."""
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    id_ = await make(world, background=True)
+    (item,) = await world.worker.owners.unsettled()
+    assert item.estimate is not None
+    await world.worker.settlement.look_at_all()
+    assert (0, 1) == (world.worker.ledger.tokens, world.worker.settlement.waiting)
+    old = structs.replace(item.estimate, made_us=item.estimate.made_us - 80_000_000_000)
+    await world.worker.owners.promise(structs.replace(item, estimate=old))
+    world.worker.settlement._next.clear()
+    await world.worker.settlement.look_at_all()
+    await world.worker.settlement.look_at_all()
+    assert (1, 0) == (world.worker.kept.estimated_total, world.worker.settlement.waiting)
+    assert old.output_max <= world.worker.ledger.tokens
+    account.finish(id_)
+    assert 200 == (await ask(world, ANN, "GET", f"/v1/responses/{id_}")).status_code
+    assert 0 == world.records()[-1].tokens.total
 
 
 async def test_conversations_and_their_items(world: World) -> None:
