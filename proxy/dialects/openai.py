@@ -46,12 +46,26 @@ class EmbeddingFields(msgspec.Struct):
     metadata: msgspec.Raw = NOTHING
 
 
+class CacheWriteDetails(msgspec.Struct):
+    """Parts of `cache_write_tokens`, by how long they are kept, as litellm says it."""
+
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class CachedDetails(msgspec.Struct):
+    """Parts of `cached_tokens`."""
+
+    audio_tokens: int | None = None
+
+
 class PromptDetails(msgspec.Struct):
     """Parts of `prompt_tokens`."""
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     audio_tokens: int | None = None
+    cached_tokens_details: CachedDetails | None = None
+    cache_creation_token_details: CacheWriteDetails | None = None
 
 
 class CompletionDetails(msgspec.Struct):
@@ -59,6 +73,7 @@ class CompletionDetails(msgspec.Struct):
 
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class Usage(msgspec.Struct):
@@ -168,28 +183,41 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX and prompt + completion):
         return None
-    cache_read = cache_write = audio_input = reasoning = audio_output = 0
+    cache_read = cache_write = hour = audio_input = reasoning = audio_output = image_output = 0
     details = usage.prompt_tokens_details
     if details is not None and (details.cached_tokens or details.cache_write_tokens or details.audio_tokens):
         cache_read = _within(details.cached_tokens, prompt)
         cache_write = _within(details.cache_write_tokens, prompt - cache_read)
-        audio_input = _within(details.audio_tokens, prompt - cache_read - cache_write)
+        audio_input = _within(_fresh_audio(details), prompt - cache_read - cache_write)
+        if cache_write and details.cache_creation_token_details is not None:
+            hour = _within(details.cache_creation_token_details.ephemeral_1h_input_tokens, cache_write)
     parts = usage.completion_tokens_details
-    if parts is not None and (parts.reasoning_tokens or parts.audio_tokens):
+    if parts is not None and (parts.reasoning_tokens or parts.audio_tokens or parts.image_tokens):
         reported = _within(parts.reasoning_tokens, TOKENS_MAX)
         if reported and usage.total_tokens == prompt + completion + reported:
             completion += reported
         reasoning = _within(reported, completion)
         audio_output = _within(parts.audio_tokens, completion - reasoning)
+        image_output = _within(parts.image_tokens, completion - reasoning - audio_output)
     return Tokens(
         input=prompt - cache_read - cache_write - audio_input,
         cache_read=cache_read,
-        cache_write=cache_write,
-        output=completion - reasoning - audio_output,
+        cache_write=cache_write - hour,
+        cache_write_1h=hour,
+        output=completion - reasoning - audio_output - image_output,
         reasoning=reasoning,
         audio_input=audio_input,
         audio_output=audio_output,
+        image_output=image_output,
     )
+
+
+def _fresh_audio(details: PromptDetails) -> int | None:
+    """Audio that was not read from a prompt cache; what was is among the cached tokens, and in one kind alone."""
+    cached = details.cached_tokens_details
+    if cached is None or not cached.audio_tokens or details.audio_tokens is None:
+        return details.audio_tokens
+    return details.audio_tokens - max(0, cached.audio_tokens)
 
 
 def _within(count: int | None, most: int) -> int:

@@ -218,6 +218,7 @@ class Request(msgspec.Struct, omit_defaults=True):
     reasoning_effort: Effort | None = None
     user: str | None = None
     service_tier: str | None = None
+    thinking: msgspec.Raw = NOTHING  # an extension, for models of Anthropic's behind a gateway
 
 
 class CalledFunction(msgspec.Struct, omit_defaults=True):
@@ -314,6 +315,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     content: str | None = None
     refusal: str | None = None
     tool_calls: list[CallPart] | None = None
+    thinking_blocks: list[msgspec.Raw] | None = None  # an extension
 
 
 class AnswerChoice(msgspec.Struct):

@@ -10,22 +10,29 @@ from proxy.dialects.translate_messages_reply import message_of
 from proxy.dialects.translate_messages_request import chat_request
 from proxy.dialects.translate_messages_stream import MessagesStream
 
+_CLAUDE = "claude"  # in the names of Anthropic's models, whoever sells them
+
 
 class MessagesToChat:
     """The translation `messages` to `chat`; docs/reference/translations.md says what of it is exact."""
 
-    def __init__(self, upstream: Dialect) -> None:
-        """upstream: OpenAI's chat dialect, which meters the call."""
+    def __init__(self, upstream: Dialect, *, gateway: bool = False) -> None:
+        """upstream: OpenAI's chat dialect, which meters the call.
+
+        gateway: it leads to models of many makers, Anthropic's among them, which keep their `cache_control` and their thinking.
+        """
         self.upstream = upstream
+        self._gateway = gateway
 
     def request(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:
         """The request in OpenAI's words. Raises Malformed, naming the field."""
-        return chat_request(body, view=view, model=model, output_ceiling=output_ceiling)
+        claude = self._gateway and _CLAUDE in model.lower()
+        return chat_request(body, view=view, model=model, output_ceiling=output_ceiling, claude=claude)
 
     def reply(self, body: bytes, *, alias: str) -> bytes:
         """A complete reply in Anthropic's words; alias stands in where the upstream names no model. Raises Malformed."""
         tokens, _ = self.upstream.read_reply(body)
-        return message_of(body, alias=alias, tokens=tokens)
+        return message_of(body, alias=alias, tokens=tokens, thinking=self._gateway)
 
     def error(self, status: int, body: bytes) -> tuple[int, bytes]:
         """An error of OpenAI's in Anthropic's words."""
@@ -34,4 +41,5 @@ class MessagesToChat:
     def scanner(self, *, view: RequestView, event_bytes_max: int) -> Scanner:
         """Reads OpenAI's stream, returns Anthropic's events. Usage is always asked for, so the inner scanner must show it."""
         asked = msgspec.structs.replace(view, include_usage=True)
-        return MessagesStream(self.upstream.scanner(view=asked, event_bytes_max=event_bytes_max), alias=view.model)
+        inner = self.upstream.scanner(view=asked, event_bytes_max=event_bytes_max)
+        return MessagesStream(inner, alias=view.model, thinking=self._gateway)

@@ -34,6 +34,23 @@ class ToolUseOut(msgspec.Struct, tag_field="type", tag="tool_use"):
     input: msgspec.Raw
 
 
+class ThinkingOut(msgspec.Struct, tag_field="type", tag="thinking"):
+    """What the model thought, as it is written."""
+
+    thinking: str = ""
+    signature: str = ""
+
+
+class RedactedOut(msgspec.Struct, tag_field="type", tag="redacted_thinking"):
+    """What the model thought, encrypted, as it is written."""
+
+    data: str = ""
+
+
+BlockOut = TextOut | ToolUseOut | ThinkingOut | RedactedOut
+_decode_thought = msgspec.json.Decoder(ThinkingOut | RedactedOut).decode
+
+
 class MessagesUsage(msgspec.Struct):
     """Usage as Anthropic's clients read it: `input_tokens` leaves out what was read from a prompt cache."""
 
@@ -48,7 +65,7 @@ class AnswerMessage(msgspec.Struct, tag_field="type", tag="message"):
 
     id: str
     model: str
-    content: list[TextOut | ToolUseOut]
+    content: list[BlockOut]
     stop_reason: str | None
     usage: MessagesUsage
     role: str = "assistant"
@@ -76,8 +93,19 @@ def identity_of(upstream_id: str) -> str:
     return "msg_" + upstream_id.removeprefix("chatcmpl-")
 
 
-def message_of(body: bytes, *, alias: str, tokens: Tokens | None) -> bytes:
-    """A complete reply as a message. Raises Malformed."""
+def thoughts_of(blocks: list[msgspec.Raw] | None) -> list[ThinkingOut | RedactedOut]:
+    """The blocks of thinking that a gateway passes on; one in a form that we do not know is left out."""
+    found = []
+    for raw in blocks or ():
+        try:
+            found.append(_decode_thought(raw))
+        except (msgspec.MsgspecError, RecursionError):
+            continue
+    return found
+
+
+def message_of(body: bytes, *, alias: str, tokens: Tokens | None, thinking: bool = False) -> bytes:
+    """A complete reply as a message. thinking: with what the model thought, where the gateway says it. Raises Malformed."""
     try:
         reply = _decode(body)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -86,7 +114,8 @@ def message_of(body: bytes, *, alias: str, tokens: Tokens | None) -> bytes:
         raise Malformed("the upstream's reply has no choices")
     choice = reply.choices[0]
     answer = choice.message
-    content: list[TextOut | ToolUseOut] = [TextOut(text) for text in (answer.content, answer.refusal) if text]
+    content: list[BlockOut] = [*thoughts_of(answer.thinking_blocks if thinking else None)]
+    content += [TextOut(text) for text in (answer.content, answer.refusal) if text]
     for call in answer.tool_calls or ():
         function = call.function or chat.CalledFunction()
         content.append(ToolUseOut(call.id or "", function.name or "", _input(function.arguments or "")))

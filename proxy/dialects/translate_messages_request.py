@@ -55,8 +55,13 @@ class MessagesRequest(msgspec.Struct):
 _decode = msgspec.json.Decoder(MessagesRequest).decode
 
 
-def chat_request(body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:
-    """The request as OpenAI must have it. Raises Malformed, naming the field, for what cannot be said there."""
+def chat_request(
+    body: bytes, *, view: RequestView, model: str, output_ceiling: int | None, claude: bool = False
+) -> bytes:
+    """The request as OpenAI must have it. Raises Malformed, naming the field, for what cannot be said there.
+
+    claude: behind the chat is a model of Anthropic's: `cache_control` and `thinking` stay.
+    """
     try:
         asked = _decode(body)
         for name in ("container", "mcp_servers"):
@@ -64,7 +69,7 @@ def chat_request(body: bytes, *, view: RequestView, model: str, output_ceiling: 
                 raise Malformed(f"`{name}` cannot be had from a model of OpenAI's; leave it out", name)
         request = chat.Request(
             model=model,
-            messages=messages_of(asked.system, asked.messages),
+            messages=messages_of(asked.system, asked.messages, claude=claude),
             max_completion_tokens=view.max_output_tokens or output_ceiling,
             stop=_stop(asked.stop_sequences),
             user=_user(asked.metadata),
@@ -78,6 +83,8 @@ def chat_request(body: bytes, *, view: RequestView, model: str, output_ceiling: 
         else:
             request.temperature, request.top_p = asked.temperature, asked.top_p
         _put_tools(request, asked)
+        if claude:
+            _put_claude(request, asked)
         return _encode(request)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise malformed(error) from error
@@ -116,6 +123,14 @@ def _effort(asked: MessagesRequest) -> chat.Effort | None:
     if thinking.budget_tokens < _LOW_BELOW:
         return "low"
     return "medium" if thinking.budget_tokens < _MEDIUM_BELOW else "high"
+
+
+def _put_claude(request: chat.Request, asked: MessagesRequest) -> None:
+    """What only Anthropic's models take: how much they may think, and where a prompt cache ends among the tools."""
+    if asked.thinking is not None:
+        request.thinking = msgspec.Raw(_encode(asked.thinking))
+    for tool, given in zip(request.tools or (), asked.tools or (), strict=True):
+        tool.cache_control = given.cache_control
 
 
 def _put_tools(request: chat.Request, asked: MessagesRequest) -> None:

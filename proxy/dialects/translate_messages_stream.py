@@ -9,11 +9,15 @@ from proxy.dialects.dialect import Malformed, Scanner
 from proxy.dialects.translate_errors import anthropic_event
 from proxy.dialects.translate_messages_reply import (
     AnswerMessage,
+    BlockOut,
     MessagesUsage,
+    RedactedOut,
     TextOut,
+    ThinkingOut,
     ToolUseOut,
     identity_of,
     stop_reason_of,
+    thoughts_of,
     usage_of,
 )
 from proxy.dialects.translate_stream import TranslatedScanner
@@ -31,7 +35,7 @@ class _MessageStart(msgspec.Struct, tag_field="type", tag="message_start"):
 
 class _BlockStart(msgspec.Struct, tag_field="type", tag="content_block_start"):
     index: int
-    content_block: TextOut | ToolUseOut
+    content_block: BlockOut
 
 
 class _TextDelta(msgspec.Struct, tag_field="type", tag="text_delta"):
@@ -42,9 +46,17 @@ class _JsonDelta(msgspec.Struct, tag_field="type", tag="input_json_delta"):
     partial_json: str
 
 
+class _ThinkingDelta(msgspec.Struct, tag_field="type", tag="thinking_delta"):
+    thinking: str
+
+
+class _SignatureDelta(msgspec.Struct, tag_field="type", tag="signature_delta"):
+    signature: str
+
+
 class _BlockDelta(msgspec.Struct, tag_field="type", tag="content_block_delta"):
     index: int
-    delta: _TextDelta | _JsonDelta
+    delta: _TextDelta | _JsonDelta | _ThinkingDelta | _SignatureDelta
 
 
 class _BlockStop(msgspec.Struct, tag_field="type", tag="content_block_stop"):
@@ -64,10 +76,23 @@ class _MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):
 class MessagesStream(TranslatedScanner):
     """One stream. `message_delta` waits for the upstream's end, because only there it says what was used."""
 
-    __slots__ = ("_alias", "_block", "_call_id", "_call_index", "_called", "_open", "_reason", "_refused", "_started")
+    __slots__ = (
+        "_alias",
+        "_block",
+        "_call_id",
+        "_call_index",
+        "_called",
+        "_open",
+        "_reason",
+        "_refused",
+        "_started",
+        "_thinking",
+    )
 
-    def __init__(self, inner: Scanner, *, alias: str) -> None:
+    def __init__(self, inner: Scanner, *, alias: str, thinking: bool = False) -> None:
+        """thinking: what the model thought is shown, where the gateway says it."""
         super().__init__(inner)
+        self._thinking = thinking
         self._alias = alias
         self._block = -1  # index of the last block begun
         self._open = ""  # type of the open block
@@ -85,7 +110,7 @@ class MessagesStream(TranslatedScanner):
         if choice is None or choice.index:
             return told
         delta = choice.delta or chat.Delta()
-        shown = b""
+        shown = self._thought(delta.thinking_blocks) if self._thinking and delta.thinking_blocks else b""
         if delta.content:
             shown += self._text(delta.content)
         if delta.refusal:
@@ -115,6 +140,21 @@ class MessagesStream(TranslatedScanner):
         message = AnswerMessage(identity_of(chunk.id), chunk.model or self._alias, [], None, usage_of(None))
         return _event(b"message_start", _MessageStart(message)) + _PING
 
+    def _thought(self, blocks: list[msgspec.Raw]) -> bytes:
+        """Pieces of thinking, its signature, or a block that is encrypted."""
+        told = b""
+        for block in thoughts_of(blocks):
+            if isinstance(block, RedactedOut):
+                told += self._close() + self._begin("redacted_thinking", block)
+                continue
+            if self._open != "thinking":
+                told += self._close() + self._begin("thinking", ThinkingOut())
+            if block.thinking:
+                told += _event(b"content_block_delta", _BlockDelta(self._block, _ThinkingDelta(block.thinking)))
+            if block.signature:
+                told += _event(b"content_block_delta", _BlockDelta(self._block, _SignatureDelta(block.signature)))
+        return told
+
     def _text(self, text: str) -> bytes:
         told = b""
         if self._open != "text":
@@ -139,7 +179,7 @@ class MessagesStream(TranslatedScanner):
             told += _event(b"content_block_delta", _BlockDelta(self._block, _JsonDelta(function.arguments)))
         return told
 
-    def _begin(self, kind: str, block: TextOut | ToolUseOut) -> bytes:
+    def _begin(self, kind: str, block: BlockOut) -> bytes:
         self._open = kind
         self._block += 1
         return _event(b"content_block_start", _BlockStart(self._block, block))

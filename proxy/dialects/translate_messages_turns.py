@@ -10,19 +10,25 @@ from proxy.dialects.dialect import Malformed
 
 _BILLING = "x-anthropic-billing-header:"
 _ERROR = "Error: "
+_encode = msgspec.json.Encoder().encode
 _SHOWN_BELOW = "(The files of this result are in the message below.)"
 
 
-def messages_of(system: str | list[anthropic.TextBlock] | None, turns: list[anthropic.Message]) -> list[chat.Message]:
-    """Instructions first, then the turns in their order. Raises Malformed for content that OpenAI does not take."""
+def messages_of(
+    system: str | list[anthropic.TextBlock] | None, turns: list[anthropic.Message], *, claude: bool = False
+) -> list[chat.Message]:
+    """Instructions first, then the turns in their order. Raises Malformed for content that OpenAI does not take.
+
+    claude: behind the chat is a model of Anthropic's, so `cache_control` and thinking stay, in the words of gateways that know both.
+    """
     messages: list[chat.Message] = []
-    instructions = _instructions(system)
+    instructions = _parts_of(system) if claude and isinstance(system, list) else _instructions(system)
     if instructions:
         messages.append(chat.SystemMessage(instructions))
     for place, turn in enumerate(turns):
         param = f"messages.{place}.content"
         if isinstance(turn, anthropic.AssistantMessage):
-            message = _assistant(turn)
+            message = _assistant(turn, claude=claude)
             if message is not None:
                 messages.append(message)
         elif isinstance(turn, anthropic.SystemMessage):
@@ -32,8 +38,17 @@ def messages_of(system: str | list[anthropic.TextBlock] | None, turns: list[anth
         elif isinstance(turn.content, str):
             messages.append(chat.UserMessage(turn.content))
         else:
-            _user(messages, turn.content, param)
+            _user(messages, turn.content, param, claude=claude)
     return messages
+
+
+def _parts_of(system: list[anthropic.TextBlock]) -> list[chat.TextPart]:
+    """The blocks of the instructions, each with its mark of where a prompt cache ends."""
+    return [
+        chat.TextPart(block.text, block.cache_control)
+        for block in system
+        if block.text and not block.text.startswith(_BILLING)
+    ]
 
 
 def _instructions(system: str | list[anthropic.TextBlock] | None) -> str:
@@ -46,24 +61,29 @@ def _instructions(system: str | list[anthropic.TextBlock] | None) -> str:
     return "\n\n".join(block.text for block in system if block.text and not block.text.startswith(_BILLING))
 
 
-def _user(messages: list[chat.Message], blocks: list[anthropic.UserBlock], param: str) -> None:
+def _user(messages: list[chat.Message], blocks: list[anthropic.UserBlock], param: str, *, claude: bool) -> None:
     """Results first, for they must follow the calls at once; then what the user says, with the images of the results."""
     parts: list[chat.Part] = []
     shown: list[chat.Part] = []
     for place, block in enumerate(blocks):
         if isinstance(block, anthropic.ToolResultBlock):
             text, files = _result(block, f"{param}.{place}.content")
-            messages.append(chat.ToolMessage(block.tool_use_id, text))
+            marked = claude and block.cache_control is not chat.NOTHING
+            said: str | list[chat.Part] = [chat.TextPart(text, block.cache_control)] if marked else text
+            messages.append(chat.ToolMessage(block.tool_use_id, said))
             shown += files
         else:
-            parts.append(_part(block, f"{param}.{place}"))
+            part = _part(block, f"{param}.{place}")
+            if claude and not isinstance(part, chat.RefusalPart):
+                part.cache_control = block.cache_control
+            parts.append(part)
     if shown or parts:
         messages.append(chat.UserMessage(_plain(shown + parts)))
 
 
 def _plain(parts: list[chat.Part]) -> str | list[chat.Part]:
     """One text as a string, which every server takes."""
-    if len(parts) == 1 and isinstance(parts[0], chat.TextPart):
+    if len(parts) == 1 and isinstance(parts[0], chat.TextPart) and parts[0].cache_control is chat.NOTHING:
         return parts[0].text
     return parts
 
@@ -110,7 +130,7 @@ def _result(block: anthropic.ToolResultBlock, param: str) -> tuple[str, list[cha
     return text, files
 
 
-def _assistant(turn: anthropic.AssistantMessage) -> chat.AssistantMessage | None:
+def _assistant(turn: anthropic.AssistantMessage, *, claude: bool) -> chat.AssistantMessage | None:
     """Text and calls; thinking is left out, for OpenAI's models do not take it back. None if nothing is left."""
     if isinstance(turn.content, str):
         return chat.AssistantMessage(turn.content) if turn.content else None
@@ -123,7 +143,18 @@ def _assistant(turn: anthropic.AssistantMessage) -> chat.AssistantMessage | None
     text = "".join(texts)
     if not text and not calls:
         return None
-    return chat.AssistantMessage(text or None, calls or None)
+    if not claude:
+        return chat.AssistantMessage(text or None, calls or None)
+    marked = [block for block in turn.content if isinstance(block, anthropic.TextBlock) and block.text]
+    content: str | list[chat.Part] = text
+    if any(block.cache_control is not chat.NOTHING for block in marked):
+        content = [chat.TextPart(block.text, block.cache_control) for block in marked]
+    thought = [
+        msgspec.Raw(_encode(block))
+        for block in turn.content
+        if isinstance(block, anthropic.ThinkingBlock | anthropic.RedactedBlock)
+    ]
+    return chat.AssistantMessage(content or None, calls or None, thought or None)
 
 
 def _arguments(given: msgspec.Raw) -> str:

@@ -14,7 +14,7 @@ from proxy.dialects.translate_responses import ResponsesToChat
 TRANSLATIONS: Mapping[tuple[str, str], Callable[[], Translation]] = {
     ("chat", "anthropic"): lambda: ChatToMessages(AnthropicMessages()),
     ("messages", "openai"): lambda: MessagesToChat(OpenAiChat()),
-    ("messages", "litellm"): lambda: MessagesToChat(OpenAiChat()),
+    ("messages", "litellm"): lambda: MessagesToChat(OpenAiChat(), gateway=True),
     ("responses", "anthropic"): lambda: ResponsesToChat(OpenAiChat(), ChatToMessages(AnthropicMessages())),
     ("responses", "litellm"): lambda: ResponsesToChat(OpenAiChat()),
 }

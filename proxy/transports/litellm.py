@@ -24,7 +24,9 @@ from controlplane.contract.records import AttemptError
 from proxy import meter
 from proxy.call import Reply
 from proxy.dialects.dialect import Malformed, RequestView
+from proxy.dialects.hosted_tools import used_in
 from proxy.dialects.operations import dialect_of
+from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import MALFORMED, refuse
 from proxy.runtime import Foreign
@@ -263,6 +265,7 @@ class LitellmTransport:
             raise AttemptFailed(AttemptError.MALFORMED, "the upstream's reply is too large")
         try:
             attempt.tokens, reply.finish_reason = wire.dialect.read_reply(body)
+            attempt.service_class, attempt.used = service_class_of(body), used_in(body)
             if wire.translation is not None:
                 body = wire.translation.reply(body, alias="" if call.view is None else call.view.model)
                 _, reply.finish_reason = dialect_of(call.operation).read_reply(body)

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import StreamBroken
 from proxy.dialects.dialect import Malformed, Scanner
+from proxy.dialects.hosted_tools import used_in
 from proxy.dialects.openai_stream import DONE
+from proxy.dialects.service_class import MARK, service_class_of
 from proxy.transports.attempt import Attempt, AttemptFailed
 
 
@@ -128,7 +130,14 @@ class ForeignStream:
             document = asked.result()
         except Exception as error:
             raise self._as_failed(error) from error
-        return b"data: " + document + b"\n\n" if document else DONE
+        if not document:
+            return DONE
+        attempt = self._attempt
+        if MARK in document:  # the last word counts
+            attempt.service_class = service_class_of(document) or attempt.service_class
+        if b'"usage"' in document:
+            attempt.used = used_in(document) or attempt.used
+        return b"data: " + document + b"\n\n"
 
     def _broken(self, error: AttemptError, message: str) -> StreamBroken:
         self._end(error)
