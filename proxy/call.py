@@ -110,7 +110,7 @@ class Call:
 
     __slots__ = (
         "aborted", "admitted", "agent", "answered", "attempts", "body", "cache", "cache_key", "cache_ttl_s", "call_id",
-        "candidates", "channel", "client_gone", "cost_nanousd", "cost_state", "deadline", "entered", "error_code",
+        "candidates", "channel", "client_gone", "context_tokens", "cost_nanousd", "cost_state", "deadline", "entered", "error_code",
         "fell_back", "first_token_us", "headers", "identity", "known", "operation", "outcome", "output_ceiling", "parts", "path",
         "patience", "peer", "price_version", "priority", "query", "quota_warning", "ratelimit_requests", "ratelimit_tokens",
         "refilled", "reply", "request_cache", "request_line", "reservation", "responding", "response_bytes", "response_kept",
@@ -124,6 +124,7 @@ class Call:
     peer: str  # address of the connection; empty if that is not known
     fell_back: str  # why another model than the one asked for was tried; such an answer is nobody else's
     quota_warning: str  # which soft quotas it passed, and which sent it to another model
+    context_tokens: int  # of what it builds on at its upstream; only of a call that does, once that was looked up
     entered: int  # stages entered and not left
     responding: bool  # status and headers were handed to the server
     answered: bool  # the last bytes were handed to the server

@@ -12,11 +12,13 @@ from pathlib import Path
 import structlog
 
 from controlplane.contract.proxy_settings import ProxySettings
-from controlplane.contract.snapshot import ProxyStatus, Snapshot
+from controlplane.contract.snapshot import ProxyStatus, Snapshot, TenantPolicy
 from proxy.app import ProxyApp
 from proxy.background import Background
 from proxy.balance import Balancer
-from proxy.call import Call, Stage
+from proxy.batch_bills import BatchBills
+from proxy.call import Call, Stage, Transport
+from proxy.dialects.operations import BATCH_OPERATIONS
 from proxy.ledger import Ledger, watch_ledger
 from proxy.lending import open_lending, watch_lending
 from proxy.load import Loads
@@ -34,12 +36,14 @@ from proxy.stages.admit import Admit
 from proxy.stages.decode import Decode
 from proxy.stages.guard import Guard
 from proxy.stages.identify import Identify
+from proxy.stages.over import refuse_over
 from proxy.stages.pass_through import PassThrough
 from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
 from proxy.status import StatusReporter
 from proxy.succession import Retired, open_spool, places_of, retired_ids
 from proxy.transports.batch import Batch, watch_batch
+from proxy.transports.batches import Batches
 from proxy.transports.breaker import BreakerTransport
 from proxy.transports.breaker_hints import BreakerHints
 from proxy.transports.cache import Cache
@@ -50,6 +54,7 @@ from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.cache_watch import watch_cache
 from proxy.transports.coalesce import Coalesce
 from proxy.transports.coalesce_shared import SharedFlights, watch_flights
+from proxy.transports.chains import Chains, watch_chains
 from proxy.transports.concurrency import ConcurrencyTransport
 from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover
@@ -178,6 +183,7 @@ class Worker:
     def _join_pipelines(self, identify: Identify, balancer: Balancer) -> Pipeline:
         """The stages that calls go through; returns the pipeline of those that are passed through."""
         settings, metrics = self.settings, self.metrics
+        self.chains = Chains(self.owners)
         reserve = Reserve(
             self.ledger,
             image_tokens_max=settings.image_tokens_max,
@@ -185,6 +191,7 @@ class Worker:
             metrics=metrics,
             stored=self.cache.lookup,
             deeper=self.cache.deeper,
+            chain=self.chains.ahead,
             order=balancer.order,
             refill=None if self.lending is None else self.lending.refill,
         )
@@ -247,14 +254,42 @@ class Worker:
             self.ledger,
             unsettled_max=settings.background_responses_max,
             every_s=settings.background_look_every_s,
+            worker=str(self._share.worker),
+            policy_of=self._policy_of,
         )
+        if self.lending is not None:
+            self.promises.refill = self.lending.refill
         self.kept = Kept(self.cache, self.owners, settings, self.metrics, self.promises)
-        local = dict.fromkeys(KEPT_OPERATIONS, self.kept)
+        self.batches = Batches(
+            self.cache,
+            self.owners,
+            settings,
+            self.metrics,
+            self.promises,
+            over=lambda policy, refused, now_us: refuse_over(policy, refused, now_us=now_us),
+        )
+        local: dict[str, Transport] = dict.fromkeys(KEPT_OPERATIONS, self.kept)
+        local |= dict.fromkeys(BATCH_OPERATIONS, self.batches)
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, self.metrics, local=local)
+        self.bills = BatchBills(
+            self.pipeline, self.spool, self.ledger, self.owners, self.promises, settings, self.metrics
+        )
         self.settlement = Settlement(
-            self.pipeline, self.owners, lambda: self.app.runtime, every_s=settings.background_look_every_s
+            self.pipeline,
+            self.owners,
+            lambda: self.app.runtime,
+            every_s=settings.background_look_every_s,
+            bills=None if self._share.worker else self.bills,
         )
         self.kept.look = self.settlement.look
+        if not self._share.worker:  # it alone books batches
+            self.batches.look = self.settlement.look
+
+    def _policy_of(self, tenant: str) -> TenantPolicy | None:
+        runtime = self.app.runtime
+        if runtime is None:
+            return None
+        return next((policy for policy in runtime.snapshot.tenants if policy.id == tenant), None)
 
     def _watch_routing(self, balancer: Balancer, places: ConcurrencyTransport, failover: Failover) -> None:
         watch, loads = self.metrics.watch, self.loads
@@ -300,12 +335,13 @@ class Worker:
             "JSON Web Tokens to be checked again because too many were remembered.",
             lambda: self.identify.tokens_forgotten_total,
         )
+        watch_chains(watch, self.chains)
         watch_ledger(watch, self.ledger)
         self._watch_spool()
         watch_cache(watch, self.cache, self.refreshes)
         self._watch_coalesce()
         watch_batch(watch, self.batch)
-        watch_kept(watch, self.owners, self.kept, self.settlement)
+        watch_kept(watch, self.owners, self.kept, self.settlement, self.batches, self.bills)
 
     def _watch_spool(self) -> None:
         watch, spool, shipper = self.metrics.watch, self.spool, self.shipper

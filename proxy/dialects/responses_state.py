@@ -43,6 +43,7 @@ class Made(msgspec.Struct, frozen=True):
     status: str = ""
     ids: tuple[str, ...] = ()
     usage: msgspec.Raw = msgspec.Raw(b"")
+    conversation: str = ""  # in which a response was made
 
 
 class _Fields(msgspec.Struct):
@@ -114,16 +115,18 @@ def made_by(body: bytes | msgspec.Raw, *, kept: bool) -> Made:
             fields = _decode_fields(fields.response)
         kept = kept and fields.store is not False  # whoever does not keep it says so: a translation's upstream cannot
         ids = [fields.id] if fields.id and kept else []
-        conversation = _decode(fields.conversation)
-        if conversation is not None:
-            ids.append(_id_of(conversation, "conversation"))
+        home = _decode(fields.conversation)
+        conversation = "" if home is None else _id_of(home, "conversation")
+        if conversation:
+            ids.append(conversation)
         for part in (fields.output, fields.data):
             for item in _objects(_decode(part)):
                 ids.extend(_left_by(item, kept=kept))
     except (msgspec.DecodeError, RecursionError, Malformed):
         return Made()
     known = [name for name in dict.fromkeys(ids) if 0 < len(name) <= ID_CHARS_MAX]
-    return Made(id=fields.id, status=fields.status or "", ids=tuple(known[:IDS_MAX]), usage=fields.usage)
+    status = fields.status or ""
+    return Made(fields.id, status, tuple(known[:IDS_MAX]), fields.usage, conversation=conversation)
 
 
 def ids_given(body: bytes) -> frozenset[str]:

@@ -6,6 +6,8 @@ The worst case is an upper bound, not a guess, or a budget could be overspent:
   JSON escapes only lengthen text, and what a provider's chat template adds for each message or tool (a few tokens) is less than the
   JSON that a message or tool needs (`{"role":"user","content":""}` is 28 bytes). Audio comes inside the body. An image is a
   short URL, hence its own count from settings.
+- What it builds on (`previous_response_id`, `conversation`, items kept at the upstream), which is billed as input: as it was written down with its
+  owner (`proxy.transports.chains`). One look-up, which the pipeline waits for.
 - Output: the client's own ceiling for an answer, else the tenant's, which the proxy writes into the body, else the deployment's; times
   the answers asked for.
 - Money: both at the dearest price of their direction, and of all candidates the dearest. A model that an operator gave no price is not stopped by
@@ -39,6 +41,7 @@ from proxy.ledger import Ledger, Refused, Reservation
 from proxy.metrics import ProxyMetrics
 from proxy.quotas.account import REQUESTS, TOKENS, Line, left_of
 from proxy.quotas.plan import Plan, Who
+from proxy.refusals import NOT_READY, refuse
 from proxy.runtime import Candidate, RouteEntry
 from proxy.stages.over import refuse_over, refuse_unpriced
 
@@ -48,11 +51,13 @@ _CHANGES_MAX = 5  # of the model, for one call
 _CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a token is a byte at least
 _WAITED = 4  # for larger leases
 _LOOKED = 8  # for a stored answer below memory
+_CHAINED = 16  # for the size of what it builds on
 _PASSTHROUGH = "passthrough"
 _TAG = "heph-quota"  # on the record of a call that passed a soft quota or was downgraded
 
 Stored = Callable[[Call], Reply | None]
 Deeper = Callable[[Call], Callable[[], Awaitable[None]] | None]
+Chain = Callable[[Call], Callable[[], Awaitable[None]]]
 Order = Callable[[Call, RouteEntry], tuple[Candidate, ...]]
 Refill = Callable[[tuple[tuple[Line, int], ...]], Awaitable[None]]
 
@@ -71,6 +76,7 @@ class Reserve:
         metrics: ProxyMetrics | None = None,
         stored: Stored = lambda call: None,  # noqa: ARG005 - a cache with nothing in it
         deeper: Deeper = lambda call: None,  # noqa: ARG005 - no tier below memory
+        chain: Chain | None = None,
         order: Order = lambda call, entry: entry.plain or (),  # noqa: ARG005 - a route that leaves nothing to decide
         refill: Refill | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -78,6 +84,7 @@ class Reserve:
         """image_tokens_max, sound_tokens_max: reserved for each image and each file with sound. now_us: the wall clock, Unix microseconds.
 
         stored: an answer from the cache's memory. deeper: what brings one up from the tiers below, after `stored`; None: nothing can.
+        chain: what finds out how much a call builds on; None: nothing is kept here.
         order: the candidates of another route. refill: asks Redis for larger leases; None: there is no Redis.
         """
         self._ledger = ledger
@@ -86,6 +93,7 @@ class Reserve:
         self._metrics = metrics
         self._stored = stored
         self._deeper = deeper
+        self._chain = chain
         self._order = order
         self._refill = refill
         self._now_us = now_us
@@ -104,6 +112,10 @@ class Reserve:
         plan = self._ledger.plan(policy, now_us=now_us)
         if plan.free:
             return None
+        if view.continues and self._chain is not None and not call.refilled & _CHAINED:
+            call.refilled |= _CHAINED
+            call.shortage = self._chain(call)
+            return refuse(NOT_READY, "what the request builds on was not looked up")
         held = self._hold(call, view, plan, now_us)
         if isinstance(held, Refused):
             return self._over(call, view, plan, held, now_us)
@@ -214,6 +226,8 @@ def worst_case(
     """
     files = view.image_parts * image_tokens_max + view.sound_parts * sound_tokens_max
     tokens_in = len(call.body) - view.file_bytes + files
+    if view.continues:
+        tokens_in += getattr(call, "context_tokens", 0)
     ceiling = call.output_ceiling if view.max_output_tokens is None else view.max_output_tokens
     unit = OPERATIONS[call.operation].unit
     hosted = read_hosted(call.body) if call.operation in HOSTING else None

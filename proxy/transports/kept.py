@@ -30,6 +30,7 @@ from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 from proxy.runtime import Candidate, RouteEntry, Runtime
+from proxy.transports.chains import context_in, sizes_of
 from proxy.transports.owners import Estimate, Owner, Owners, OwnersUnavailable, Unsettled
 from proxy.transports.promises import Promises
 from proxy.view import read_view
@@ -164,6 +165,7 @@ class Kept:
         for field, name in named:
             if name not in owners:
                 return self._missing(_NOUNS.get(field, "Item"), name, field), ""
+        call.context_tokens = context_in(owners.values())
         upstreams = {owner.upstream for owner in owners.values()}
         if len(upstreams) > 1:
             field = named[0][0]
@@ -225,8 +227,11 @@ class Kept:
 
     async def _remember(self, call: Call, made: Made, owner: Owner, said: bytes) -> None:
         """Writes down what was made, and books what a response used that was made in the background."""
+        tokens = read_io_usage(made.usage) if bytes(made.usage) else None
         if made.ids:
-            await self._owners.keep(_tenant_of(call), made.ids, owner)
+            output_max = 0 if tokens is not None or call.operation != "responses" else self._output_max(call, owner)
+            sizes = sizes_of(call, made, owner, tokens, output_max=output_max)
+            await self._owners.keep(_tenant_of(call), tuple(sizes), owner, sizes=sizes)
         if not (owner.background and made.id):
             return
         if made.status not in _ENDED:
@@ -237,7 +242,6 @@ class Kept:
             else:
                 await self._write_off(call, made.id, late=True)
             return
-        tokens = read_io_usage(made.usage) if bytes(made.usage) else None
         if tokens is None and made.status != "failed" and call.view is not None and call.view.free:
             await self._write_off(call, made.id)
             return
@@ -271,13 +275,19 @@ class Kept:
 
     def _estimate(self, call: Call, owner: Owner) -> Estimate | None:
         """What to book for a response if nobody will ever say more: its input by its size, at most the output that it may have."""
+        view = call.view
+        if view is None:
+            return None
+        tokens_in = (len(call.body) - view.file_bytes) // meter.BYTES_PER_TOKEN + getattr(call, "context_tokens", 0)
+        return Estimate(call.started_us, tokens_in, self._output_max(call, owner))
+
+    def _output_max(self, call: Call, owner: Owner) -> int:
+        """The longest answer that a response may have."""
         place, view = self._placed(call.runtime).candidates.get(owner.deployment), call.view
         if place is None or view is None:
-            return None
+            return 0
         asked = view.max_output_tokens if view.max_output_tokens is not None else call.output_ceiling
-        output_max = place.deployment.max_output_tokens if asked is None else asked
-        text_bytes = len(call.body) - view.file_bytes
-        return Estimate(call.started_us, text_bytes // meter.BYTES_PER_TOKEN, output_max * view.n)
+        return (place.deployment.max_output_tokens if asked is None else asked) * view.n
 
     async def _write_off(self, call: Call, name: str, *, late: bool = False) -> None:
         """Books an estimate for a response whose upstream will not tell what it used: it is deleted, gone, or cancelled without a word.

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -56,7 +56,8 @@ class Batched(msgspec.Struct, frozen=True, array_like=True):
 class Owner(msgspec.Struct, frozen=True, array_like=True):
     """Where something is kept. background: its usage was not known when it was made.
 
-    batched: of a file of requests. batch: of a file that a batch has left, the batch.
+    batched: of a file of requests. batch: of a file that a batch has left, the batch. tokens: that a request begins with which names it, at most;
+    0: not known.
     """
 
     upstream: str
@@ -64,6 +65,7 @@ class Owner(msgspec.Struct, frozen=True, array_like=True):
     background: bool = False
     batched: Batched | None = None
     batch: str = ""
+    tokens: int = 0
 
 
 class Promised(msgspec.Struct, frozen=True, array_like=True):
@@ -75,6 +77,7 @@ class Promised(msgspec.Struct, frozen=True, array_like=True):
     batched: Batched
     upstream: str
     worker: str
+    made_ms: int  # Unix milliseconds
     of_anthropic: bool = False
     agent: str = ""
     session: str = ""
@@ -175,10 +178,18 @@ class Owners:
         self.missed_total += len(keys) - len(found)
         return found
 
-    async def keep(self, tenant: str, names: Sequence[str], owner: Owner) -> None:
-        """Remembers who made what; it is on disk, and in Redis if there is one, when this returns. What fails is counted."""
-        payload = msgspec.msgpack.encode(owner)
-        sealed = {key: self._sealed(key, payload) for key in (self._key(tenant, name) for name in names)}
+    async def keep(
+        self, tenant: str, names: Sequence[str], owner: Owner, *, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        """Remembers who made what; it is on disk, and in Redis if there is one, when this returns. What fails is counted.
+
+        sizes: tokens by name, where they are not the owner's.
+        """
+        sealed: dict[bytes, bytes] = {}
+        for name in names:
+            tokens = owner.tokens if sizes is None else sizes.get(name, owner.tokens)
+            key = self._key(tenant, name)
+            sealed[key] = self._sealed(key, msgspec.msgpack.encode(msgspec.structs.replace(owner, tokens=tokens)))
         entries = {key: value for key, value in sealed.items() if self._recent.get(key) != value}
         if not entries:
             return
