@@ -14,7 +14,7 @@ from proxy.dialects import translate_messages_words as anthropic
 from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.translate_errors import malformed
 from proxy.dialects.translate_messages_turns import messages_of
-from proxy.dialects.translate_models import reasons
+from proxy.dialects.translate_models import reasons, thinks
 from proxy.dialects.translate_schema import is_strict, of_arguments
 
 _STOPS_MAX = 4
@@ -127,7 +127,7 @@ def _effort(asked: MessagesRequest) -> chat.Effort | None:
 
 def _put_claude(request: chat.Request, asked: MessagesRequest) -> None:
     """What only Anthropic's models take: how much they may think, and where a prompt cache ends among the tools."""
-    if asked.thinking is not None:
+    if asked.thinking is not None and thinks(request.model):
         request.thinking = msgspec.Raw(_encode(asked.thinking))
     for tool, given in zip(request.tools or (), asked.tools or (), strict=True):
         tool.cache_control = given.cache_control

@@ -6,6 +6,7 @@ import re
 
 _CLAUDE = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
 _ADAPTIVE_SINCE = (4, 6)
+_THINKING_SINCE = (3, 7)
 _NO_SAMPLING_SINCE = (4, 7)
 _REASONING = re.compile(r"(?:^|[/.])(?:o[1-9]|gpt-(?:[5-9]|\d\d)|codex)")
 
@@ -13,6 +14,11 @@ _REASONING = re.compile(r"(?:^|[/.])(?:o[1-9]|gpt-(?:[5-9]|\d\d)|codex)")
 def thinks_adaptively(model: str) -> bool:
     """Whether a Claude model chooses itself how much to think: since 4.6 it can, and later ones refuse a budget."""
     return _version(model) >= _ADAPTIVE_SINCE
+
+
+def thinks(model: str) -> bool:
+    """Whether a Claude model can think before it answers, since 3.7; unknown names cannot."""
+    return _version(model) >= _THINKING_SINCE
 
 
 def takes_sampling(model: str) -> bool:
