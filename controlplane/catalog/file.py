@@ -75,8 +75,16 @@ class UpstreamEntry(msgspec.Struct, frozen=True):
         None
     )
     connect_timeout_s: Annotated[Seconds, Meta(description="How long connecting may take.")] = 5.0
-    first_byte_timeout_s: Annotated[Seconds, Meta(description="How long the first byte may take.")] = 60.0
-    idle_timeout_s: Annotated[Seconds, Meta(description="Longest silence within an answer.")] = 30.0
+    first_byte_timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description="How long the first content of a stream may take, or the head of a whole answer, "
+            "which providers send when all of it is written. Then the next deployment is tried."
+        ),
+    ] = 300.0
+    idle_timeout_s: Annotated[
+        Seconds, Meta(description="Longest silence within an answer; models that reason are silent for long.")
+    ] = 120.0
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Connections one worker holds to it.")] = 1024
     reports_cost: Annotated[
         bool,
@@ -229,7 +237,7 @@ class ModelEntry(msgspec.Struct, frozen=True):
     deployments: Annotated[
         tuple[DeploymentEntry, ...], Meta(min_length=1, max_length=100, title="a list of 1 to 100 deployments")
     ]
-    timeout_s: Annotated[Seconds, Meta(description="Deadline of a call, retries included.")] = 120.0
+    timeout_s: Annotated[Seconds, Meta(description="Deadline of a call, retries included.")] = 600.0
     attempts_max: Annotated[int, Meta(ge=1, le=20, description="Tries at most.")] = 3
     cache_ttl_s: Annotated[
         int | None, Meta(ge=0, le=31_536_000, description="How long answers are kept; the tenant's policy unless set.")

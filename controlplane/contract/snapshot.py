@@ -186,8 +186,8 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     base_url: str
     credential: str | None = None
     connect_timeout_s: float = 5.0
-    first_byte_timeout_s: float = 60.0
-    idle_timeout_s: float = 30.0
+    first_byte_timeout_s: float = 300.0
+    idle_timeout_s: float = 120.0
     connections_max: int = 1024
     reports_cost: bool = False  # its answers say what they cost: `usage.cost`, in USD
     options: dict[str, str] = {}
@@ -221,7 +221,7 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
 
     alias: str
     deployments: tuple[Deployment, ...]
-    timeout_s: float = 120.0
+    timeout_s: float = 600.0
     attempts_max: int = 3
     cache_ttl_s: int | None = None  # None: the tenant's
     cache_stale_while_revalidate_s: int | None = None  # None: the tenant's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import openai
 import pytest
 
 from controlplane.catalog.compile import NoPrices, compile_snapshot
@@ -54,3 +55,12 @@ def test_mistakes_are_named(entry: str, said: str) -> None:
         parse(f"upstreams:\n  - {entry}\n", file="f.yaml")
     assert said in str(caught.value)
     assert "abc" not in str(caught.value)
+
+
+def test_calls_may_take_as_long_as_the_vendors_sdks_wait() -> None:
+    """Nothing of ours ends a long answer that a client would still wait for; a try may take half of it."""
+    text = "upstreams: [{name: a, base_url: https://a.example/v1}]\nmodels: [{name: m, deployments: [{upstream: a, model: m}]}]"
+    snapshot = compile_snapshot(parse(text, file="f.yaml").config, CatalogState(), NoPrices(), now_us=0)
+    (upstream,), (route,) = snapshot.upstreams, snapshot.routes
+    assert openai.DEFAULT_TIMEOUT.read == route.timeout_s == 2 * upstream.first_byte_timeout_s
+    assert upstream.idle_timeout_s >= 60
