@@ -277,6 +277,21 @@ ENDPOINTS = {
     "images_generations": "JSON or events. Without `model` it is `dall-e-2`. Without tokens in the answer, by the price's `picture`, else unpriced.",
     "images_edits": "A form; as generations.",
     "images_variations": "A form; as generations.",
+    "files_create": "A form with `purpose: batch` and a JSON Lines file. Every line is checked as a call of its own would be, and written with the upstream's names of the models; it may ask for chat completions, responses, embeddings or completions.",
+    "files_list": "Its tenant's only, at most 100 at once.",
+    "files_get": "Its tenant's only.",
+    "files_delete": "Its tenant's only. The results of a batch only when they are booked.",
+    "files_content": "Its tenant's only; sent on as it comes.",
+    "batches_create": "Holds what the batch may cost until it is booked.",
+    "batches_list": "Its tenant's only, at most 100 at once.",
+    "batches_get": "Its tenant's only. One that has ended is booked within seconds, once, in records of the operation `batch_usage`.",
+    "batches_cancel": "Its tenant's only; what was done is booked.",
+    "messages_batches_create": "Every request is checked as a call of its own would be. Holds what the batch may cost until it is booked.",
+    "messages_batches_list": "Its tenant's only, with `limit` and `after_id`, at most 100 at once.",
+    "messages_batches_get": "Its tenant's only; `results_url` leads here. Booked as OpenAI's.",
+    "messages_batches_delete": "Its tenant's only, and only when it is booked.",
+    "messages_batches_results": "Its tenant's only; sent on as it comes.",
+    "messages_batches_cancel": "Its tenant's only; what was done is booked.",
     "models": "The models that the key may use, from the configuration; no upstream is asked. For Anthropic's clients in pages, with `limit`, `after_id` and `before_id`.",
     "passthrough": "`/passthrough/{upstream}/...`: any path of an upstream, for tenants that have a grant.",
 }
@@ -299,7 +314,7 @@ def endpoints_page() -> str:
         "`operation` is its name in records, metrics and `calls.operation`; `stored` says whether an answer may be kept and given again.\n"
         "Every one needs a key, counts against its tenant's limits, and leaves exactly one record.\n\n"
         + _table(("request", "operation", "client", "stored", "what works"), rows)
-        + "\nNot served: WebSockets (`responses.connect`, realtime), files, vector stores, containers, batches and assistants; "
+        + "\nNot served: WebSockets (`responses.connect`, realtime), files that are no batches, vector stores, containers and assistants; "
         "an operator can grant their paths as passthrough.\n"
     )
 

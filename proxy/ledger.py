@@ -26,14 +26,17 @@ from itertools import islice
 
 import msgspec
 
-from controlplane.contract.records import CallRecord
+from controlplane.contract.records import CallRecord, Outcome
 from controlplane.contract.snapshot import BudgetStatus, Quota, QuotaAction, QuotaScope, TenantPolicy, Window
 from proxy.quotas.account import ALL, Account, Line, Meter, Settled, Share, empty
 from proxy.quotas.plan import Plan, Rule, Who, lines_of, who_of
 from proxy.quotas.windows import WINDOWS
 
 OTHERS = "(others)"  # the instance that newcomers share when there is no room
+OWN_CHANNEL = "settlement"  # of what the proxy asks by itself: no client has made such a request
 UNITS = ("requests", "tokens", "nanousd", "calls")
+BATCH_USAGE = "batch_usage"  # the operation of a record of what a batch used: there is one of each id
+_ONCE_MAX = 4_096  # of those ids; each is asked for again only until its batch is noted as settled
 _EVICTION_TRIES = 8  # of the least recently used instances
 
 
@@ -60,6 +63,7 @@ class LedgerState(msgspec.Struct):
     ended: dict[str, dict[Window, Settled]] = {}  # the one before it, of the kinds in KEPT
     counters: list[CounterState] = []
     quotas: dict[str, tuple[Quota, ...]] = {}  # those by which records are booked, by tenant
+    once: list[str] = []  # ids of the last records of batches, oldest first
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -109,6 +113,7 @@ class Ledger:
         self._tables: dict[tuple[str, str], dict[str, Account]] = {}  # by tenant and counter, then by value
         self._plans: dict[str, Plan] = {}
         self._lend: Callable[[Line], None] | None = None
+        self._once: dict[str, None] = {}
         self.calls = 0  # settled since this worker's first start
         self.nanousd = 0
         self.tokens = 0
@@ -229,7 +234,11 @@ class Ledger:
         self.calls += 1
         self.tokens += tokens
         self.nanousd += nanousd
-        requests = 1 if record.attempts else 0
+        if record.operation == BATCH_USAGE:
+            self._once[record.call_id] = None
+            while len(self._once) > _ONCE_MAX:
+                del self._once[next(iter(self._once))]
+        requests = 1 if _is_request(record) else 0
         tenant = record.tenant
         if not tenant or not (tokens or nanousd or requests):
             return
@@ -239,6 +248,10 @@ class Ledger:
         if plan is not None and plan.rules:
             for account in self._instances(tenant, plan.rules, who_of(record), at_us):
                 account.settle(tokens=tokens, nanousd=nanousd, requests=requests, at_us=at_us)
+
+    def has_booked(self, call_id: str) -> bool:
+        """Whether this record of a batch is among those booked: known for as long as the amounts are, over kills and restarts."""
+        return call_id in self._once
 
     def state(self) -> LedgerState:
         """The settled amounts as they are now; shares its parts with the ledger, so encode it before anything else runs."""
@@ -255,6 +268,7 @@ class Ledger:
         for table in self._tables.values():
             for account in table.values():
                 state.counters += [_counter_state(account, meter) for meter in account.meters.values()]
+        state.once = list(self._once)
         state.quotas = {tenant: plan.policy.quotas for tenant, plan in self._plans.items() if plan.policy.quotas}
         return state
 
@@ -268,6 +282,7 @@ class Ledger:
     def restore(self, state: LedgerState) -> None:
         """Continues from an earlier life's amounts; the ledger must be new."""
         self.calls, self.nanousd, self.tokens = state.calls, state.nanousd, state.tokens
+        self._once = dict.fromkeys(state.once)
         for tenant, windows in state.tenants.items():
             for window, settled in windows.items():
                 self._account(tenant, settled.start_us).meters[window, "UTC"] = Meter(window, "UTC", settled)
@@ -406,6 +421,13 @@ def watch_ledger(watch: Callable[[str, str, Callable[[], float]], None], ledger:
         "Idle instances of quotas dropped while what they had spent still counted.",
         lambda: ledger.forgiven_total,
     )
+
+
+def _is_request(record: CallRecord) -> bool:
+    """Whether a call counts where a quota is about requests: it reached an upstream, or it was a list of models."""
+    if not record.attempts:
+        return record.operation == "models" and record.outcome is Outcome.OK
+    return record.channel != OWN_CHANNEL or record.operation != "responses_get"
 
 
 def _over(line: Line, wanted: int, now_us: int) -> Refused:

@@ -1,8 +1,8 @@
-"""Books what responses in the background used, whether or not anybody comes back for them.
+"""Books what responses in the background and batches used, whether or not anybody comes back for them.
 
 Such a response is answered before its usage is known. It is written down with its owner as unsettled; whoever first sees it finished books it:
 its client, or this loop, which asks for it as a call of its tenant in the channel `settlement`. So a response that is made and never
-read is not free. One worker of a host does this for all of them.
+read is not free. One worker of a host does this for all of them, and it alone books batches (`proxy.batch_bills`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ import structlog
 
 from controlplane.contract.ids import new_id
 from proxy.background import Silence
+from proxy.batch_bills import BatchBills
 from proxy.call import Call
 from proxy.exchange import Exchange
 from proxy.pipeline import Pipeline
 from proxy.runtime import KeyIdentity, Runtime
+from proxy.transports.batches import SETTLEMENT, Batches
 from proxy.transports.kept import Kept
 from proxy.transports.owners import Owners, OwnersUnavailable, Unsettled
 
-CHANNEL = "settlement"
+CHANNEL = SETTLEMENT
 LOOK_S_MAX = 60.0  # between two looks at the same response
+BATCH_LOOK_S_MAX = 300.0  # and at the same batch, which may take a day
 _GONE = 404
+_Place = tuple[str, str, bool]  # tenant, id, and whether it is known to have ended
 
 log = structlog.get_logger("proxy.settlement")
 
@@ -39,15 +43,17 @@ class Settlement:
         runtime: Callable[[], Runtime | None],
         *,
         every_s: float,
+        bills: BatchBills | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """every_s: how soon a new one is looked at; the pause doubles with each look that finds it unfinished."""
+        """every_s: how soon a new one is looked at; the pause doubles with each look that finds it unfinished. bills: None: batches are left alone."""
         self._pipeline = pipeline
         self._owners = owners
         self._runtime = runtime
         self._every_s = every_s
+        self._bills = bills
         self._monotonic = monotonic
-        self._next: dict[Unsettled, tuple[float, float]] = {}  # when to look again, and the pause after that
+        self._next: dict[_Place, tuple[float, float]] = {}  # when to look again, and the pause after that
         self.looks_total = 0
         self.given_up_total = 0  # responses whose usage nobody can learn any more
 
@@ -67,21 +73,27 @@ class Settlement:
 
     async def look_at_all(self) -> None:
         """One round: every response that is due. Raises OwnersUnavailable."""
-        open_now = await self._owners.unsettled()
-        self._next = {item: self._next.get(item, (self._monotonic(), self._every_s)) for item in open_now}
-        for item, (due, pause_s) in list(self._next.items()):
+        open_now = {_place_of(item): item for item in await self._owners.unsettled()}
+        self._next = {place: self._next.get(place, (self._monotonic(), self._every_s)) for place in open_now}
+        for place, item in open_now.items():
+            due, pause_s = self._next[place]
             if self._monotonic() < due:
                 continue
-            self._next[item] = (self._monotonic() + pause_s, min(2 * pause_s, LOOK_S_MAX))
+            most_s = LOOK_S_MAX if item.batch is None else BATCH_LOOK_S_MAX
+            self._next[place] = (self._monotonic() + pause_s, min(2 * pause_s, most_s))
             await self.look(item)
 
     async def look(self, item: Unsettled) -> None:
-        """Asks for one response as its tenant; it is booked on the way if it is finished."""
+        """Asks for one as its tenant; it is booked on the way if it is finished. Raises OwnersUnavailable."""
         runtime = self._runtime()
         identity = None if runtime is None else _identity(runtime, item)
         if runtime is None or identity is None:
             return  # its tenant may come back with another snapshot
         self.looks_total += 1
+        if item.batch is not None:
+            if self._bills is not None:
+                await self._bills.look(runtime, identity, item, item.batch)
+            return
         call = Call(
             runtime,
             "responses_get",
@@ -101,6 +113,11 @@ class Settlement:
             await self._owners.give_up(item)
 
 
+def _place_of(item: Unsettled) -> _Place:
+    """A batch of which is known that it has ended is another one: it is looked at at once."""
+    return item.tenant, item.name, item.batch is not None and item.batch.ended
+
+
 def _identity(runtime: Runtime, item: Unsettled) -> KeyIdentity | None:
     """The key that made it, else any other of its tenant."""
     found: KeyIdentity | None = None
@@ -113,7 +130,12 @@ def _identity(runtime: Runtime, item: Unsettled) -> KeyIdentity | None:
 
 
 def watch_kept(
-    watch: Callable[[str, str, Callable[[], float]], None], owners: Owners, kept: Kept, settlement: Settlement
+    watch: Callable[[str, str, Callable[[], float]], None],
+    owners: Owners,
+    kept: Kept,
+    settlement: Settlement,
+    batches: Batches,
+    bills: BatchBills,
 ) -> None:
     """Shows the figures of what upstreams keep."""
     disk = owners.disk
@@ -131,11 +153,19 @@ def watch_kept(
         lambda: owners.unavailable_total,
     )
     watch("owners_forged_total", "Owners that were found and that we did not write.", lambda: owners.forged_total)
-    watch("owners_refused_total", "Ids that the asking tenant did not make.", lambda: kept.refused_total)
-    watch("owners_unsettled", "Responses in the background whose usage is not known yet.", lambda: settlement.waiting)
+    watch(
+        "owners_refused_total",
+        "Ids that the asking tenant did not make.",
+        lambda: kept.refused_total + batches.refused_total,
+    )
+    watch(
+        "owners_unsettled",
+        "Responses in the background and batches whose usage is not known yet.",
+        lambda: settlement.waiting,
+    )
     watch(
         "owners_held",
-        "Responses in the background whose cost this worker holds against budgets.",
+        "Responses in the background and batches whose cost this worker holds against budgets.",
         lambda: kept.promises.held,
     )
     watch("owners_unsettled_looks_total", "Looks at those.", lambda: settlement.looks_total)
@@ -146,6 +176,12 @@ def watch_kept(
     )
     watch(
         "owners_given_up_total",
-        "Responses in the background whose usage was never learned.",
-        lambda: settlement.given_up_total + owners.unsettled_disk.evicted_total,
+        "Responses in the background and batches whose usage was never learned.",
+        lambda: settlement.given_up_total + bills.given_up_total + owners.unsettled_disk.evicted_total,
+    )
+    watch("batches_booked_total", "Batches that have ended and whose usage was booked.", lambda: bills.booked_total)
+    watch(
+        "batches_unknown_total",
+        "Gaps in the results of booked batches: lines without usage that could be read. Their cost is an estimate.",
+        lambda: bills.unknown_total,
     )

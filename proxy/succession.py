@@ -94,7 +94,9 @@ def dealt_out(found: dict[str, LedgerState], names: Sequence[str], *, now_us: in
             for part in (one.now, one.ended):
                 if part is not None:
                     _add(pools.setdefault(place, {}), part)
-    states = {name: LedgerState(state.calls, state.nanousd, state.tokens) for name, state in found.items()}
+    states = {
+        name: LedgerState(state.calls, state.nanousd, state.tokens, once=state.once) for name, state in found.items()
+    }
     for place, pool in pools.items():
         current = _current(pool, place, now_us)
         ended = max((start for start in pool if start < current), default=None) if place.window in KEPT else None

@@ -52,9 +52,9 @@ from proxy.transports.cache_group import shared_tier
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.cache_watch import watch_cache
+from proxy.transports.chains import Chains, watch_chains
 from proxy.transports.coalesce import Coalesce
 from proxy.transports.coalesce_shared import SharedFlights, watch_flights
-from proxy.transports.chains import Chains, watch_chains
 from proxy.transports.concurrency import ConcurrencyTransport
 from proxy.transports.dispatch import Dispatch
 from proxy.transports.failover import Failover

@@ -84,6 +84,10 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     background_responses_max: Annotated[int, Meta(ge=1)] = 10_000  # whose usage is still to be learned
     background_settle_s_max: Annotated[float, Meta(gt=0)] = 86_400.0  # after which that is given up
     background_look_every_s: Annotated[float, Meta(gt=0)] = 5.0  # how soon a new one is looked at
+    batch_settle_s_max: Annotated[float, Meta(gt=0)] = 7 * 86_400.0  # after which learning what it used is given up
+    batch_lines_max: Annotated[int, Meta(ge=1)] = 100_000  # requests of one batch
+    batch_line_bytes_max: Annotated[int, Meta(ge=1024)] = 16 * 1024 * 1024  # of its results, when they are booked
+    batch_list_pages_max: Annotated[int, Meta(ge=1)] = 20  # of an upstream's list that are looked through for one of a tenant
 
     # the cache's third tier, shared by workers and hosts
     redis: str | None = None  # see `controlplane.contract.redis_address`; its password comes in the environment

@@ -118,6 +118,18 @@ def rewritten_form(body: bytes, form: Form, *, model: str) -> bytes:
     return b"".join(pieces)
 
 
+def form_with_file(body: bytes, form: Form, *, name: bytes, content: bytes) -> bytes:
+    """The form with another content of one file and the same boundary. Raises Malformed if that content holds the boundary."""
+    if b"--" + form.boundary in content:
+        raise Malformed("the boundary of the form is found within a file; choose another")
+    pieces: list[bytes] = []
+    for part in form.parts:
+        replaced = part.name == name and part.filename is not None
+        pieces += (_head(form.boundary, part), content if replaced else body[part.start : part.end], b"\r\n")
+    pieces.append(b"--%b--\r\n" % form.boundary)
+    return b"".join(pieces)
+
+
 def _part(head: bytes, *, start: int, end: int) -> Part:
     name: bytes | None = None
     filename: bytes | None = None

@@ -112,14 +112,15 @@ class SoundScanner:
 
     __slots__ = ("content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, *, free: bool = False) -> None:
+        """free: it costs nothing, however it ends."""
         self.content_seen = False
         self.done = False
         self.error_event = b""
         self.ending = b""
         self.events = 0
         self.finish_reason = ""
-        self.tokens: Tokens | None = None
+        self.tokens: Tokens | None = NO_TOKENS if free else None
 
     def feed(self, data: bytes) -> bytes:
         """The bytes."""

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from proxy.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from proxy.dialects.dialect import Dialect
+from proxy.dialects.filed import FiledDialect
 from proxy.dialects.openai_chat import OpenAiChat
 from proxy.dialects.openai_completions import OpenAiCompletions
 from proxy.dialects.openai_embeddings import OpenAiEmbeddings
@@ -76,6 +77,19 @@ def _form(name: str, path: str, dialect: Dialect, unit: str) -> Operation:
 def _kept(name: str, method: bytes, path: str) -> Operation:
     """An operation on what an upstream keeps."""
     return Operation(name, Protocol.RESPONSES, method, _both(path), Kept(), kept=True, named=True)
+
+
+def _filed(name: str, method: bytes, path: str, *, form: bool = False, raw: bool = False) -> Operation:
+    """An operation on OpenAI's files and batches."""
+    return Operation(
+        name, Protocol.OPENAI, method, _both(path), FiledDialect(), named=True, client_content_type=form, raw=raw
+    )
+
+
+def _batched(name: str, method: bytes, path: str, *, raw: bool = False) -> Operation:
+    """An operation on Anthropic's batches."""
+    dialect = FiledDialect(of_anthropic=True)
+    return Operation(name, Protocol.ANTHROPIC, method, _both(path), dialect, named=True, raw=raw)
 
 
 _ROWS: tuple[Operation, ...] = (
@@ -188,6 +202,21 @@ _ROWS: tuple[Operation, ...] = (
     ),
     _form("images_edits", "/images/edits", ImagesEdits(), "picture"),
     _form("images_variations", "/images/variations", ImagesVariations(), "picture"),
+    _filed("files_create", b"POST", "/files", form=True),
+    _filed("files_list", b"GET", "/files"),
+    _filed("files_get", b"GET", "/files/{}"),
+    _filed("files_delete", b"DELETE", "/files/{}"),
+    _filed("files_content", b"GET", "/files/{}/content", raw=True),
+    _filed("batches_create", b"POST", "/batches"),
+    _filed("batches_list", b"GET", "/batches"),
+    _filed("batches_get", b"GET", "/batches/{}"),
+    _filed("batches_cancel", b"POST", "/batches/{}/cancel"),
+    _batched("messages_batches_create", b"POST", "/messages/batches"),
+    _batched("messages_batches_list", b"GET", "/messages/batches"),
+    _batched("messages_batches_get", b"GET", "/messages/batches/{}"),
+    _batched("messages_batches_delete", b"DELETE", "/messages/batches/{}"),
+    _batched("messages_batches_results", b"GET", "/messages/batches/{}/results", raw=True),
+    _batched("messages_batches_cancel", b"POST", "/messages/batches/{}/cancel"),
     Operation("models", None, b"GET", (*_both("/models"), *_both("/models/{*}")), local=True),
 )
 
@@ -196,6 +225,8 @@ PASSTHROUGH_PREFIX = b"/passthrough/"
 _PASSTHROUGH = Operation("passthrough", None, b"", ())
 
 OPERATIONS: Mapping[str, Operation] = {row.name: row for row in (*_ROWS, _PASSTHROUGH)}
+
+BATCH_OPERATIONS: frozenset[str] = frozenset(row.name for row in _ROWS if isinstance(row.dialect, FiledDialect))
 
 _SPOKEN: Mapping[str, frozenset[Protocol]] = {
     "openai": frozenset((Protocol.OPENAI, Protocol.RESPONSES)),

@@ -156,7 +156,9 @@ class HttpTransport:
     ) -> Reply:
         reader = wire.dialect if wire.translation is None else wire.translation
         event_bytes_max = self._settings.stream_event_bytes_max
-        scanner: Scanner = SoundScanner(free=view.free) if raw else reader.scanner(view=view, event_bytes_max=event_bytes_max)
+        scanner: Scanner = (
+            SoundScanner(free=view.free) if raw else reader.scanner(view=view, event_bytes_max=event_bytes_max)
+        )
         if wire.reports_cost:
             scanner = CostReader(scanner, attempt)
             attempt.reported_ratio_max = self._settings.reported_cost_ratio_max

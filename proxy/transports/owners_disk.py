@@ -86,17 +86,21 @@ class OwnersDisk:
             found.append(value)
         return found
 
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of keys, which live no longer for it."""
+        return [self._cache.get(key, default=None) for key in keys]
+
     def values(self) -> list[bytes]:
         """All values that have not expired; for small files."""
         found = (self._cache.get(key) for key in list(self._cache.iterkeys()))
         return [value for value in found if value is not None]
 
-    def put(self, entries: Mapping[bytes, bytes]) -> None:
-        """Stores values, all or none."""
+    def put(self, entries: Mapping[bytes, bytes], ttl_s: float | None = None) -> None:
+        """Stores values, all or none. ttl_s: for these alone."""
         cache = self._cache
         with cache.transact():
             for key, value in entries.items():
-                cache.set(key, value, expire=self._ttl_s)
+                cache.set(key, value, expire=self._ttl_s if ttl_s is None else ttl_s)
             self._make_room(cache)
 
     def add(self, key: bytes, value: bytes) -> bool:
