@@ -54,10 +54,11 @@ server:
 
 
 def _catalog(credential: str, ports: Ports) -> str:
+    waits = "first_byte_timeout_s: 20, idle_timeout_s: 10"
     return f"""upstreams:
-  - {{name: {PRIMARY}, base_url: "http://127.0.0.1:{ports.primary}/v1", credential: "{credential}"}}
-  - {{name: {SECONDARY}, base_url: "http://127.0.0.1:{ports.secondary}/v1", credential: "{credential}"}}
-  - {{name: {ANTHROPIC}, dialect: anthropic, base_url: "http://127.0.0.1:{ports.secondary}", credential: "{credential}"}}
+  - {{name: {PRIMARY}, base_url: "http://127.0.0.1:{ports.primary}/v1", credential: "{credential}", {waits}}}
+  - {{name: {SECONDARY}, base_url: "http://127.0.0.1:{ports.secondary}/v1", credential: "{credential}", {waits}}}
+  - {{name: {ANTHROPIC}, dialect: anthropic, base_url: "http://127.0.0.1:{ports.secondary}", credential: "{credential}", {waits}}}
 models:
   - name: gpt-4o-mini
     deployments:
