@@ -26,7 +26,7 @@ _REASONS = {
 }  # fmt: skip
 
 
-KEPT = (b"anthropic-beta", b"anthropic-version", b"api-key", b"content-type", b"x-api-key", b"x-goog-api-key")
+KEPT = (b"anthropic-beta", b"anthropic-version", b"api-key", b"content-type", b"host", b"x-api-key", b"x-goog-api-key")
 _NO_LINGER = struct.pack("ii", 1, 0)  # closing sends a reset
 _KEPT_LENGTHS = frozenset(map(len, KEPT))
 

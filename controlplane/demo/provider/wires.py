@@ -52,7 +52,10 @@ class Wires:
             AnthropicHeaders(identity, limits, now_s),
             inference,
             requests_per_minute=limits.requests_per_minute,
+            now_s=now_s,
             monotonic=monotonic,
+            batch_s=batch_s,
+            billed=billed,
         )
         self.exact: dict[bytes, Wire] = dict.fromkeys((CHAT, EMBEDDINGS, *ENDPOINTS), openai)
         responses = ResponsesWire(

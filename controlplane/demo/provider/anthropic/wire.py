@@ -10,6 +10,7 @@ import msgspec
 from controlplane.demo.faults import Fault
 from controlplane.demo.provider.answer import Answer, moment, plain
 from controlplane.demo.provider.anthropic import encoding, problems
+from controlplane.demo.provider.anthropic.batches import BATCHES, MessageBatches
 from controlplane.demo.provider.anthropic.composition import reply
 from controlplane.demo.provider.anthropic.headers import AnthropicHeaders
 from controlplane.demo.provider.anthropic.prompt import PrefixCache, Prefixes, prefixes, segments
@@ -53,13 +54,19 @@ class AnthropicWire:
         inference: Inference,
         *,
         requests_per_minute: int,
+        now_s: Callable[[], int],
         monotonic: Callable[[], float],
+        batch_s: float,
+        billed: Callable[[Answer], None],
     ) -> None:
+        """batch_s: that a batch takes. billed: called with each answer that a batch has got."""
         self.headers = headers
         self._inference = inference
         self._requests_per_minute = requests_per_minute
         self._prefixes = PrefixCache(monotonic)
         self._prompts: Memory[_Prompt] = Memory(_PROMPTS_BYTES_MAX)
+        self._billed = billed
+        self._batches = MessageBatches(run=self._run, duration_s=batch_s, now_s=now_s, monotonic=monotonic)
 
     def key(self, request: Request) -> bytes:
         """`x-api-key`, or the bearer token of an OAuth client."""
@@ -69,7 +76,7 @@ class AnthropicWire:
         scheme, _, token = request.key.partition(b" ")
         return token.strip() if scheme.lower() == b"bearer" else b""
 
-    def answer(self, request: Request, call_number: int) -> Answer:  # noqa: ARG002 - nothing is remembered of a call
+    def answer(self, request: Request, call_number: int) -> Answer:
         """The answer to a request. Raises Problem."""
         path = request.path
         if b"anthropic-version" not in request.headers:
@@ -78,6 +85,8 @@ class AnthropicWire:
             if request.method != b"POST":
                 raise wrong_method(request)
             return self._message(request) if path == MESSAGES else self._count(request)
+        if path.startswith(BATCHES):
+            return self._batches.answer(request, self.headers.answer_id(call_number))
         if path == MODELS or path.startswith(MODELS + b"/"):
             if request.method != b"GET":
                 raise wrong_method(request)
@@ -108,6 +117,14 @@ class AnthropicWire:
         answer = encoding.stream_answer(made) if prompt.asked.stream else encoding.json_answer(made)
         self._inference.memory.keep(place, answer)
         return answer
+
+    def _run(self, body: bytes, request: Request, call_number: int) -> Answer:  # noqa: ARG002 - nothing is remembered of a call
+        """Answers one request of a batch, and bills it. Raises Problem."""
+        made = self._message(msgspec.structs.replace(request, path=MESSAGES, body=body))
+        if made.streamed:
+            raise problems.invalid("stream: Streaming is not supported in batches")
+        self._billed(made)
+        return made
 
     def _prompt(self, place: Place) -> _Prompt:
         """A prompt that was read and counted, perhaps before."""
