@@ -123,7 +123,7 @@ def test_every_variable_is_explained() -> None:
 def test_secrets_have_no_default() -> None:
     """A secret that is missing stops the start; only the provider's credential may be empty."""
     text = (ROOT / "docker-compose.yml").read_text()
-    assert {"OPENAI_API_KEY"} == set(re.findall(r"\$\{([A-Z_]+):-", text))
+    assert {"OPENAI_API_KEY", "ANTHROPIC_API_KEY"} == set(re.findall(r"\$\{([A-Z_]+):-", text))
     assert not re.search(r"(?i)(password|token|pepper|secret)\w*: *[\"']?[a-z0-9]{4,}", text)
 
 
@@ -235,7 +235,7 @@ def test_fresh_secrets_are_made_once(tmp_path: Path) -> None:
     written = tmp_path / ".env"
     values = dict(line.split("=", 1) for line in written.read_text().splitlines() if line and not line.startswith("#"))
     assert set(_example()) == set(values)
-    secrets = [value for name, value in values.items() if name != "OPENAI_API_KEY"]
+    secrets = [value for name, value in values.items() if name not in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")]
     assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in secrets)
     assert len(secrets) == len(set(secrets))
     assert 0o600 == stat.S_IMODE(written.stat().st_mode)
