@@ -13,6 +13,7 @@ import msgspec
 from controlplane.demo.provider import prose
 from controlplane.demo.provider.answer import Usage
 from controlplane.demo.provider.anthropic import problems
+from controlplane.demo.provider.anthropic.hosted import HostedUse, Json, container_id, hosted_uses, is_hosted
 from controlplane.demo.provider.anthropic.prompt import Cached
 from controlplane.demo.provider.anthropic.request import Block, Message, MessagesRequest
 from controlplane.demo.provider.composition import ID_LETTERS, Choice, choose, last_text, whole_prompt
@@ -39,12 +40,13 @@ _CHOICES: dict[str, Literal["none", "auto", "required"]] = {"any": "required", "
 class Said:
     """One content block of an answer. pieces: its text, or a tool's input as JSON, token by token."""
 
-    type: str  # "thinking", "text", "tool_use"
+    type: str  # "thinking", "text", "tool_use", "server_tool_use", or what comes back of the last
     tokens: int
     pieces: tuple[str, ...] = ()
     signature: str = ""
     id: str = ""
     name: str = ""
+    result: Json | None = None  # of a tool of the provider's own, as a whole block
 
     @property
     def text(self) -> str:
@@ -62,6 +64,8 @@ class Reply:
     stop_sequence: str | None
     usage: Usage
     thinks: bool
+    searches: int = 0  # of the web
+    container: str = ""  # in which code ran
 
 
 def reply(
@@ -81,14 +85,26 @@ def reply(
     blocks: list[Said] = []
     if request.thinks and room:
         blocks.append(_thought(request, asked, tokenizer, draw, room))
-    left = room - sum(block.tokens for block in blocks)
+    uses = hosted_uses(request.tools, last_text(asked.messages), draw) if room else []
+    for use in uses:
+        blocks += _hosted(use, tokenizer)
+    left = max(0, room - sum(block.tokens for block in blocks))
     choice = choose(asked, tokenizer, draw, left)
     blocks += _said(request, asked, choice, tokenizer, draw, left)
     completion = sum(block.tokens for block in blocks)
     thinking = sum(block.tokens for block in blocks if block.type == "thinking")
     usage = Usage(prompt_tokens, completion, cached.read, thinking, cached.written_5m, cached.written_1h)
     reason = _stop_reason(choice, cut=completion >= room)
-    return Reply(model, tuple(blocks), reason, choice.stopped_at, usage, request.thinks)
+    searches = sum(use.name == "web_search" for use in uses)
+    container = container_id(draw) if len(uses) > searches else ""
+    return Reply(model, tuple(blocks), reason, choice.stopped_at, usage, request.thinks, searches, container)
+
+
+def _hosted(use: HostedUse, tokenizer: Tokenizer) -> list[Said]:
+    """A call of a tool of the provider's own, and its result, which costs the model nothing to write."""
+    pieces = tokenizer.encode(msgspec.json.encode(use.input).decode())
+    call = Said("server_tool_use", len(pieces), tuple(tokenizer.pieces(pieces)), id=use.id, name=use.name)
+    return [call, Said(str(use.result["type"]), 0, result=use.result)]
 
 
 def as_chat(request: MessagesRequest) -> ChatRequest:
@@ -97,7 +113,11 @@ def as_chat(request: MessagesRequest) -> ChatRequest:
     for message in request.messages:
         turns += _turns(message)
     choice = request.tool_choice
-    tools = [Tool("function", Function(tool.name, tool.description, tool.input_schema)) for tool in request.tools or ()]
+    tools = [
+        Tool("function", Function(tool.name, tool.description, tool.input_schema))
+        for tool in request.tools or ()
+        if not is_hosted(tool)
+    ]
     wanted: Literal["none", "auto", "required"] | ToolChoice | None = None
     if choice is not None:
         forced = choice.type == "tool"

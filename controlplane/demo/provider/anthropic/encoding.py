@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from controlplane.demo.provider.answer import EVENTS, ID, Answer
+from controlplane.demo.provider.answer import EVENTS, ID, MOMENT, Answer
 from controlplane.demo.provider.anthropic.composition import Reply, Said
 
 Json = dict[str, Any]  # JSON on its way to bytes
-_MARK = ID.decode()
+_MARK, _MOMENT = ID.decode(), MOMENT.decode()
 _REASON = b'"stop_reason":"'
 END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -32,7 +32,9 @@ def stream_answer(made: Reply) -> Answer:
         writing.events.append(PING)
     for index, block in enumerate(made.blocks):
         writing.block(index, block)
-    delta = {"stop_reason": made.stop_reason, "stop_sequence": made.stop_sequence}
+    delta: Json = {"stop_reason": made.stop_reason, "stop_sequence": made.stop_sequence}
+    if made.container:
+        delta["container"] = _container(made)
     usage = {key: value for key, value in usage_document(made).items() if key not in ("cache_creation", "service_tier")}
     writing.add(_event("message_delta", delta=delta, usage=usage))
     writing.step(0)
@@ -64,7 +66,14 @@ def usage_document(made: Reply, *, output: int | None = None) -> Json:
     }
     if made.thinks and output is None:
         document["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    if made.searches and output is None:
+        document["server_tool_use"] = {"web_search_requests": made.searches, "web_fetch_requests": 0}
     return document | {"service_tier": "standard"}
+
+
+def _container(made: Reply) -> Json:
+    """Where code ran."""
+    return {"id": made.container, "expires_at": _MOMENT}
 
 
 def refused(answer: Answer) -> Answer:
@@ -103,9 +112,9 @@ class _Writing:
         self.add(_event("content_block_start", index=index, content_block=_opened(block)))
         if index == 0:
             self.add(PING)
-        if block.type == "tool_use":
+        if block.type in _CALLS:
             self.add(_delta(index, "input_json_delta", "partial_json", ""))
-        kind, name = _DELTAS[block.type]
+        kind, name = _DELTAS.get(block.type, ("", ""))
         pieces = [piece for piece in block.pieces if piece]
         for piece in pieces:
             self.add(_delta(index, kind, name, piece))
@@ -120,7 +129,9 @@ _DELTAS = {
     "thinking": ("thinking_delta", "thinking"),
     "text": ("text_delta", "text"),
     "tool_use": ("input_json_delta", "partial_json"),
+    "server_tool_use": ("input_json_delta", "partial_json"),
 }
+_CALLS = frozenset(("tool_use", "server_tool_use"))
 
 
 def _message(made: Reply, output: int, *, whole: bool) -> Json:
@@ -134,6 +145,8 @@ def _message(made: Reply, output: int, *, whole: bool) -> Json:
         "stop_sequence": made.stop_sequence if whole else None,
         "usage": usage_document(made, output=None if whole else output),
     }
+    if made.container and whole:
+        message["container"] = _container(made)
     return message
 
 
@@ -143,7 +156,9 @@ def _content(block: Said) -> Json:
         return {"type": "thinking", "thinking": block.text, "signature": block.signature}
     if block.type == "text":
         return {"type": "text", "text": block.text}
-    return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.text)}
+    if block.result is not None:
+        return block.result
+    return {"type": block.type, "id": block.id, "name": block.name, "input": _input(block.text)}
 
 
 def _opened(block: Said) -> Json:
@@ -152,7 +167,9 @@ def _opened(block: Said) -> Json:
         return {"type": "thinking", "thinking": "", "signature": ""}
     if block.type == "text":
         return {"type": "text", "text": ""}
-    return {"type": "tool_use", "id": block.id, "name": block.name, "input": {}}
+    if block.result is not None:
+        return block.result
+    return {"type": block.type, "id": block.id, "name": block.name, "input": {}}
 
 
 def _input(text: str) -> Json:
@@ -174,5 +191,6 @@ def _event(kind: str, **fields: object) -> bytes:
 
 
 def _marked(document: Json) -> bytes:
-    """JSON in which the one mark stands as itself."""
-    return msgspec.json.encode(document).replace(b'"msg_01\\u0000"', b'"msg_01\x00"')
+    """JSON in which the marks stand as themselves."""
+    data = msgspec.json.encode(document).replace(b'"msg_01\\u0000"', b'"msg_01\x00"')
+    return data.replace(b'"expires_at":"\\u0002"', b'"expires_at":"\x02"')

@@ -10,6 +10,7 @@ import msgspec
 from controlplane.demo.provider import prose
 from controlplane.demo.provider.answer import EVENTS, ID, Answer, Usage
 from controlplane.demo.provider.composition import Choice, Composition
+from controlplane.demo.provider.responses.hosted import STEPS, hosted_calls
 from controlplane.demo.provider.responses.request import Item, ResponsesRequest
 from controlplane.demo.provider.tokens import Tokenizer
 
@@ -39,7 +40,7 @@ def make(request: ResponsesRequest, made: Composition, tokenizer: Tokenizer) -> 
     """A composition as a response, streamed or not."""
     choice = made.choices[0]
     summary = _summary(request, made)
-    output = _output(choice, made, summary)
+    output = _output(choice, made, summary, hosted_calls(request, MARK))
     cut = choice.finish_reason == "length"
     status = "incomplete" if cut else "completed"
     finished = document(request, made.model.name, status=status, output=output, usage=made.usage)
@@ -149,12 +150,13 @@ def _marked(data: bytes) -> bytes:
 # --- output --------------------------------------------------------------------------------------------------------------
 
 
-def _output(choice: Choice, made: Composition, summary: str) -> list[Item]:
-    """The items of an answer: its reasoning, then its calls or its message."""
+def _output(choice: Choice, made: Composition, summary: str, hosted: list[Item]) -> list[Item]:
+    """The items of an answer: its reasoning, what the provider's own tools did, then its calls or its message."""
     items: list[Item] = []
     if made.usage.reasoning:
         parts = [{"type": "summary_text", "text": summary}] if summary else []
         items.append({"id": _id("rs", 0), "type": "reasoning", "summary": parts})
+    items += hosted
     status = "incomplete" if choice.finish_reason == "length" else "completed"
     for call in choice.calls:
         items.append(
@@ -222,6 +224,8 @@ class _Writing:
             self.add("response.output_item.added", output_index=index, item=item | {"summary": []})
             for part in item["summary"]:
                 self._summary(place, part)
+        elif item["type"] in STEPS:
+            self._hosted(place, item)
         elif item["type"] == "function_call":
             opened = item | {"status": "in_progress", "arguments": ""}
             self.add("response.output_item.added", output_index=index, item=opened)
@@ -236,6 +240,18 @@ class _Writing:
             self.add("response.output_item.added", output_index=index, item=opened)
             self._text(place | {"content_index": 0}, item["content"][0], tokenizer.pieces(choice.tokens))
         self.add("response.output_item.done", output_index=index, item=item)
+
+    def _hosted(self, place: Json, item: Item) -> None:
+        """A call of a tool of the provider's own, step by step."""
+        kind = item["type"]
+        kept = ("id", "type", "action", "queries", "container_id")
+        opened = {name: value for name, value in item.items() if name in kept} | {"status": "in_progress"}
+        self.add("response.output_item.added", output_index=place["output_index"], item=opened)
+        for step in STEPS[kind]:
+            if step == "interpreting":
+                self.add("response.code_interpreter_call_code.delta", **place, delta=item["code"])
+                self.add("response.code_interpreter_call_code.done", **place, code=item["code"])
+            self.add(f"response.{kind}.{step}", **place)
 
     def _summary(self, place: Json, part: Json) -> None:
         place = place | {"summary_index": 0}
