@@ -10,7 +10,8 @@ Where the tenant's policy is to split, the flight has a hash in Redis beside its
    that are in the flight then have equal parts.
 4. *The count.* Each worker writes into the hash what its settled calls have booked. Some time later the first of them to look takes what is
    missing as *orphaned*, and counts it: parts of workers that died or left after the close, on whose behalf nobody can settle any more.
-   What is booked later still is counted as returned. So always: booked + orphaned - returned = bill.
+   What is booked later still is counted as returned. So always: booked + orphaned - returned = bill. Only what a worker has settled
+   in its last moment, and could not say before it was killed, is counted though it is booked: never too little.
 
 A close that Redis did not answer is void: the leader's worker pays everything, says so to Redis when it can, and sends no bill, without
 which nobody pays. A leader that died before the close has settled nothing, like every killed call, and nobody pays for it. Nothing is paid twice.
@@ -35,7 +36,8 @@ from proxy.savings import split_attempt
 from proxy.shared import Answer, Script, SharedState, SharedUnavailable
 from proxy.transports.flight_words import Bill
 
-LOOKS = 10  # of those who wait for a count
+LOOK_S = 0.005  # how soon those who wait for settlements look again; then ever less often
+LOOKS = 10  # of those who wait for a count, at the least
 HASH_MS = 3_600_000  # seats that nobody leaves, and bills that nobody looks at, are forgotten after this
 VOID_TRIES = 5
 _BILL, _PAID = b"!bill", b"$"  # fields that are no inbox's; the last before one
@@ -78,7 +80,10 @@ log = structlog.get_logger("proxy.flights")
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """A followed flight's place among those who pay. told: calls that Redis knows of."""
+    """A followed flight's place among those who pay, one after the other for each call here that follows it.
+
+    told: calls that Redis knows of. left: nobody follows now. paid: the part is on calls of this worker, once and for all.
+    """
 
     key: bytes
     call: Call
@@ -109,7 +114,8 @@ class Bills:
         self._count_after_s = count_after_s
         self._bills_max = bills_max
         self._monotonic = monotonic
-        self._seats: dict[str, Seat] = {}  # by the call that follows
+        self._seats: dict[bytes, Seat] = {}
+        self._sitting: dict[str, Seat] = {}  # by the call that follows
         self._tasks: set[asyncio.Task[None]] = set()
         self.members: Callable[[Call], Sequence[Call]] = lambda call: (call,)
         self.split_total = 0
@@ -126,34 +132,36 @@ class Bills:
 
     def sit(self, call: Call, key: bytes) -> None:
         """The calls of this worker will pay their part of a flight that another leads, if their tenant's policy is to split."""
-        if not splits(call) or call.call_id in self._seats:
+        if not splits(call) or call.call_id in self._sitting:
             return
-        if self.open >= self._bills_max:
-            self.full_total += 1
-            return
-        seat = self._seats[call.call_id] = Seat(key, call)
+        seat = self._seats.get(key)
+        if seat is None:
+            if self.open >= self._bills_max:
+                self.full_total += 1
+                return
+            seat = self._seats[key] = Seat(key, call)
+        seat.call, seat.left = call, False
+        self._sitting[call.call_id] = seat
         self._tell(seat)
 
     def recount(self, call: Call) -> None:
         """More or fewer calls share the flight of this one."""
-        seat = self._seats.get(call.call_id)
+        seat = self._sitting.get(call.call_id)
         if seat is not None:
             self._tell(seat)
 
     def rise(self, call: Call) -> None:
-        """The call follows no more. Whose part was fixed by then and is not paid, it is orphaned. Safe to call twice."""
-        seat = self._seats.pop(call.call_id, None)
-        if seat is not None and not seat.paid:
+        """The call follows no more. If its worker's part was fixed by then, and nobody else here pays it, it is orphaned. Safe to call twice."""
+        seat = self._sitting.pop(call.call_id, None)
+        if seat is not None:
             seat.left = True
             self._tell(seat)
 
     def pay(self, call: Call, bill: Bill) -> None:
         """Puts this worker's part of a bill on the call that follows, and sees to it."""
-        seat = self._seats.get(call.call_id)
-        if seat is None or seat.paid:
-            return
+        seat = self._sitting.get(call.call_id)
         own = parts_of(bill).get(self._inbox)
-        if own is not None:
+        if seat is not None and not seat.paid and own is not None:
             seat.paid = True
             call.attempts.extend(own)
             self._see_to(seat.key, call)
@@ -209,30 +217,34 @@ class Bills:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _tell(self, seat: Seat) -> None:
-        if not seat.telling:
+        if not seat.telling and not seat.paid:
             seat.telling = True
             self._spawn(self._keep_seat(seat))
 
     async def _keep_seat(self, seat: Seat) -> None:
-        """Tells Redis how many calls there are, until it knows; a flight that is closed takes no more news."""
-        shared = self._shared
+        """Tells Redis how many calls there are, until it knows; once the part is fixed, waits whether anybody pays it."""
         try:
-            while shared is not None and not seat.paid:
-                count = 0 if seat.left else len(self.members(seat.call))
-                if count == seat.told:
-                    return
-                try:
-                    may_sit = await shared.run(_SEAT, [seat.key], self._inbox, count, HASH_MS)
-                except SharedUnavailable:
-                    return
-                if not may_sit:
-                    break
-                seat.told = count
+            if not await self._is_open(seat) and seat.left and seat.told:
+                await asyncio.sleep(self._count_after_s)
+                await self._count(seat.key, taker=_taker())
         finally:
             seat.telling = False
-        if seat.left and seat.told:  # too late: its part is fixed
-            await asyncio.sleep(self._count_after_s)
-            await self._count(seat.key, taker=_taker())
+            if seat.left and not seat.paid:
+                self._seats.pop(seat.key, None)
+
+    async def _is_open(self, seat: Seat) -> bool:
+        """Whether the flight still took what there was to tell, or Redis did not say."""
+        while self._shared is not None and not seat.paid:
+            count = 0 if seat.left else len(self.members(seat.call))
+            if count == seat.told:
+                break
+            try:
+                if not await self._shared.run(_SEAT, [seat.key], self._inbox, count, HASH_MS):
+                    return False
+            except SharedUnavailable:
+                break
+            seat.told = count
+        return True
 
     def _see_to(self, key: bytes, call: Call) -> None:
         self._spawn(self._watch(key, tuple(self.members(call))))
@@ -241,6 +253,7 @@ class Bills:
         """Writes down what these calls have booked, as they settle; in time, looks who has not. Begins when their parts are on them."""
         parts = [_nanousd(call.attempts) for call in calls]
         told = returned = 0
+        pause_s = LOOK_S
         taker = _taker()
         counted, begun = False, self._monotonic()
         try:
@@ -257,13 +270,16 @@ class Bills:
                     counted = await self._count(key, taker=taker)
                 if (counted and told == booked and all(call.settled for call in calls)) or past_s > HASH_MS / 1000:
                     return
-                await asyncio.sleep(self._count_after_s / LOOKS)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, self._count_after_s / LOOKS)
         except asyncio.CancelledError:
             booked = _booked(calls, parts)
             if booked > told:
                 with contextlib.suppress(SharedUnavailable):
                     await self._say_booked(key, booked)
             raise
+        finally:
+            self._seats.pop(key, None)
 
     async def _say_booked(self, key: bytes, nanousd: int) -> int:
         """What Redis takes as booked by this worker: less, if it was counted before. Raises SharedUnavailable."""

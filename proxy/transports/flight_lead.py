@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from controlplane.contract.records import Outcome
 from proxy.call import Reply, StreamBroken
 from proxy.refusals import Refused
@@ -16,9 +18,13 @@ MESSAGE_BYTES = 256 * 1024  # about
 
 @dataclass(slots=True)
 class Place:
-    """How far one follower has come. pumping: somebody is sending to it. greeted: it was told since it asked that it is heard."""
+    """How far one follower has come. pumping: somebody is sending to it. greeted: it was told since it asked that it is heard.
+
+    late: it came when the answer had ended and the bill was made, so it pays nothing.
+    """
 
     position: int
+    late: bool = False
     greeted: bool = False
     head_sent: bool = False
     end_sent: bool = False
@@ -82,7 +88,7 @@ class Led:
         if not self.may_attach or self._given_up or not self._dropped <= position <= self._dropped + len(self._chunks):
             return False
         self.followed = True
-        place = self.followers.setdefault(inbox, Place(position))
+        place = self.followers.setdefault(inbox, Place(position, late=self._end is not None))
         place.position, place.greeted, place.head_sent, place.end_sent = position, False, False, False
         self._tell(inbox)
         return True
@@ -162,6 +168,8 @@ class Led:
         position = place.position
         last = position + len(chunks) == self._dropped + len(self._chunks)
         end = self._end if last and not place.end_sent else None
+        if end is not None and end.bill is not None and place.late:
+            end = msgspec.structs.replace(end, bill=None)
         if head is None and not chunks and end is None and place.greeted:
             return None
         place.greeted = True

@@ -34,15 +34,33 @@ class Host:
         self.shared = None
         if url is not None:
             self.shared = SharedState(ProxySettings(redis=url, redis_timeout_s=5.0, redis_pause_s=0.05), SECRETS)
-        self.inner = FakeInner(gated=True)
+        self.join(self.shared, FakeInner(gated=True), lease_s=lease_s, secret=secret)
+
+    def join(
+        self,
+        shared: SharedState | None,
+        inner: FakeInner,
+        *,
+        lease_s: float = 0.4,
+        secret: bytes = b"pepper",
+        count_after_s: float | None = None,
+    ) -> None:
+        """Its parts, joined as a worker joins them."""
+        self.shared, self.inner = shared, inner
         self.flights = SharedFlights(
-            self.inner, self.shared, secret=secret, lease_s=lease_s, buffer_bytes_max=10**6, flights_max=100
+            inner,
+            shared,
+            secret=secret,
+            lease_s=lease_s,
+            buffer_bytes_max=10**6,
+            flights_max=100,
+            count_after_s=count_after_s,
         )
         self.coalesce = Coalesce(
             self.flights, calls_max=100, buffer_bytes_max=10**6, buffers_bytes_max=10**7,
-            elsewhere=self.flights.followers,
+            elsewhere=self.flights.followers, recount=self.flights.bills.recount,
         )  # fmt: skip
-        self.flights.on_left = self.coalesce.left_elsewhere
+        self.flights.on_left, self.flights.bills.members = self.coalesce.left_elsewhere, self.coalesce.sharers
 
     async def open(self) -> Host:
         """Connected."""
