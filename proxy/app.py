@@ -16,7 +16,7 @@ from proxy.call import Call, Reply
 from proxy.dialects.operations import OPERATIONS, PASSTHROUGH_PREFIX, Operation, exact_paths, methods_of, resolve
 from proxy.exchange import Exchange
 from proxy.metrics import ProxyMetrics
-from proxy.ops import Ops, models_reply
+from proxy.ops import Ops
 from proxy.pipeline import Pipeline
 from proxy.refusals import refuse
 from proxy.runtime import Runtime
@@ -28,7 +28,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 PATHS: Mapping[str, Operation] = exact_paths()
 _STAGES_BEFORE_BODY = 1  # identify: so that the record of a body too large says whose it was
-_STAGES_OF_LOCAL = 2  # identify and admit
 _ENTROPY_CHARS = 16  # of one id, five bits each
 _ENTROPY_DRAWS = 256
 _NO_ENTROPY = bytes(10)
@@ -96,6 +95,7 @@ class ProxyApp:
         settings: ProxySettings,
         pipeline: Pipeline,
         passthrough: Pipeline,
+        unrouted: Pipeline,
         flights: Flights,
         metrics: ProxyMetrics,
         lifespan: Lifespan,
@@ -104,6 +104,7 @@ class ProxyApp:
         self._settings = settings
         self._pipeline = pipeline
         self._passthrough = passthrough  # of calls that no operation covers
+        self._unrouted = unrouted  # of calls that go to no model: lists of models, and what upstreams keep
         self._flights = flights
         self._lifespan = lifespan
         self._doorman = doorman
@@ -163,7 +164,9 @@ class ProxyApp:
         if not operation.method:
             pipeline = self._passthrough
             call.request_line = (exchange.method, exchange.target)
-        reply = self._reply_at_once(call, operation, pipeline, too_large=body is None)
+        elif operation.local or operation.named:
+            pipeline = self._unrouted
+        reply = self._reply_at_once(call, pipeline, too_large=body is None)
         if reply is not None and reply.stream is None and call.shortage is None:
             pipeline.answer(call, reply, exchange)
             return
@@ -182,15 +185,12 @@ class ProxyApp:
         if self._flights.leave(call):
             task.cancel()
 
-    def _reply_at_once(self, call: Call, operation: Operation, pipeline: Pipeline, *, too_large: bool) -> Reply | None:
+    def _reply_at_once(self, call: Call, pipeline: Pipeline, *, too_large: bool) -> Reply | None:
         """What can be said without waiting: a refusal, the list of models, an answer from memory."""
         if too_large:
             limit = self._settings.body_bytes_max
             refused = pipeline.enter(call, stages=_STAGES_BEFORE_BODY)
             return refused or refuse(refusals.TOO_LARGE, f"the request's body is larger than {limit} bytes")
-        if operation.local or operation.named:
-            refused = pipeline.enter(call, stages=_STAGES_OF_LOCAL)
-            return refused or (models_reply(call) if operation.name == "models" else None)
         return pipeline.enter(call)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:

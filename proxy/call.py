@@ -114,7 +114,7 @@ class Call:
         "fell_back", "first_token_us", "headers", "identity", "known", "operation", "outcome", "output_ceiling", "parts", "path",
         "patience", "peer", "price_version", "priority", "query", "quota_warning", "ratelimit_requests", "ratelimit_tokens",
         "refilled", "reply", "request_cache", "request_line", "reservation", "responding", "response_bytes", "response_kept",
-        "route", "runtime", "saved_nanousd", "session", "settled", "shortage", "started_ns", "started_us", "status", "tags",
+        "route", "runtime", "saved_nanousd", "session", "settled", "shortage", "started_ns", "started_us", "status", "tags", "tally",
         "target", "tokens", "trace_id", "user", "view", "waited_ns",
     )  # fmt: skip
 
@@ -125,6 +125,7 @@ class Call:
     fell_back: str  # why another model than the one asked for was tried; such an answer is nobody else's
     quota_warning: str  # which soft quotas it passed, and which sent it to another model
     context_tokens: int  # of what it builds on at its upstream; only of a call that does, once that was looked up
+    tally: object | None  # owned by stages/tally.py; only of a call that goes through it
     entered: int  # stages entered and not left
     responding: bool  # status and headers were handed to the server
     answered: bool  # the last bytes were handed to the server

@@ -28,15 +28,17 @@ import msgspec
 
 from controlplane.contract.records import CallRecord, Outcome
 from controlplane.contract.snapshot import BudgetStatus, Quota, QuotaAction, QuotaScope, TenantPolicy, Window
+from proxy.dialects.operations import OPERATIONS
 from proxy.quotas.account import ALL, Account, Line, Meter, Settled, Share, empty
 from proxy.quotas.plan import Plan, Rule, Who, lines_of, who_of
 from proxy.quotas.windows import WINDOWS
 
 OTHERS = "(others)"  # the instance that newcomers share when there is no room
-OWN_CHANNEL = "settlement"  # of what the proxy asks by itself: no client has made such a request
+OWN_CHANNEL = "settlement"  # of what the proxy asks by itself; a client that names it in an operation that goes to no model is not believed
 UNITS = ("requests", "tokens", "nanousd", "calls")
 BATCH_USAGE = "batch_usage"  # the operation of a record of what a batch used: there is one of each id
 _ONCE_MAX = 4_096  # of those ids; each is asked for again only until its batch is noted as settled
+_UNROUTED = frozenset(name for name, row in OPERATIONS.items() if row.named)
 _EVICTION_TRIES = 8  # of the least recently used instances
 
 
@@ -427,7 +429,7 @@ def _is_request(record: CallRecord) -> bool:
     """Whether a call counts where a quota is about requests: it reached an upstream, or it was a list of models."""
     if not record.attempts:
         return record.operation == "models" and record.outcome is Outcome.OK
-    return record.channel != OWN_CHANNEL or record.operation != "responses_get"
+    return record.channel != OWN_CHANNEL or record.operation not in _UNROUTED
 
 
 def _over(line: Line, wanted: int, now_us: int) -> Refused:

@@ -96,6 +96,14 @@ def _nothing_at(path: str) -> str:
     )
 
 
+class ModelsList:
+    """What answers calls that go to no model without waiting: those for lists of models."""
+
+    def lookup(self, call: Call) -> Reply | None:
+        """The list; None for anything else."""
+        return models_reply(call) if call.operation == "models" else None
+
+
 def models_reply(call: Call) -> Reply:
     """The aliases that this key may use, in the shape of the client's protocol; or one of them, by its name in the path."""
     identity = call.identity

@@ -23,6 +23,7 @@ from proxy.ledger import Ledger, watch_ledger
 from proxy.lending import open_lending, watch_lending
 from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
+from proxy.ops import ModelsList
 from proxy.pipeline import Pipeline
 from proxy.quotas.account import Share
 from proxy.repeats import Repeats
@@ -40,6 +41,7 @@ from proxy.stages.over import refuse_over
 from proxy.stages.pass_through import PassThrough
 from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
+from proxy.stages.tally import Tally
 from proxy.status import StatusReporter
 from proxy.succession import Retired, open_spool, places_of, retired_ids
 from proxy.transports.batch import Batch, watch_batch
@@ -174,7 +176,7 @@ class Worker:
             tokens_remembered_max=settings.tokens_remembered_max,
         )
         passthrough = self._join_pipelines(identify, balancer)
-        self.app = ProxyApp(settings, self.pipeline, passthrough, self.coalesce, metrics, self, identify)
+        self.app = ProxyApp(settings, self.pipeline, passthrough, self.unrouted, self.coalesce, metrics, self, identify)
         if self.lending is not None:
             self.app.degraded = self.lending.lacks
         self.app.sick = self.breaker.sick
@@ -271,6 +273,15 @@ class Worker:
         local: dict[str, Transport] = dict.fromkeys(KEPT_OPERATIONS, self.kept)
         local |= dict.fromkeys(BATCH_OPERATIONS, self.batches)
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, self.metrics, local=local)
+        refill = None if self.lending is None else self.lending.refill
+        self.unrouted = Pipeline(
+            (*stages[:2], Tally(self.ledger, refill=refill)),
+            self.kept,
+            ModelsList(),
+            self.spool,
+            self.metrics,
+            local=local,
+        )
         self.bills = BatchBills(
             self.pipeline, self.spool, self.ledger, self.owners, self.promises, settings, self.metrics
         )

@@ -66,9 +66,10 @@ class Plan:
     """A tenant's policy as accounts and ceilings.
 
     lines: those over the tenant's own account. rules: what has to be looked up for each call. free: nothing limits this tenant here.
+    counts_requests: something limits what calls do that cost nothing.
     """
 
-    __slots__ = ("free", "lines", "policy", "rules")
+    __slots__ = ("counts_requests", "free", "lines", "policy", "rules")
 
     def __init__(self, policy: TenantPolicy, account: Account, *, cap: Callable[[Line], None], now_us: int) -> None:
         self.policy = policy
@@ -79,6 +80,7 @@ class Plan:
             line.budget = True
         self.rules = rules_of(policy.quotas)
         self.free = not self.lines and not self.rules
+        self.counts_requests = any(amount_of(quota)[0] in (REQUESTS, SLOTS) for quota in policy.quotas)
 
 
 def is_own(quota: Quota) -> bool:

@@ -43,6 +43,7 @@ from proxy.quotas.account import REQUESTS, TOKENS, Line, left_of
 from proxy.quotas.plan import Plan, Who
 from proxy.refusals import NOT_READY, refuse
 from proxy.runtime import Candidate, RouteEntry
+from proxy.stages.counted import hold_request
 from proxy.stages.over import refuse_over, refuse_unpriced
 
 SOUND_BYTES_PER_S_MIN = 500  # no codec that is understood afterwards needs less
@@ -101,9 +102,11 @@ class Reserve:
     def enter(self, call: Call) -> Reply | None:
         """Reserves where there is a limit. Candidates without a price are taken out where the tenant does not allow them."""
         identity, view = call.identity, call.view
-        if identity is None or view is None or view.free:
+        if identity is None or view is None:
             return None
         policy = identity.tenant
+        if view.free:
+            return self._count(call, view, policy)
         if policy.unpriced is Unpriced.REFUSE:
             refusal = _keep_priced(call, policy, view)
             if refusal is not None:
@@ -129,6 +132,19 @@ class Reserve:
             if call.cost_nanousd > held.nanousd or call.tokens.total > held.tokens:
                 self._ledger.exceeded_total += 1
             self._ledger.release(held)
+
+    def _count(self, call: Call, view: RequestView, policy: TenantPolicy) -> Reply | None:
+        """What costs nothing is a request all the same, and nothing besides."""
+        now_us = self._now_us()
+        plan = self._ledger.plan(policy, now_us=now_us)
+        if not plan.counts_requests:
+            return None
+        who = _who(call, view) if plan.rules else None
+        held = hold_request(self._ledger, self._refill, call, plan, who, now_us=now_us)
+        if isinstance(held, Reply):
+            return held
+        call.reservation = held
+        return None
 
     def _hold(
         self, call: Call, view: RequestView, plan: Plan, now_us: int, *, passed: tuple[str, ...] = ()

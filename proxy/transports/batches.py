@@ -35,7 +35,7 @@ from proxy.dialects.filed import (
 from proxy.dialects.multipart import check_boundary, form_with_file, read_form
 from proxy.dialects.operations import OPERATIONS, Protocol
 from proxy.dialects.responses_state import written_anew
-from proxy.ledger import Refused
+from proxy.ledger import OWN_CHANNEL, Refused
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 from proxy.runtime import Candidate, Runtime
@@ -45,7 +45,7 @@ from proxy.transports.places import Places, pinned
 from proxy.transports.promises import Promises
 from proxy.view import read_view
 
-SETTLEMENT = "settlement"  # the channel of calls that settle what tenants have used
+SETTLEMENT = OWN_CHANNEL  # of calls that settle what tenants have used
 _ID = re.compile(r"[A-Za-z0-9_\-]{1,256}")
 _PAGE = 100  # items that an upstream is asked for at once
 _PAGE_USUAL = 20
