@@ -31,6 +31,7 @@ def row(*by: str, nanousd: int = 0, unpriced: int = 0) -> CostRow:
         calls_final=1,
         calls_estimated=0,
         calls_unpriced=unpriced,
+        items_nanousd={"search": nanousd // 2, "container": nanousd // 4},
     )
 
 
@@ -54,8 +55,9 @@ def test_csv_comes_back_as_it_was(values: list[tuple[str, int]]) -> None:
     head, body, total = lines[0], lines[1:-1], lines[-1]
     assert (len(values), "total") == (len(body), total[0])
     assert {len(head)} == {len(line) for line in lines}
-    column = head.index("cost_usd")
-    assert sum((Decimal(line[column]) for line in body), Decimal(0)) == Decimal(total[column])
+    for name in ("cost_usd", "items_usd"):
+        column = head.index(name)
+        assert sum((Decimal(line[column]) for line in body), Decimal(0)) == Decimal(total[column])
     assert [found.by[0] for found in wanted.rows] == [
         line[1][1:] if line[1][:1] == "'" != found.by[0][:1] else line[1]
         for line, found in zip(body, wanted.rows, strict=True)

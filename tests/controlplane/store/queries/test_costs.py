@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
-from controlplane.contract.pricing import TOKEN_KINDS, Tokens
+from controlplane.contract.pricing import ITEM_KINDS, TOKEN_KINDS, Item, Tokens
 from controlplane.contract.records import CallRecord, CostState
 from controlplane.errors import BadRequest, TooLarge
 from controlplane.store.client import Store
+from controlplane.store.queries.calls import show_call
 from controlplane.store.queries.costs import DIMENSIONS, costs_by, total_cost, total_nanousd
-from tests.controlplane.store.fakes import START_US, a_call
+from tests.controlplane.store.fakes import START_US, a_call, an_attempt
 from tests.controlplane.store.fill import fill
 
 DAY_US = 86_400_000_000
@@ -108,3 +110,26 @@ def test_too_many_rows_are_refused(store: Store) -> None:
     fill(store, *many_calls())
     with pytest.raises(TooLarge, match="more than 10 rows"):
         costs_by(store, ("session",), from_us=FROM_US, to_us=TO_US, rows_max=10)
+
+
+def test_what_is_no_token_stands_apart(store: Store) -> None:
+    """Items of every kind come back from their attempt exactly, and reports sum them by kind: a part of the cost, not more."""
+    dice = random.Random(3)
+    calls = []
+    for n in range(40):
+        items = tuple(
+            Item(kind, dice.randrange(1, 10**9), dice.choice([None, dice.randrange(10**12)]))
+            for kind in sorted(dice.sample(ITEM_KINDS, dice.randrange(4)))
+        )
+        attempt = msgspec.structs.replace(an_attempt(), cost_nanousd=10**13, items=items)
+        calls.append(a_call(n, tenant=dice.choice(["acme", "beta"]), cost_nanousd=10**13, attempts=(attempt,)))
+    fill(store, *calls)
+    for call in calls:
+        assert call.items == show_call(store, call.call_id).items
+    for row in costs_by(store, ("tenant",), from_us=FROM_US, to_us=TO_US):
+        expected: dict[str, int] = {}
+        for item in (item for call in calls if (call.tenant,) == row.by for item in call.items):
+            if item.nanousd is not None:
+                expected[item.kind] = expected.get(item.kind, 0) + item.nanousd
+        assert expected == row.items_nanousd
+        assert row.cost_nanousd >= sum(row.items_nanousd.values())
