@@ -108,7 +108,10 @@ def _refuse(asked: ChatRequest) -> None:
         if bytes(getattr(asked, name)) not in _ABSENT:
             raise Malformed(f"`{name}` cannot be translated; use `tools` and `tool_choice`", name)
     for name in ("audio", "logit_bias", "logprobs", "moderation", "top_logprobs", "web_search_options"):
-        if bytes(getattr(asked, name)) not in _ABSENT:
+        given = bytes(getattr(asked, name))
+        if given not in _ABSENT or (
+            given == b"{}" and name == "web_search_options"
+        ):  # which asks for a search as it comes
             raise Malformed(f"`{name}` cannot be had from a model of Anthropic's; leave it out", name)
 
 

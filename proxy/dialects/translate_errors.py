@@ -13,6 +13,7 @@ from proxy.dialects.dialect import Malformed
 _OVERLOADED = 529  # Anthropic's own status
 _PATH = re.compile(r" - at `\$\.?(.*?)`$")
 _FIELD = re.compile(r"(?:required|unknown) field `([^`]+)`")
+_STRANGE = re.compile(r"Invalid (?:enum )?value '([^']*)'")  # of a closed set, such as the types of a message's parts
 _TOO_LONG = "prompt is too long"  # what clients of Anthropic's look for before they make their conversation shorter
 _KIND_OF_STATUS: Mapping[int, str] = {
     400: "invalid_request_error",
@@ -136,6 +137,11 @@ def malformed(error: msgspec.MsgspecError | RecursionError) -> Malformed:
     steps += [] if field is None else [field[1]]
     param = ".".join(step for step in steps if step).strip(".") or None
     said = text if path is None else text[: path.start()]
+    strange = _STRANGE.match(said)
+    if strange is not None:
+        said = (
+            f"`{strange[1][:64]}` cannot be said to this model's upstream, which speaks another language; leave it out"
+        )
     return Malformed(f"`{param}`: {said}" if param else said, param)
 
 

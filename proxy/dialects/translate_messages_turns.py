@@ -102,7 +102,15 @@ def _part(block: anthropic.TextBlock | anthropic.ImageBlock | anthropic.Document
         raise Malformed(
             f"`{param}.source`: a document must be sent with its bytes to a model of OpenAI's", f"{param}.source"
         )
-    return chat.FilePart(chat.FileContent(filename=block.title or "document", file_data=_data_url(source)))
+    return chat.FilePart(
+        chat.FileContent(filename=_filename(block.title, source.media_type), file_data=_data_url(source))
+    )
+
+
+def _filename(title: str | None, media_type: str) -> str:
+    """A name with an ending, by which OpenAI's servers and others tell what a file is."""
+    name = title or "document"
+    return name if "." in name else f"{name}.{media_type.rpartition('/')[2]}"
 
 
 def _data_url(source: anthropic.Base64Source) -> str:

@@ -110,6 +110,7 @@ def test_each_field_is_mapped_or_left_out(fields: dict[str, Any], expected: dict
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities.1"),
         ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"web_search_options": {}}, "web_search_options"),
         ({"no_such_field": 1}, "no_such_field"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
         ({"temperature": "warm"}, "temperature"),

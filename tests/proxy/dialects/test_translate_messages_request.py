@@ -190,10 +190,20 @@ def test_documents() -> None:
     found = messages(
         {"role": "user", "content": [{"type": "document", "source": pdf, "title": "a.pdf"}]},
         {"role": "user", "content": [{"type": "document", "source": plain, "title": "T"}]},
+        {"role": "user", "content": [{"type": "document", "source": pdf}]},
     )
     file = {"filename": "a.pdf", "file_data": "data:application/pdf;base64,BB"}
     assert [{"type": "file", "file": file}] == found[0]["content"]
     assert "T\n\nbody" == found[1]["content"]
+    assert "document.pdf" == found[2]["content"][0]["file"]["filename"]
+
+
+def test_a_part_that_the_other_language_lacks_is_refused_by_its_kind() -> None:
+    """The message names the part, and that another upstream is the reason."""
+    part = {"type": "search_result", "source": "s", "title": "t", "content": []}
+    with pytest.raises(Malformed, match="`search_result` cannot be said to this model's upstream") as refused:
+        messages({"role": "user", "content": [part]})
+    assert "messages.0.content.0.type" == refused.value.param
 
 
 def test_an_answer_of_thinking_alone_is_no_message() -> None:
