@@ -7,7 +7,7 @@ import importlib
 import click
 
 COMMANDS = {
-    "budgets": "keys",
+    "budgets": "budgets",
     "cache": "cache",
     "check-config": "doctor",
     "controlplane": "serve",

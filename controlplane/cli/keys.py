@@ -1,4 +1,4 @@
-"""Virtual keys and what they may use: keys, tenants, budgets, models."""
+"""Virtual keys and what they may use: keys, tenants, models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from controlplane.catalog.file import QuotaEntry
 from controlplane.catalog.keys import Keys
 from controlplane.catalog.load import load
 from controlplane.catalog.state import KeyRecord
 from controlplane.cli.installation import Installation, config_option, data_option, open_installation
-from controlplane.cli.output import json_option, moment, print_json, print_table, speaks_plainly, usd
+from controlplane.cli.output import json_option, moment, print_json, print_table, speaks_plainly
 from controlplane.clock import US_PER_S
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -181,41 +180,6 @@ def tenants(config: Path, as_json: bool) -> None:
 @config_option
 @json_option
 @speaks_plainly
-def budgets(config: Path, as_json: bool) -> None:
-    """Lists the budgets and quotas that the configuration sets."""
-    known = load(config).config.tenants
-    found = [(tenant.name, budget) for tenant in known for budget in tenant.budgets]
-    quotas = [(tenant.name, quota) for tenant in known for quota in tenant.quotas]
-    if as_json:
-        print_json(
-            [
-                *({"tenant": tenant, **msgspec.to_builtins(one), "id": one.budget_id} for tenant, one in found),
-                *({"tenant": tenant, **msgspec.to_builtins(one), "id": one.quota_id} for tenant, one in quotas),
-            ]
-        )
-        return
-    rows: list[tuple[str, str, str, str]] = [
-        (tenant, one.budget_id, one.window, usd(one.usd, digits=2) if one.usd is not None else f"{one.tokens:,} tokens")
-        for tenant, one in found
-    ]
-    rows += [(tenant, one.quota_id, one.window or "at once", _ceiling(one)) for tenant, one in quotas]
-    print_table("budgets", ("tenant", "budget", "window", "ceiling"), rows, right=("ceiling",))
-
-
-def _ceiling(quota: QuotaEntry) -> str:
-    """How much, for each of what, and what happens beyond it."""
-    if quota.usd is not None:
-        amount = usd(quota.usd, digits=2)
-    else:
-        unit = next(name for name in ("tokens", "requests", "concurrency") if getattr(quota, name) is not None)
-        amount = f"{getattr(quota, unit):,} {'calls' if unit == 'concurrency' else unit}"
-    return f"{amount} per {quota.per}, {quota.action}"
-
-
-@click.command()
-@config_option
-@json_option
-@speaks_plainly
 def models(config: Path, as_json: bool) -> None:
     """Lists model aliases and the deployments that serve them."""
     found = load(config).config.models
@@ -259,4 +223,4 @@ def _without_hash(record: KeyRecord) -> dict[str, object]:
     return document
 
 
-COMMANDS = (keys, tenants, budgets, models)
+COMMANDS = (keys, tenants, models)
