@@ -172,7 +172,7 @@ class Bills:
         None: nobody else pays, or Redis did not answer. May be cancelled, and asked again; whoever gives up in between calls `void`.
         """
         shared = self._shared
-        if shared is None or not call.attempts or not splits(call):
+        if shared is None or not splits(call) or not any(one.cost_nanousd or one.tokens.total for one in call.attempts):
             return None
         if self.open >= self._bills_max:
             self.full_total += 1

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controlplane.contract.proxy_settings import ProxySettings
-from controlplane.contract.records import CacheState, Outcome
+from controlplane.contract.records import AttemptError, AttemptRecord, CacheState, Outcome
 from proxy.call import Call, StreamBroken
+from proxy.refusals import EXHAUSTED, UNAVAILABLE, refuse
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import SharedState
 from proxy.transports.coalesce import Coalesce
@@ -223,6 +224,24 @@ async def test_a_leader_that_fails_leaves_its_followers_to_themselves(hosts: tup
     leader.task.cancel()
     await until(lambda: follower.ended)
     assert ("complete", [b'{"answer":1}'], 1) == (follower.ended, follower.got, len(two.inner.calls))
+
+
+@pytest.mark.parametrize(("asked", "calls"), [(True, 0), (False, 1)])
+async def test_a_refusal_is_shared_if_upstreams_were_asked(hosts: tuple[Host, Host], asked: bool, calls: int) -> None:
+    """All upstreams failed: nobody else need find that out. All breakers here are open: those there may not be."""
+    one, two = hosts
+    one.inner.answer = lambda: refuse(EXHAUSTED, "all failed") if asked else refuse(UNAVAILABLE, "all are open")
+    leader = await _lead(one)
+    two.inner.gate.set()
+    if asked:
+        leader.call.attempts.append(AttemptRecord("sim/m", "sim", "m", 1, 2, error=AttemptError.STATUS_5XX))
+    follower = await _follow(one, two)
+    one.inner.gate.set()
+    await until(lambda: leader.ended and follower.ended)
+    assert leader.reply is not None
+    assert follower.reply is not None
+    assert (502 if asked else 503, 502 if asked else 200) == (leader.reply.status, follower.reply.status)
+    assert calls == len(two.inner.calls)
 
 
 @pytest.mark.parametrize("configured", [False, True])
