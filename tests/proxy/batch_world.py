@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import openai
@@ -20,7 +20,7 @@ from controlplane.demo.provider.server import Provider
 from proxy.ledger import BATCH_USAGE
 from tests.proxy.fakes import PEPPER, World
 
-CHAT = "/v1/chat/completions"
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 PRICE = Price(
     2_000_000_000,
     8_000_000_000,
