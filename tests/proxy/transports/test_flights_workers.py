@@ -21,6 +21,8 @@ import pytest
 from controlplane.contract.keys import hash_key
 from controlplane.contract.records import CacheState, CallRecord
 from controlplane.contract.snapshot import (
+    CachePolicy,
+    CoalesceCost,
     Deployment,
     KeyEntry,
     Route,
@@ -50,6 +52,8 @@ from tests.proxy.redis_server import RedisServer
 pytestmark = pytest.mark.e2e
 WORKERS = 3
 CALLS = 24
+COST_NANOUSD = 15_000
+SPLIT_KEY = "sk-heph-split"
 DOORS = 2  # to Redis, of each worker: for flights and for the cache
 BODY = {"model": "gpt", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "stream": True}
 
@@ -70,8 +74,14 @@ class Fleet:
         snapshot = Snapshot(
             version=3,
             created_us=time.time_ns() // 1000,
-            tenants=(TenantPolicy("acme"),),
-            keys=(KeyEntry(hash=hash_key(KEY.encode(), PEPPER), id="k", tenant="acme"),),
+            tenants=(
+                TenantPolicy("acme"),
+                TenantPolicy("globex", cache=CachePolicy(coalesce_cost=CoalesceCost.SPLIT)),
+            ),
+            keys=(
+                KeyEntry(hash=hash_key(KEY.encode(), PEPPER), id="k", tenant="acme"),
+                KeyEntry(hash=hash_key(SPLIT_KEY.encode(), PEPPER), id="s", tenant="globex"),
+            ),
             upstreams=(Upstream("u", "openai", f"http://127.0.0.1:{upstream.port}/v1"),),
             routes=(Route(alias="gpt", deployments=(Deployment("u/m", "u", "gpt", price=PRICE),)),),
         )
@@ -122,9 +132,9 @@ class Fleet:
                 return worker
         raise AssertionError("no worker asks upstream")
 
-    async def call(self, prompt: str) -> tuple[str, str]:
+    async def call(self, prompt: str, key: str = KEY) -> tuple[str, str]:
         """One call over a connection of its own, so that the kernel spreads them: how it was answered, and its bytes."""
-        async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=60.0) as client:
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {key}"}, timeout=60.0) as client:
             answer = await client.post(
                 f"http://127.0.0.1:{self.port}/v1/chat/completions",
                 json=BODY | {"messages": [{"role": "user", "content": prompt}]},
@@ -147,8 +157,11 @@ class Fleet:
 
 
 async def test_many_workers_ask_once_and_a_killed_leader_is_replaced(tmp_path: Path) -> None:
-    """All callers get the same bytes from one upstream call, whose bill is there once; a leader killed before its answer is replaced."""
-    go_on = asyncio.Event()
+    """All callers get the same bytes from one upstream call, whose bill is there once; a leader killed before its answer is replaced.
+
+    A tenant that splits its bills has a part on each record, and these sum to it.
+    """
+    go_on, settle = asyncio.Event(), asyncio.Event()
     asked_from: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def script(wire: Wire, request: Received) -> None:
@@ -156,7 +169,7 @@ async def test_many_workers_ask_once_and_a_killed_leader_is_replaced(tmp_path: P
             asked_from.set_result(wire.writer.get_extra_info("peername")[1])
             await wire.hang()
             return
-        await go_on.wait()
+        await (settle if b"split" in request.body else go_on).wait()
         await wire.send(STREAM_HEAD + chunk(event() + event("Hello")))
         await wire.send(chunk(event("", delta={}, finish_reason="stop") + usage_event() + DONE) + STREAM_END)
 
@@ -171,6 +184,10 @@ async def test_many_workers_ask_once_and_a_killed_leader_is_replaced(tmp_path: P
         go_on.set()
         answers = await asyncio.gather(*tasks)
         assert 1 == len(upstream.received)
+        splitting = [asyncio.create_task(fleet.call("split", SPLIT_KEY)) for _ in range(CALLS)]
+        await fleet.inflight(CALLS)
+        settle.set()
+        answers += await asyncio.gather(*splitting)
         mortal = [asyncio.create_task(fleet.call("mortal")) for _ in range(CALLS)]
         fleet.worker_at(await asked_from).kill()
         survivors = [one for one in await asyncio.gather(*mortal, return_exceptions=True) if isinstance(one, tuple)]
@@ -182,11 +199,14 @@ async def test_many_workers_ask_once_and_a_killed_leader_is_replaced(tmp_path: P
             fleet.process.kill()
             await fleet.process.wait()
     assert 1 == len({text for _, text in [*answers, *survivors]})
-    assert (3, True) == (len(upstream.received), len(survivors) > 0)
+    assert (4, True) == (len(upstream.received), len(survivors) > 0)
     states = Counter(state for state, _ in answers)
-    assert (1, CALLS) == (states["miss"], states["miss"] + states["coalesced"] + states["hit"])
+    assert (2, 2 * CALLS) == (states["miss"], states["miss"] + states["coalesced"] + states["hit"])
     assert len(records) == len({record.call_id for record in records})
     paying = [record for record in records if record.cost_nanousd]
-    assert [(CacheState.MISS, 15_000)] * 2 == [(record.cache, record.cost_nanousd) for record in paying]
+    plain = [(record.cache, record.cost_nanousd) for record in paying if record.tenant == "acme"]
+    assert [(CacheState.MISS, COST_NANOUSD)] * 2 == plain
+    parts = [record.cost_nanousd for record in paying if record.tenant == "globex"]
+    assert (COST_NANOUSD, True) == (sum(parts), len(parts) > CALLS // 2)
     saved = sum(record.saved_nanousd for record in records)
-    assert (CALLS - 1 + len(survivors) - 1) * 15_000 == saved
+    assert (CALLS - 1 + CALLS - 1 + len(survivors) - 1) * COST_NANOUSD == saved
