@@ -122,7 +122,9 @@ def sum_up(call: Call) -> None:
     call.tokens = _sum(attempts)
     call.cost_nanousd = sum(attempt.cost_nanousd for attempt in attempts)
     states = {
-        attempt.cost_state for attempt in attempts if attempt.tokens.total or attempt.cost_state is CostState.UNPRICED
+        attempt.cost_state
+        for attempt in attempts
+        if attempt.tokens.total or attempt.cost_nanousd or attempt.cost_state is CostState.UNPRICED
     }
     call.cost_state = next((s for s in (CostState.UNPRICED, CostState.ESTIMATED) if s in states), CostState.FINAL)
     call.price_version = attempts[-1].price_version

@@ -23,6 +23,10 @@ _FINE_TUNED = re.compile(r"^(ft:[^:]+):.*$")
 _NAME_CHARS_MAX = 256
 _TOOLS = frozenset(("search", "file_search", "container"))
 Amount = int | dict[str, int]
+_FOLLOWERS = {
+    "input": ("cache_read", "cache_write", "cache_write_1h", "audio_input", "image_input"),
+    "output": ("reasoning", "audio_output", "image_output"),
+}
 _MAKERS = frozenset(
     {
         "anthropic", "cerebras", "cohere", "deepseek", "gemini", "google", "groq", "mistral", "mistralai", "models", "moonshot", "openai",
@@ -152,9 +156,8 @@ class PriceBook:
                     row, version = earlier, f"until-{earlier.until}/{name}"
                     break
         kinds = _kinds(row)
-        kinds.setdefault("cache_read", row.input)
         return msgspec.structs.replace(
-            price_by_kind(kinds, version=version),
+            _price(kinds, version=version),
             long=_long(kinds, row.long, version),
             service=tuple(_service(kinds, name, each, version) for name, each in sorted(row.service.items())),
         )
@@ -195,17 +198,38 @@ class PriceBook:
 
 def _service(kinds: Mapping[str, Amount], name: str, row: ServiceRow, version: str) -> ServicePrice:
     version = f"{version}/{name}"
-    own = {**kinds, **_kinds(row)}
-    return ServicePrice(
-        name, msgspec.structs.replace(price_by_kind(own, version=version), long=_long(own, row.long, version))
-    )
+    own = _tier(kinds, row)
+    return ServicePrice(name, msgspec.structs.replace(_price(own, version=version), long=_long(own, row.long, version)))
 
 
 def _long(kinds: Mapping[str, Amount], rows: Mapping[int, Kinds], version: str) -> tuple[LongPrice, ...]:
     return tuple(
-        LongPrice(above, price_by_kind({**kinds, **_kinds(row)}, version=f"{version}/above-{above}"))
+        LongPrice(above, _price(_tier(kinds, row), version=f"{version}/above-{above}"))
         for above, row in sorted(rows.items())
     )
+
+
+def _tier(kinds: Mapping[str, Amount], row: Kinds) -> dict[str, Amount]:
+    """What a tier costs that states only some kinds. Where it is dearer, what it leaves out is dearer too, by the same factor, rounded up.
+
+    The published tables leave out most of all the discounts of a prompt cache and the tokens of reasoning.
+    """
+    own = _kinds(row)
+    tier = {**kinds, **own}
+    for leader, followers in _FOLLOWERS.items():
+        before, now = kinds.get(leader), own.get(leader)
+        if not (isinstance(before, int) and isinstance(now, int) and now > before > 0):
+            continue
+        for kind in followers:
+            amount = kinds.get(kind)
+            if kind not in own and isinstance(amount, int):
+                tier[kind] = -(-amount * now // before)
+    return tier
+
+
+def _price(kinds: Mapping[str, Amount], *, version: str) -> Price:
+    """A price by its kinds; what is read from a prompt cache costs as input where no discount is published."""
+    return price_by_kind({"cache_read": kinds["input"], **kinds}, version=version)
 
 
 def _kinds(row: PriceRow | Kinds) -> dict[str, Amount]:

@@ -17,6 +17,8 @@ _NO_CREDIT = "credit balance is too low"
 _encode = msgspec.json.Encoder().encode
 
 
+_IN_SUMS = frozenset(("message", "fallback_message", ""))
+_SUMMED = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
 _Count = Annotated[int, Meta(ge=0)] | None
 
 
@@ -33,16 +35,28 @@ class OutputDetails(msgspec.Struct):
     thinking_tokens: _Count = None
 
 
-class Usage(msgspec.Struct):
-    """Usage as Anthropic reports it: `input_tokens` holds neither what a prompt cache gave nor what it took."""
+class Counts(msgspec.Struct):
+    """What was used at one time: `input_tokens` holds neither what a prompt cache gave nor what it took."""
 
     input_tokens: _Count = None
     output_tokens: _Count = None
     cache_creation_input_tokens: _Count = None
     cache_read_input_tokens: _Count = None
     cache_creation: CacheCreation | None = None
+
+
+class Iteration(Counts):
+    """One of the model's runs for an answer. Those of type `message` are in the sums, all others beside them."""
+
+    type: str = ""
+
+
+class Usage(Counts):
+    """Usage as Anthropic reports it."""
+
     output_tokens_details: OutputDetails | None = None
     server_tool_use: msgspec.Raw = _NOTHING
+    iterations: msgspec.Raw = _NOTHING
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -55,6 +69,7 @@ class _ErrorFields(msgspec.Struct):
 
 
 _decode_usage = msgspec.json.Decoder(Usage).decode
+_decode_iterations = msgspec.json.Decoder(list[Iteration] | None).decode
 _decode_error = msgspec.json.Decoder(_ErrorFields).decode
 
 
@@ -62,6 +77,7 @@ class UsageSum:
     """What a stream has said of its usage so far. Its counts are cumulative, so of each the largest is the latest."""
 
     __slots__ = (
+        "_beside",
         "cache_read",
         "cache_write",
         "cache_write_1h",
@@ -76,6 +92,7 @@ class UsageSum:
     def __init__(self) -> None:
         self.input = self.output = self.thinking = self.searches = 0
         self.ran_code = False
+        self._beside: UsageSum | None = None  # runs that are in no sum: a compaction of the context, an advisor
         self.cache_read = self.cache_write = self.cache_write_5m = self.cache_write_1h = 0
 
     def add(self, usage: Usage | None) -> None:
@@ -91,10 +108,25 @@ class UsageSum:
             self.cache_write_1h = max(self.cache_write_1h, usage.cache_creation.ephemeral_1h_input_tokens or 0)
         if usage.output_tokens_details is not None:
             self.thinking = max(self.thinking, usage.output_tokens_details.thinking_tokens or 0)
+        if bytes(usage.iterations) not in _EMPTY:
+            self._add_beside(_iterations(usage.iterations))
         if usage.server_tool_use:
             searches, ran_code = use_of(usage.server_tool_use)
             self.searches = max(self.searches, searches)
             self.ran_code = self.ran_code or ran_code
+
+    def _add_beside(self, iterations: list[Iteration]) -> None:
+        """Takes the latest list of runs, which holds those of the lists before."""
+        beside = UsageSum()
+        for run in iterations:
+            if run.type in _IN_SUMS:
+                continue
+            one = UsageSum()
+            one.add(msgspec.convert(run, Usage, from_attributes=True))
+            for name in _SUMMED:
+                setattr(beside, name, getattr(beside, name) + getattr(one, name))
+            beside.cache_write_5m += max(0, one.cache_write - one.cache_write_5m - one.cache_write_1h)
+        self._beside = beside
 
     @property
     def used(self) -> Used:
@@ -117,6 +149,16 @@ class UsageSum:
             output=self.output - thinking,
             reasoning=thinking,
         )
+        if self._beside is not None:
+            more = self._beside
+            tokens = Tokens(
+                input=tokens.input + more.input,
+                cache_read=tokens.cache_read + more.cache_read,
+                cache_write=tokens.cache_write + more.cache_write_5m,
+                cache_write_1h=tokens.cache_write_1h + more.cache_write_1h,
+                output=tokens.output + more.output,
+                reasoning=tokens.reasoning,
+            )
         return tokens if tokens.total_input and tokens.total <= TOKENS_MAX else None
 
 
@@ -126,6 +168,14 @@ def read_usage(raw: bytes | msgspec.Raw) -> Usage | None:
         return _decode_usage(raw) if bytes(raw) not in _EMPTY else None
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def _iterations(raw: msgspec.Raw) -> list[Iteration]:
+    """The runs that a usage lists; none if they make no sense, for the sums are known all the same."""
+    try:
+        return _decode_iterations(raw) or []
+    except (msgspec.DecodeError, RecursionError):
+        return []
 
 
 def tokens_of(raw: bytes | msgspec.Raw) -> Tokens | None:

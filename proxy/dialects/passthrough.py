@@ -16,6 +16,7 @@ from proxy.dialects.dialect import RequestView
 from proxy.dialects.events import EventCutter, data_of, events_in
 from proxy.dialects.hosted_tools import Used, used_in
 from proxy.dialects.openai_usage import read_io_usage
+from proxy.dialects.service_class import MARK
 
 _NOTHING = msgspec.Raw(b"")
 _EMPTY: frozenset[bytes] = frozenset((b"", b"null", b"{}"))
@@ -132,7 +133,7 @@ class PassthroughScanner:
     """The state of one stream that goes on as it came, event by event, until its bytes end."""
 
     __slots__ = (
-        "_cutter", "_reader", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "tokens", "used",
+        "_cutter", "_reader", "content_seen", "done", "ending", "error_event", "events", "finish_reason", "said", "tokens", "used",
     )  # fmt: skip
 
     def __init__(self, reader: UsageReader, event_bytes_max: int) -> None:
@@ -147,6 +148,7 @@ class PassthroughScanner:
         self.finish_reason = ""
         self.tokens: Tokens | None = None
         self.used: Used = ()
+        self.said = b""  # the last event that names a service class
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that there are; b"" if none is whole yet. Raises Malformed."""
@@ -168,5 +170,7 @@ class PassthroughScanner:
             data = data_of(event)
             if data is not None:
                 self._reader.read(data)
+                if MARK in data:
+                    self.said = data
         self.tokens, self.used = self._reader.tokens, self._reader.used
         return block

@@ -13,15 +13,19 @@ from controlplane.contract.pricing import NANOUSD_PER_USD
 
 _COST = re.compile(rb'"cost"\s*:\s*([0-9][0-9.eE+-]{0,40})\s*[,}]')
 _USAGE = b'"usage"'
+_CURRENCY = re.compile(rb'"currency"\s*:\s*"([^"]{0,16})"')
 _USD_MAX = 1_000_000
 _SLACK_NANOUSD = 1_000  # below this, figures differ by rounding alone
 
 
 def reported_nanousd(data: bytes) -> int | None:
-    """The `cost` in the last `usage` of an answer, in USD there; None if there is none, or none that can be."""
+    """The `cost` in the last `usage` of an answer, in USD there; None if there is none, none that can be, or one in another currency."""
     at = data.rfind(_USAGE)
     found = _COST.search(data, at) if at >= 0 else None
     if found is None:
+        return None
+    currency = _CURRENCY.search(data, at)
+    if currency is not None and currency[1].upper() != b"USD":
         return None
     try:
         usd = Decimal(found[1].decode())

@@ -191,8 +191,10 @@ class UpstreamStream:
         attempt.events = scanner.events
         attempt.tokens = scanner.tokens
         price = attempt.candidate.deployment.price
-        if price is not None and price.service and MARK in scanner.ending:  # the last word counts
-            attempt.service_class = service_class_of(scanner.ending)
+        if price is not None and price.service:
+            said = getattr(scanner, "said", b"") or scanner.ending
+            if MARK in said:  # the last word counts
+                attempt.service_class = service_class_of(said)
         if scanner.tokens is None and isinstance(scanner, _SaysInput):
             attempt.tokens_in = scanner.tokens_in
         attempt.used = getattr(scanner, "used", ())  # of languages that say it

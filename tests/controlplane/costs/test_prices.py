@@ -50,7 +50,9 @@ def test_the_book_is_whole_and_nothing_in_it_is_free(packaged: PriceBook) -> Non
         assert price is not None
         assert f"{packaged.version}/{name}" == price.version
         if price.by_unit_only:
-            assert 0 < min(filter(None, (price.second, price.character, price.picture, *(price.pictures or {}).values())))
+            assert 0 < min(
+                filter(None, (price.second, price.character, price.picture, *(price.pictures or {}).values()))
+            )
             continue
         assert 0 < price.input < 10**13, name
         assert 0 <= price.output < 10**13, name
@@ -58,6 +60,46 @@ def test_the_book_is_whole_and_nothing_in_it_is_free(packaged: PriceBook) -> Non
             amount is None or amount > 0
             for amount in (price.cache_read, price.cache_write, price.cache_write_1h, price.reasoning)
         )
+
+
+def test_a_dearer_tier_is_dearer_in_every_kind(packaged: PriceBook) -> None:
+    """Long prompts and service classes that cost more for input or output never cost less for what is counted beside them."""
+    sides = {
+        "input": ("cache_read", "cache_write", "cache_write_1h", "audio_input", "image_input"),
+        "output": ("reasoning", "audio_output", "image_output"),
+    }
+    for name in packaged.names():
+        price = packaged.price(name)
+        assert price is not None
+        tiers = [(price, long.price) for long in price.long]
+        for service in price.service:
+            tiers += [(price, service.price), *((service.price, long.price) for long in service.price.long)]
+        for standard, tier in tiers:
+            for leader, kinds in sides.items():
+                if getattr(tier, leader) > getattr(standard, leader):
+                    for kind in kinds:
+                        assert (getattr(tier, kind) or 0) >= (getattr(standard, kind) or 0), (name, tier.version, kind)
+                    assert tier.reasoning is None or leader == "input" or tier.reasoning > (standard.reasoning or 0)
+            assert tier.cache_read is not None
+
+
+def test_what_a_tier_leaves_out_follows_what_it_says() -> None:
+    """A prompt cache's discount and reasoning cost as many times more as input and output; a cheaper tier changes nothing else."""
+    row = PriceRow(
+        input=100, output=400, mode="chat", cache_read=10, reasoning=500,
+        long={200_000: Kinds(input=150, output=600)},
+        service={"priority": ServiceRow(input=180, output=800), "batch": ServiceRow(input=50, output=200)},
+    )  # fmt: skip
+    bare = PriceRow(input=100, output=400, mode="chat", service={"priority": ServiceRow(input=180, output=800)})
+    book = PriceBook(PriceFile("v", "d", "s", "1", "u", 2, {"m": row, "bare": bare}))
+    price, plain = book.price("m"), book.price("bare")
+    assert price is not None
+    assert plain is not None
+    found = {service.name: service.price for service in price.service}
+    assert (15, 750) == (price.long[0].price.cache_read, price.long[0].price.reasoning)
+    assert (18, 1_000) == (found["priority"].cache_read, found["priority"].reasoning)
+    assert (10, 500) == (found["batch"].cache_read, found["batch"].reasoning)
+    assert (100, 180) == (plain.cache_read, plain.service[0].price.cache_read)
 
 
 def test_every_price_can_cost_an_attempt(packaged: PriceBook) -> None:
@@ -126,13 +168,13 @@ def test_cached_input_without_a_discount_costs_as_input() -> None:
 
 
 def test_long_prompts_and_service_classes_have_prices_of_their_own() -> None:
-    """A long prompt and a service class change the kinds that their row names; the others cost as without."""
+    """A long prompt and a service class change the kinds that their row names; the others cost as without, or follow what is dearer."""
     long = {200_000: Kinds(input=20)}
     service = {"batch": ServiceRow(input=5, long={100: Kinds(output=7)})}
     price = book(m=msgspec.structs.replace(row(10, cache_read=1), long=long, service=service)).price("m")
     assert price is not None
     output = price.output
-    assert [(200_000, 20, output, 1)] == [
+    assert [(200_000, 20, output, 2)] == [
         (x.above_tokens, x.price.input, x.price.output, x.price.cache_read) for x in price.long
     ]
     batch = price.service[0]

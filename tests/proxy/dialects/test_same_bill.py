@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.contract.pricing import Price, cost_nanousd
+from controlplane.contract.pricing import TOKEN_KINDS, Price, cost_nanousd
 from proxy.dialects.dialect import RequestView
 from proxy.dialects.operations import dialect_of
 
@@ -36,7 +36,10 @@ def chats(draw: st.DrawFn, *, text: bool = False) -> tuple[bytes, bytes, int]:
     usage["prompt_tokens_details"] = {
         name: draw(PART) for name in ("cached_tokens", "cache_write_tokens", "audio_tokens")
     }
-    usage["completion_tokens_details"] = {name: draw(PART) for name in ("reasoning_tokens", "audio_tokens")}
+    usage["prompt_tokens_details"]["cached_tokens_details"] = {"audio_tokens": draw(PART)}
+    usage["prompt_tokens_details"]["cache_creation_token_details"] = {"ephemeral_1h_input_tokens": draw(PART)}
+    names = ("reasoning_tokens", "audio_tokens", "image_tokens")
+    usage["completion_tokens_details"] = {name: draw(PART) for name in names}
     content: Said = {"text": "Hi"} if text else {"message": {"role": "assistant", "content": "Hi"}}
     piece: Said = {"text": "Hi"} if text else {"delta": {"content": "Hi"}}
     whole = {"choices": [{"index": 0, "finish_reason": "stop", **content}], "usage": usage}
@@ -47,6 +50,13 @@ def chats(draw: st.DrawFn, *, text: bool = False) -> tuple[bytes, bytes, int]:
     else:
         stream = [begun, {**ended, "usage": draw(st.sampled_from([None, usage]))}, {"choices": [], "usage": usage}]
     return json.dumps(whole).encode(), b"".join(map(event, stream)) + b"data: [DONE]\n\n", given_ + made
+
+
+def iteration(kind: str, given_: int, made: int, read: int, five: int, hour: int) -> Said:
+    """One run of the model; only those of type `message` are in the sums."""
+    kept = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
+    counts = {"input_tokens": given_, "output_tokens": made, "cache_read_input_tokens": read}
+    return {"type": kind, **counts, "cache_creation_input_tokens": five + hour, "cache_creation": kept}
 
 
 @st.composite
@@ -62,9 +72,15 @@ def messages(draw: st.DrawFn) -> tuple[bytes, bytes, int]:
     final["cache_creation_input_tokens"] = five + hour
     final["cache_creation"] = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
     final["output_tokens_details"] = {"thinking_tokens": draw(st.integers(0, final["output_tokens"]))}
+    runs = draw(
+        st.lists(st.tuples(st.sampled_from(["message", "compaction", "advisor_message"]), *[COUNT] * 5), max_size=3)
+    )
+    if runs:
+        final["iterations"] = [iteration(*run) for run in runs]
     first = {**final, "output_tokens": draw(st.integers(0, final["output_tokens"]))}
+    first.pop("iterations", None)
     del first["output_tokens_details"]
-    last = {name: final[name] for name in ("output_tokens", "output_tokens_details")}
+    last = {name: final[name] for name in ("output_tokens", "output_tokens_details", "iterations") if name in final}
     last = draw(st.sampled_from([last, final]))
     whole = {"type": "message", "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn", "usage": final}
     stream: list[Said] = [
@@ -78,6 +94,7 @@ def messages(draw: st.DrawFn) -> tuple[bytes, bytes, int]:
         {"type": "message_stop"},
     ]
     total = sum(final[name] for name in final if name.endswith("_tokens"))
+    total += sum(sum(counts) for kind, *counts in runs if kind != "message")
     return json.dumps(whole).encode(), b"".join(map(event, stream)), total
 
 
@@ -121,3 +138,93 @@ def test_streamed_or_not(operation: str, data: st.DataObject) -> None:
     assert (of_whole, reason) == (scanner.tokens, scanner.finish_reason)
     assert scanner.tokens is not None
     assert cost_nanousd(of_whole, PRICE) == cost_nanousd(scanner.tokens, PRICE)
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("operation", ["images_generations", "audio_transcriptions", "audio_speech", "moderations"])
+def test_media_streamed_or_not(operation: str, data: st.DataObject) -> None:
+    """Images and sound: the kinds of one answer, and of several that end one by one, sum to what the provider counts."""
+    counted = data.draw(st.lists(st.tuples(COUNT, COUNT.map(lambda count: count + 1)), min_size=1, max_size=3))
+    names = ("cached_tokens", "audio_tokens", "image_tokens", "text_tokens")
+    usages: list[Said] = [
+        {
+            "input_tokens": given_,
+            "output_tokens": made,
+            "total_tokens": given_ + made,
+            "input_tokens_details": {name: data.draw(PART) for name in names},
+            "output_tokens_details": {name: data.draw(PART) for name in names},
+        }
+        for given_, made in counted
+    ]
+    stream = b"".join(
+        event({"type": "image_generation.completed", "b64_json": "aGk=", "usage": usage}) for usage in usages
+    )
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(stream) - 1), max_size=4)))
+    dialect = dialect_of(operation)
+    scanner = dialect.scanner(view=RequestView(model="m", stream=True), event_bytes_max=100_000)
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        scanner.feed(stream[start:end])
+    scanner.finish()
+    wholes = [dialect.read_reply(json.dumps({"data": [], "usage": usage}).encode())[0] for usage in usages]
+    assert scanner.tokens is not None
+    assert all(whole is not None for whole in wholes)
+    assert sum(given_ + made for given_, made in counted) == scanner.tokens.total
+    for kind in TOKEN_KINDS:
+        assert sum(getattr(whole, kind) for whole in wholes) == getattr(scanner.tokens, kind)
+
+
+NONSENSE: list[Any] = [
+    None, [], "many", 7, {}, -1, {"input_tokens": -9, "output_tokens": 3}, {"input_tokens": 9, "output_tokens": -3},
+    {"prompt_tokens": -9, "completion_tokens": 3}, {"input_tokens": 9.5, "output_tokens": 1, "prompt_tokens": 9.5, "completion_tokens": 1},
+    {"input_tokens": 10**30, "output_tokens": 1, "prompt_tokens": 10**30, "completion_tokens": 1},
+    {"input_tokens": "9", "output_tokens": 1, "prompt_tokens": "9", "completion_tokens": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("usage", NONSENSE, ids=str)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "chat",
+        "completions",
+        "responses",
+        "messages",
+        "embeddings",
+        "images_generations",
+        "audio_transcriptions",
+        "audio_speech",
+    ],
+)
+def test_a_usage_that_makes_no_sense_is_none(operation: str, usage: Any) -> None:
+    """Missing, null, of another type, negative, of half a token or absurd: nothing is known, and nobody is billed by it."""
+    document = {"choices": [], "content": [], "data": [], "output": [], "usage": usage}
+    assert dialect_of(operation).read_reply(json.dumps(document).encode())[0] is None
+
+
+@pytest.mark.parametrize("operation", ["chat", "completions", "responses", "messages"])
+def test_parts_that_make_no_sense_change_no_sum(operation: str) -> None:
+    """Parts below zero, or larger than their whole, are clamped: the two counts of the provider stand."""
+    parts = {
+        "cached_tokens": 10**12,
+        "audio_tokens": -5,
+        "cache_write_tokens": 7,
+        "reasoning_tokens": 10**12,
+        "image_tokens": -1,
+    }
+    chat = {
+        "prompt_tokens": 9,
+        "completion_tokens": 4,
+        "prompt_tokens_details": parts,
+        "completion_tokens_details": parts,
+    }
+    own = {
+        "input_tokens": 9,
+        "output_tokens": 4,
+        "input_tokens_details": parts,
+        "output_tokens_details": {**parts, "thinking_tokens": 10**12},
+    }
+    usage = chat if operation in ("chat", "completions") else own
+    tokens = dialect_of(operation).read_reply(json.dumps({"choices": [], "usage": usage}).encode())[0]
+    assert tokens is not None
+    assert (9, 4) == (tokens.total_input, tokens.total_output)
+    assert min(getattr(tokens, kind) for kind in TOKEN_KINDS) >= 0
