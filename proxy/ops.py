@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import msgspec
 from controlplane.contract.ids import new_id
 from proxy import refusals
 from proxy.call import Call, Reply
-from proxy.dialects.operations import Protocol, protocol_of
+from proxy.dialects.operations import Protocol, protocol_of, resolve
 from proxy.exchange import Exchange
 from proxy.headers import header_lines
 from proxy.metrics import ProxyMetrics
@@ -23,6 +24,8 @@ _JSON_LINE = b"content-type: application/json\r\n"
 _TEXT_LINE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _PAGE_MAX = 1_000  # models on a page, as Anthropic has it
 _QUERY_FIELDS_MAX = 32
+_PATH_CHARS_MAX = 256  # of a path that is looked at more closely
+_SLASHES = re.compile("/{2,}")
 _SICK_MAX = 100  # that `/readyz` names
 _encode = msgspec.json.Encoder().encode
 
@@ -89,7 +92,10 @@ class Ops:
 
 
 def _nothing_at(path: str) -> str:
-    """What is said of a path that is none of ours."""
+    """What is said of a path that is none of ours; where a slash or a `/v1` too many makes it so, that is what is said."""
+    near = _SLASHES.sub("/", path[:_PATH_CHARS_MAX]).rstrip("/").replace("/v1/v1", "/v1")
+    if near != path and resolve(near, b"") is not None:
+        return f"there is no {path[:128]} here, but {near} is; look at the base URL of your client: it has a slash or a `/v1` too many"
     return (
         f"there is no {path[:128]} here; what is served is OpenAI's and Anthropic's calls (/v1/chat/completions, /v1/responses, "
         "/v1/embeddings, /v1/messages, ...), and for tenants with a grant any path of an upstream under /passthrough/{upstream}/"

@@ -224,7 +224,7 @@ async def test_models_are_listed_as_openai_does_and_metered_as_calls(world: Worl
         (200, "GET", "/readyz"),
         (200, "GET", "/metrics"),
         (200, "GET", "/"),
-        (404, "GET", "/v1/files"),
+        (404, "GET", "/v1/vector_stores"),
         (404, "POST", "/v1/chat/completions/"),
         (404, "POST", "/%00"),
         (405, "GET", "/v1/chat/completions"),
@@ -241,6 +241,22 @@ async def test_what_is_no_call(world: World, status: int, method: str, path: str
     if status >= 400:
         assert response.json()["error"]["code"] in ("not_found", "method_not_allowed")
     assert [] == world.records()
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("/v1/v1/messages", "/v1/messages"),
+        ("//v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1//responses/resp_1", "/v1/responses/resp_1"),
+    ],
+)
+async def test_a_base_url_with_something_too_many_is_told(world: World, path: str, near: str) -> None:
+    """The most common mistake with SDKs: one wants `/v1` in its base URL, the other adds it."""
+    response = await world.client.post(world.url + path, content=b"{}")
+    assert 404 == response.status_code
+    assert f"but {near} is" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
