@@ -38,7 +38,7 @@ OWN_CHANNEL = "settlement"  # of what the proxy asks by itself; a client that na
 UNITS = ("requests", "tokens", "nanousd", "calls")
 BATCH_USAGE = "batch_usage"  # the operation of a record of what a batch used: there is one of each id
 _ONCE_MAX = 4_096  # of those ids; each is asked for again only until its batch is noted as settled
-_UNROUTED = frozenset(name for name, row in OPERATIONS.items() if row.named)
+_UNROUTED = frozenset((BATCH_USAGE, *(name for name, row in OPERATIONS.items() if row.named)))
 _EVICTION_TRIES = 8  # of the least recently used instances
 
 

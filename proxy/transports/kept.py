@@ -11,7 +11,6 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
 
 import msgspec
 
@@ -29,9 +28,10 @@ from proxy.dialects.responses_state import Made, ids_given, made_by
 from proxy.dialects.service_class import service_class_of
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
-from proxy.runtime import Candidate, RouteEntry, Runtime
+from proxy.runtime import Candidate, Runtime
 from proxy.transports.chains import context_in, sizes_of
 from proxy.transports.owners import Estimate, Owner, Owners, OwnersUnavailable, Unsettled
+from proxy.transports.places import Places, pinned
 from proxy.transports.promises import Promises
 from proxy.view import read_view
 
@@ -60,7 +60,7 @@ class Kept:
         self._owners = owners
         self._settings = settings
         self._metrics = metrics
-        self._places: tuple[Runtime, _Places] | None = None
+        self._places: tuple[Runtime, Places] | None = None
         self.look: Callable[[Unsettled], Awaitable[None]] | None = None  # set by whoever settles what is unsettled
         self.promises = promises
         self.refused_total = 0  # ids that the tenant did not make
@@ -112,7 +112,7 @@ class Kept:
                 self._metrics.bound_hit("background_responses_max")
                 message = "too many responses in the background are not finished; try again when some are"
                 return refuse(refusals.OVERLOADED, message, retry_after_s=_FULL_RETRY_S), None
-            call.route = _pinned(entry, call.candidates)
+            call.route = pinned(entry, call.candidates)
         if not view.continues:
             return None, None
         refused, upstream = await self._upstream_of(call, view.continues)
@@ -123,7 +123,7 @@ class Kept:
             field = view.continues[0][0]
             message = f"`{field}` was made at an upstream that model `{view.model[:128]}` does not use now; go on with the model that made it"
             return refuse(refusals.MALFORMED, message, param=field), None
-        call.candidates, call.route = candidates, _pinned(entry, candidates)
+        call.candidates, call.route = candidates, pinned(entry, candidates)
         return None, None
 
     async def _find(self, call: Call) -> tuple[Reply | None, Owner | None]:
@@ -155,7 +155,7 @@ class Kept:
                 return refused, None
         call.target = path.encode() + (b"?" + call.query if call.query else b"")
         entry = self._placed(call.runtime).entries[candidate.deployment.id]
-        call.candidates, call.route = (candidate,), _pinned(entry, (candidate,))
+        call.candidates, call.route = (candidate,), pinned(entry, (candidate,))
         call.deadline = time.monotonic() + min(entry.route.timeout_s, self._settings.timeout_s_max)
         return None, owner
 
@@ -202,9 +202,9 @@ class Kept:
         background = call.view is not None and call.view.background
         return Owner("" if place is None else place.upstream.id, reply.deployment, background)
 
-    def _placed(self, runtime: Runtime) -> _Places:
+    def _placed(self, runtime: Runtime) -> Places:
         if self._places is None or self._places[0] is not runtime:
-            self._places = (runtime, _Places(runtime))
+            self._places = (runtime, Places(runtime))
         return self._places[1]
 
     async def note(self, call: Call, said: bytes, owner: Owner) -> None:
@@ -322,28 +322,6 @@ class Kept:
         self.estimated_total += 1
 
 
-class _Places:
-    """Where deployments and upstreams are, in one snapshot."""
-
-    __slots__ = ("candidates", "entries")
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.candidates: dict[str, Candidate] = {}
-        self.entries: dict[str, RouteEntry] = {}
-        for entry in runtime.routes.values():
-            for group in entry.groups:
-                for candidate in group:
-                    self.candidates.setdefault(candidate.deployment.id, candidate)
-                    self.entries.setdefault(candidate.deployment.id, entry)
-
-    def at(self, owner: Owner, operation: str) -> Candidate | None:
-        """The deployment that made something, or where it is gone any other at the same upstream; None: nobody asks there any more."""
-        made = self.candidates.get(owner.deployment)
-        choices = [made] if made is not None and made.upstream.id == owner.upstream else []
-        choices += [item for item in self.candidates.values() if item.upstream.id == owner.upstream]
-        return next((item for item in choices if item.endpoint is not None and operation in item.endpoint.wires), None)
-
-
 class _KeptStream:
     """The stream of a response: its id is written down before anything goes out, the ids of its items before its last event."""
 
@@ -406,12 +384,6 @@ def _bill_nothing(call: Call) -> None:
     """The call's last try costs nothing more."""
     if call.attempts:
         call.attempts[-1] = msgspec.structs.replace(call.attempts[-1], tokens=NO_TOKENS, cost_nanousd=0, items=())
-
-
-def _pinned(entry: RouteEntry, candidates: tuple[Candidate, ...]) -> RouteEntry:
-    """A route for a call that must go to these and nowhere else: no other model, no second try beside the first, no copy."""
-    route = msgspec.structs.replace(entry.route, hedge=None, shadow=None, affinity=None)
-    return replace(entry, route=route, groups=(candidates,), plain=candidates, narrowed={}, spares=(), shadow=None)
 
 
 def _unsettled(call: Call, name: str) -> Unsettled:
