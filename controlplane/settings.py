@@ -437,6 +437,7 @@ PROXY_SENTENCES = {
     "segment_bytes": "A spool segment is closed at this size.",
     "segment_age_s": "A spool segment is closed at this age.",
     "ship_retry_s_max": "Longest wait between two tries to ship a segment.",
+    "first_snapshot_wait_s": "At its very first start a worker waits so long for a snapshot before it takes connections; 0: not at all.",
     "snapshot_poll_s": "How long one poll for a newer snapshot waits.",
     "snapshot_retry_s_max": "Longest wait between two tries to reach the control plane.",
     "status_every_s": "How often a worker reports its status.",

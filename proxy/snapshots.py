@@ -63,6 +63,7 @@ class Snapshots:
         self._polls = 0
         self._interrupted = False  # since the last answer
         self.current: Snapshot | None = None
+        self._taken = asyncio.Event()  # there is one
         self.refused_total = 0
         self.failures_total = 0  # polls without an answer
         self.unsaved_total = 0  # snapshots in use that could not be written to disk
@@ -81,6 +82,15 @@ class Snapshots:
         while True:
             pause_s = await self.step()
             await asyncio.sleep(pause_s)
+
+    async def first(self, *, within_s: float) -> bool:
+        """Waits until there is a snapshot; False if none has come in time. `run` must be running."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._taken.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def step(self) -> float:
         """One long poll; the seconds to wait before the next."""
@@ -123,6 +133,7 @@ class Snapshots:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a document, the last good one must stay
             return self._refuse(f"version {snapshot.version} cannot be compiled: {type(error).__name__}: {error}")
         self.current = snapshot
+        self._taken.set()
         if keep:
             self._keep(snapshot)
         return True

@@ -55,7 +55,7 @@ from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.cache_watch import watch_cache
 from proxy.transports.chains import Chains, watch_chains
-from proxy.transports.coalesce import Coalesce
+from proxy.transports.coalesce import Coalesce, watch_coalesce
 from proxy.transports.coalesce_shared import SharedFlights, watch_flights
 from proxy.transports.concurrency import ConcurrencyTransport
 from proxy.transports.dispatch import Dispatch
@@ -350,7 +350,8 @@ class Worker:
         watch_ledger(watch, self.ledger)
         self._watch_spool()
         watch_cache(watch, self.cache, self.refreshes)
-        self._watch_coalesce()
+        watch_coalesce(watch, self.coalesce)
+        watch_flights(watch, self.flights)
         watch_batch(watch, self.batch)
         watch_kept(watch, self.owners, self.kept, self.settlement, self.batches, self.bills)
 
@@ -385,29 +386,6 @@ class Worker:
             "Bytes of records that retired workers left and that wait to be shipped.",
             lambda: 0 if self.retired is None else self.retired.bytes_stored,
         )
-
-    def _watch_coalesce(self) -> None:
-        watch, coalesce = self.metrics.watch, self.coalesce
-        watch_flights(watch, self.flights)
-        watch("coalesced_total", "Calls that joined another's flight.", lambda: coalesce.joined_total)
-        watch("coalesce_followers", "Calls that wait on others' flights now.", lambda: coalesce.followers)
-        watch("coalesce_full_total", "Calls that went alone because too many waited.", lambda: coalesce.full_total)
-        watch(
-            "coalesce_unjoinable_total",
-            "Flights closed to joiners because of their size.",
-            lambda: coalesce.unjoinable_total,
-        )
-        watch(
-            "coalesce_ejected_total",
-            "Readers that fell too far behind a shared stream.",
-            lambda: coalesce.ejected_total,
-        )
-        watch(
-            "coalesce_parted_total",
-            "Followers that started over, because their keys may use other models than their leader's.",
-            lambda: coalesce.parted_total,
-        )
-        watch("coalesce_buffer_bytes", "Bytes of shared streams held now.", lambda: coalesce.buffered_bytes)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Compiles a snapshot and swaps it in; raises, changing nothing, if it cannot be compiled."""
@@ -461,7 +439,11 @@ class Worker:
         return [own] if self.retired is None else [own, *self.retired.statuses(own)]
 
     async def start(self) -> None:
-        """Opens the cache's disk tier and begins to talk to the control plane; calls need not wait for either."""
+        """Opens the cache's disk tier and begins to talk to the control plane; calls need not wait for either.
+
+        Only at the very first start does it wait for a snapshot, for a while: clients that connect meanwhile are answered a little later
+        then, instead of being told that this worker knows nothing yet.
+        """
         if self.shared is not None:
             self.shared.open()
         await self.cache.open()
@@ -479,6 +461,8 @@ class Worker:
                 ("promises", self.promises.run()),
             )
         ]
+        if self.app.runtime is None and self.settings.first_snapshot_wait_s > 0:
+            await self.snapshots.first(within_s=self.settings.first_snapshot_wait_s)
 
     async def stop(self) -> None:
         """Ends the talk with the control plane, ships what can be shipped soon, and closes everything; safe to call twice."""

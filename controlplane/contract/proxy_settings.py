@@ -110,6 +110,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     # control plane
     snapshot_poll_s: float = 25.0
+    first_snapshot_wait_s: Annotated[float, Meta(ge=0)] = 5.0
     snapshot_retry_s_max: float = 5.0
     status_every_s: float = 2.0
     drain_s: float = 20.0  # at shutdown, calls in flight get this long

@@ -279,3 +279,26 @@ class Coalesce:
             self.close_to_joiners(flight)
         if flight.trimming:
             self.ejected_total += flight.trim(self._buffer_bytes_max)
+
+
+def watch_coalesce(watch: Callable[[str, str, Callable[[], float]], None], coalesce: Coalesce) -> None:
+    """Shows what joins whose flight, in this worker."""
+    watch("coalesced_total", "Calls that joined another's flight.", lambda: coalesce.joined_total)
+    watch("coalesce_followers", "Calls that wait on others' flights now.", lambda: coalesce.followers)
+    watch("coalesce_full_total", "Calls that went alone because too many waited.", lambda: coalesce.full_total)
+    watch(
+        "coalesce_unjoinable_total",
+        "Flights closed to joiners because of their size.",
+        lambda: coalesce.unjoinable_total,
+    )
+    watch(
+        "coalesce_ejected_total",
+        "Readers that fell too far behind a shared stream.",
+        lambda: coalesce.ejected_total,
+    )
+    watch(
+        "coalesce_parted_total",
+        "Followers that started over, because their keys may use other models than their leader's.",
+        lambda: coalesce.parted_total,
+    )
+    watch("coalesce_buffer_bytes", "Bytes of shared streams held now.", lambda: coalesce.buffered_bytes)

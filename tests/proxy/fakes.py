@@ -259,7 +259,9 @@ class World:
 
     async def start(self, **settings: object) -> World:
         """Serves on a free port, with no control plane in reach."""
-        fixed = {"data_dir": str(self.data_dir), "port": 0, "control_plane_url": "http://127.0.0.1:9"}
+        fixed = {
+            "data_dir": str(self.data_dir), "port": 0, "control_plane_url": "http://127.0.0.1:9", "first_snapshot_wait_s": 0.0,
+        }  # fmt: skip
         self.settings = msgspec.convert(fixed | settings, ProxySettings)
         secrets = ProxySecrets(key_pepper=Secret(PEPPER.hex()), internal_token=Secret("internal"))
         self.worker = Worker(self.settings, secrets, environ={"UP_KEY": "sk-upstream-secret"})
