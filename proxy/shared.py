@@ -1,6 +1,7 @@
 """The one door to the state that workers and hosts share in Redis: scripts, single commands and messages, with a breaker before it.
 
-One server, one found through sentinels, or a cluster: the callers do not know which. A call waits at most `redis_timeout_s`; after
+One server, one found through sentinels, or a cluster: the callers do not know which. A call waits at most `redis_timeout_s`, and `FIRST_FACTOR` times
+that for the first answer of a script or command after a connection was made, when sockets are opened and scripts are sent; after
 `redis_failures_max` failures in a row, or when the connection is lost, the door is *degraded*: everything raises SharedUnavailable at once
 until a probe, every `redis_pause_s`, was answered in time. A slow Redis is worse than a dead one, so it is treated as one. What a
 caller does then is its own decision, and must never be to wait.
@@ -27,6 +28,8 @@ from proxy.redis_clients import Client, open_client, open_pubsub
 from proxy.settings import ProxySecrets
 
 STALL_FACTOR = 2  # a deadline missed by this factor was missed by our own event loop
+FIRST_FACTOR = 10  # of a deadline, as long as nothing of that kind was answered since the door opened
+IDLE_CONNECTIONS = 8  # opened before the door is, so that the first calls at once do not wait for them
 LISTEN_S = 5.0  # how long one wait for messages takes before the connection is asked whether it is alive
 _TROUBLE = (RedisError, OSError, ValueError, EOFError, RecursionError)
 _PERSON = b"heph-shared-1"
@@ -68,6 +71,7 @@ class SharedState:
         self.degraded = True
         self._client: Client | None = None
         self._failures = 0
+        self._answered: set[str] = set()  # scripts and commands, since the door opened
         self._waiting = 0
         self._wanted = asyncio.Event()  # the keeper has something to do
         self._up = asyncio.Event()
@@ -111,18 +115,15 @@ class SharedState:
         if sha is None:
             sha = self._shas[script.name] = script.sha
         try:
-            return await self._ask("EVALSHA", sha, len(keys), *keys, *args)
+            return await self._ask(script.name, "EVALSHA", sha, len(keys), *keys, *args)
         except NoScriptError:
-            return await self.ask("EVAL", script.text, len(keys), *keys, *args, key=keys[0])
+            return await self._once("EVAL", script.text, len(keys), *keys, *args, kind=script.name)
 
     async def ask(self, command: str, *args: bytes | str | int, key: bytes) -> Answer:
         """What one command answers; key: one of its arguments, which says where it goes. Raises SharedUnavailable."""
         if key not in args:
             raise ValueError(f"the arguments of {command} do not hold its key")
-        try:
-            return await self._ask(command, *args)
-        except NoScriptError as error:
-            raise SharedUnavailable(str(error)) from error
+        return await self._once(command, *args, kind=command)
 
     async def publish(self, channel: bytes, data: bytes) -> None:
         """Sends a message to all subscribers, which may miss it. Raises SharedUnavailable."""
@@ -143,7 +144,14 @@ class SharedState:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._drop_client()
 
-    async def _ask(self, command: str, *args: bytes | str | int) -> Answer:
+    async def _once(self, command: str, *args: bytes | str | int, kind: str) -> Answer:
+        try:
+            return await self._ask(kind, command, *args)
+        except NoScriptError as error:
+            raise SharedUnavailable(str(error)) from error
+
+    async def _ask(self, kind: str, command: str, *args: bytes | str | int) -> Answer:
+        """kind: of which the first answer may take longer."""
         client = self._client
         if self.degraded or client is None:
             raise SharedUnavailable("Redis is out")
@@ -151,6 +159,8 @@ class SharedState:
             self.busy_total += 1
             raise SharedUnavailable("too many wait for Redis")
         loop, timeout_s = asyncio.get_running_loop(), self._settings.redis_timeout_s
+        if kind not in self._answered:
+            timeout_s = max(timeout_s, min(timeout_s * FIRST_FACTOR, self._settings.redis_connect_timeout_s))
         asked_s = loop.time()
         self._waiting += 1
         self.commands_total += 1
@@ -161,6 +171,7 @@ class SharedState:
             raise
         except TimeoutError as error:
             self.errors_total += 1
+            self._answered.add(kind)  # nobody waits for so long a second time
             if loop.time() - asked_s < timeout_s * STALL_FACTOR:
                 self._failed("it answers too late")
             raise SharedUnavailable("Redis did not answer in time") from error
@@ -179,6 +190,7 @@ class SharedState:
         finally:
             self._waiting -= 1
         self._failures = 0
+        self._answered.add(kind)
         return answer
 
     def _failed(self, reason: str) -> None:
@@ -219,6 +231,7 @@ class SharedState:
             async with asyncio.timeout(settings.redis_connect_timeout_s):
                 client = self._client = open_client(self._address, password=self._password, settings=settings)
                 await _ping(client)
+                await asyncio.gather(*(_ping(client) for _ in range(IDLE_CONNECTIONS)))
             async with asyncio.timeout(settings.redis_timeout_s * STALL_FACTOR):
                 await _ping(client)
         except _TROUBLE as error:  # TimeoutError is an OSError
@@ -226,6 +239,7 @@ class SharedState:
             self._complain(str(error) or type(error).__name__)
             return False
         self._failures = 0
+        self._answered.clear()
         self.degraded = False
         self._up.set()
         if self._complained:

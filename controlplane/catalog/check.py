@@ -6,6 +6,7 @@ without a budget. Pure but for looking up secrets, which the caller may leave ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -17,10 +18,15 @@ from controlplane.catalog.compile import Prices, own_entry
 from controlplane.catalog.file import ConfigFile, Dialect, ModelEntry
 from controlplane.contract.redis_address import parse_redis_address
 from controlplane.contract.routing import FallbackKind
-from controlplane.contract.snapshot import Unpriced, Window
+from controlplane.contract.snapshot import QuotaScope, Unpriced, Window
 from controlplane.errors import SecretUnavailable
 from controlplane.secrets import is_reference, resolve
 
+_RENEWAL_SHARE = (
+    0.4  # of a lease: from the moment at which it is renewed at the latest to that at which it is not used any more
+)
+_LEASE_S_MIN = 2.0
+_LENGTH_S = {Window.MINUTE: 60.0, Window.HOUR: 3_600.0, Window.DAY: 86_400.0, Window.MONTH: 31 * 86_400.0}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -60,6 +66,7 @@ def check(bound: Bound[ConfigFile], prices: Prices, *, environ: Mapping[str, str
         *_grants(bound),
         *_tenants(bound),
         *_server(bound),
+        *_sharing(bound),
     ]
     if environ is not None:
         findings += _secrets(bound, environ)
@@ -281,6 +288,58 @@ def _server(bound: Bound[ConfigFile]) -> Iterator[Finding]:
         if not address.tls and address.host and address.host not in _LOOPBACK:
             message, todo = "the password of Redis travels unencrypted", "use `rediss://` in `server.redis`"
             yield _finding(bound, Severity.WARNING, "clear-text", message, todo, "server", "redis")
+
+
+def _sharing(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Settings that together make untrue how much more than a limit can be spent."""
+    server = bound.value.server
+    proxy, workers = server.proxy, server.workers * server.proxy.hosts
+    if server.redis is None:
+        yield from _without_part(bound, workers)
+    else:
+        if proxy.redis_timeout_s > _RENEWAL_SHARE * proxy.quota_lease_s:
+            message = (
+                f"`redis_timeout_s` of {proxy.redis_timeout_s:g} s is more than {_RENEWAL_SHARE:g} of `quota_lease_s`, so "
+                "slices of limits can end before a slow Redis has renewed them, and each worker goes on with its part"
+            )
+            todo = f"set it to {_RENEWAL_SHARE * proxy.quota_lease_s:g} or less, or `quota_lease_s` to more"
+            yield _finding(
+                bound, Severity.WARNING, "lease-too-short", message, todo, "server", "proxy", "redis_timeout_s"
+            )
+        if proxy.hosts > 1 and proxy.quota_lease_s < _LEASE_S_MIN:
+            message = "`quota_lease_s` is hardly longer than the clocks of hosts may differ"
+            todo = f"set it to {_LEASE_S_MIN:g} or more"
+            yield _finding(
+                bound, Severity.WARNING, "lease-below-clocks", message, todo, "server", "proxy", "quota_lease_s"
+            )
+    for t, tenant in enumerate(bound.value.tenants):
+        for q, quota in enumerate(tenant.quotas):
+            length_s = 0.0 if quota.window is None else _LENGTH_S.get(quota.window, math.inf)
+            if quota.per is not QuotaScope.TENANT and length_s > proxy.quota_idle_s:
+                message = (
+                    f"quota `{quota.quota_id}` of tenant `{tenant.name}` counts for longer than `server.proxy.quota_idle_s`: when "
+                    f"there are more than {proxy.quota_instances_max:,} of its {quota.per}s, what an idle one had spent is forgotten"
+                )
+                todo = (
+                    "set `quota_idle_s` to the length of the window, or `quota_instances_max` to more than there can be"
+                )
+                yield _finding(bound, Severity.ADVICE, "quota-forgotten", message, todo, "tenants", t, "quotas", q)
+
+
+def _without_part(bound: Bound[ConfigFile], workers: int) -> Iterator[Finding]:
+    """Limits of which, divided among workers, some have nothing."""
+    for t, tenant in enumerate(bound.value.tenants):
+        limits = (
+            ("requests_per_minute", tenant.limits.requests_per_minute),
+            ("concurrency", tenant.limits.concurrency),
+        )
+        for name, limit in limits:
+            if limit is not None and 0 < limit < workers:
+                message = f"tenant `{tenant.name}` has {name} {limit}, and {workers} workers divide it, so that some refuse all"
+                todo = "set `server.redis`, raise the limit, or run fewer workers"
+                yield _finding(
+                    bound, Severity.WARNING, "limit-below-workers", message, todo, "tenants", t, "limits", name
+                )
 
 
 def _secrets(bound: Bound[ConfigFile], environ: Mapping[str, str]) -> Iterator[Finding]:

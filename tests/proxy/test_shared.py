@@ -13,10 +13,11 @@ import pytest
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.sealed_rows import REPORT
 from proxy.settings import ProxySecrets, Secret
-from proxy.shared import Script, SharedState, SharedUnavailable
+from proxy.shared import IDLE_CONNECTIONS, Script, SharedState, SharedUnavailable
 from tests.proxy.fakes import until
 from tests.proxy.redis_groups import RedisCluster, RedisSentinel
 from tests.proxy.redis_server import RedisServer
+from tests.proxy.redis_slow import SlowWay
 
 SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("token"))
 DEADLINE_S = 20.0
@@ -92,6 +93,34 @@ async def test_a_frozen_server_is_left_alone_and_used_again(server: RedisServer)
         assert b"OK" == await shared.ask("SET", key, b"2", key=key)
         assert b"2" == await shared.ask("GET", key, key=key)
         assert 1 == shared.degradations_total
+
+
+async def test_the_first_answer_of_a_kind_may_take_longer_and_no_other(server: RedisServer) -> None:
+    """On a machine that is busy when everything begins the first use of a script is waited for; the second one keeps to the deadline."""
+    way = await SlowWay(server).start()
+    try:
+        async with opened(way.url, timeout_s=0.04, failures_max=100) as shared:
+            keys = (named(shared, b"a") + b":1", named(shared, b"a") + b":2")
+            way.delay_s = 0.1
+            assert 5 == await shared.run(ADD, keys, 5)
+            with pytest.raises(SharedUnavailable, match="in time"):
+                await shared.run(ADD, keys, 5)
+            assert b"OK" == await shared.ask("SET", keys[0], b"1", key=keys[0])
+            way.delay_s = 5.0
+            for _ in range(2):  # not even the first one waits for ever, nor again if it was not answered
+                with pytest.raises(SharedUnavailable, match="in time"):
+                    await shared.ask("GET", keys[0], key=keys[0])
+    finally:
+        await way.stop()
+
+
+async def test_the_first_calls_at_once_find_connections(server: RedisServer) -> None:
+    """They are opened before the door is, so that no call's deadline is spent on them."""
+    async with opened(server.url) as shared:
+        before = server.client().info("stats")["total_connections_received"]
+        key = named(shared, b"k")
+        await asyncio.gather(*(shared.ask("GET", key, key=key) for _ in range(IDLE_CONNECTIONS)))
+        assert before + 1 == server.client().info("stats")["total_connections_received"]  # that of the test itself
 
 
 async def test_an_answer_that_came_too_late_goes_to_nobody_else(server: RedisServer) -> None:

@@ -83,12 +83,51 @@ def test_a_good_file_has_no_findings() -> None:
         ("\nupstreams", "\nserver: {workers: 4}\nupstreams", "no-redis"),
         ("\nupstreams", "\nserver: {proxy: {hosts: 2}}\nupstreams", "no-redis"),
         ("\nupstreams", "\nserver: {redis: redis://r.example, redis_password: env:R}\nupstreams", "clear-text"),
+        (
+            "\nupstreams",
+            "\nserver: {redis: redis://r.example, proxy: {redis_timeout_s: 4.1}}\nupstreams",
+            "lease-too-short",
+        ),
+        (
+            "\nupstreams",
+            "\nserver: {redis: redis://r.example, proxy: {hosts: 2, quota_lease_s: 1}}\nupstreams",
+            "lease-below-clocks",
+        ),
+        ("{name: acme,", "{name: acme, quotas: [{per: agent, usd: 1, window: month}],", "quota-forgotten"),
+        ("{name: acme,", "{name: acme, quotas: [{per: session, usd: 1, window: total}],", "quota-forgotten"),
     ],
 )
 def test_each_lack_is_found(old: str, new: str, rule: str) -> None:
     """One thing taken away from a good file is found by its rule."""
     assert old in GOOD
     assert rule in rules(GOOD.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("server", "tenant"),
+    [
+        ("{redis: redis://r.example, proxy: {redis_timeout_s: 4.0}}", ""),
+        ("{proxy: {redis_timeout_s: 9.0}}", ""),
+        ("{redis: redis://r.example, proxy: {hosts: 2, quota_lease_s: 2}}", ""),
+        (
+            "{}",
+            "quotas: [{per: agent, usd: 1, window: day}, {per: tenant, usd: 1, window: month}, {per: key, concurrency: 1}],",
+        ),
+        ("{redis: redis://r.example, workers: 4}", "limits: {concurrency: 1},"),
+    ],
+)
+def test_settings_that_keep_the_stated_bound_have_no_findings(server: str, tenant: str) -> None:
+    """The largest timeout of a lease, and limits smaller than the workers where these share them."""
+    text = GOOD.replace("\nupstreams", f"\nserver: {server}\nupstreams", 1)
+    assert [] == rules(text.replace("{name: acme,", f"{{name: acme, {tenant}", 1))
+
+
+def test_a_limit_that_not_every_worker_has_a_part_of_is_named() -> None:
+    """Without Redis, with the workers that divide it and what to do."""
+    text = GOOD.replace("\nupstreams", "\nserver: {workers: 4}\nupstreams", 1)
+    text = text.replace("{name: acme,", "{name: acme, limits: {concurrency: 3, requests_per_minute: 4},", 1)
+    (finding,) = [one for one in check(parse(text, file="h.yaml").bound, Book()) if one.rule == "limit-below-workers"]
+    assert "concurrency 3, and 4 workers divide it" in finding.message
 
 
 def test_a_passthrough_with_paths_has_no_findings() -> None:
