@@ -101,6 +101,7 @@ class SharedFlights:
         self.bills = Bills(
             shared,
             inbox=self._name,
+            lease_s=lease_s,
             count_after_s=lease_s * COUNT_LEASES if count_after_s is None else count_after_s,
             bills_max=flights_max,
             monotonic=monotonic,

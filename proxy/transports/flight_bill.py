@@ -2,7 +2,8 @@
 
 Where the tenant's policy is to split, the flight has a hash in Redis beside its lease:
 
-1. *Seats.* A worker that follows writes down how many of its calls are in the flight, and keeps that right as they come and go.
+1. *Seats.* A worker that follows writes down how many of its calls are in the flight, and keeps that right as they come and go. A seat is a
+   lease: that of a dead worker is empty when it runs out.
 2. *The close.* When the upstream's answer has ended, and before anybody settles, the leader's worker puts the bill into the hash. The same
    script reads the seats, and from then on they do not change. So the parts follow from the hash alone: largest remainders by the number of
    calls, the leader's worker first. Without a seat there is no close, and nothing is asked of Redis.
@@ -43,17 +44,24 @@ VOID_TRIES = 5
 _BILL, _PAID = b"!bill", b"$"  # fields that are no inbox's; the last before one
 _TAKER_BYTES = 8
 
+_NOW = "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000) "
 _SEAT = Script(
     "flight_seat",
-    "if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return 0 end "
+    _NOW + "if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return 0 end "
     "if ARGV[2] == '0' then redis.call('HDEL', KEYS[1], ARGV[1]) return 1 end "
-    "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) redis.call('PEXPIRE', KEYS[1], ARGV[3]) return 1",
+    "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ':' .. string.format('%d', now + ARGV[3])) "
+    "redis.call('PEXPIRE', KEYS[1], ARGV[4]) return 1",
 )
 _CLOSE = Script(
     "flight_close",
-    "local seats = redis.call('HGETALL', KEYS[1]) "
-    "if #seats == 0 or redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return seats end "
-    "redis.call('HSET', KEYS[1], '!bill', ARGV[1]) redis.call('PEXPIRE', KEYS[1], ARGV[2]) return seats",
+    _NOW + "if redis.call('HEXISTS', KEYS[1], '!taken') == 1 then return {} end "
+    "local found = redis.call('HGETALL', KEYS[1]) "
+    "if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return found end "
+    "local seats = {} for at = 1, #found, 2 do local count, till = string.match(found[at + 1], '^(%d+):(%d+)$') "
+    "if count and tonumber(till) >= now then redis.call('HSET', KEYS[1], found[at], count) "
+    "seats[#seats + 1] = found[at] seats[#seats + 1] = count else redis.call('HDEL', KEYS[1], found[at]) end end "
+    "if #seats > 0 then redis.call('HSET', KEYS[1], '!bill', ARGV[1]) redis.call('PEXPIRE', KEYS[1], ARGV[2]) end "
+    "return seats",
 )
 _BOOKED = Script(
     "flight_booked",
@@ -82,13 +90,14 @@ log = structlog.get_logger("proxy.flights")
 class Seat:
     """A followed flight's place among those who pay, one after the other for each call here that follows it.
 
-    told: calls that Redis knows of. left: nobody follows now. paid: the part is on calls of this worker, once and for all.
+    told: calls that Redis knows of. left: nobody follows now. paid: the part is on calls of this worker, once and for all. news: one of these
+    has changed.
     """
 
     key: bytes
     call: Call
+    news: asyncio.Event
     told: int = 0
-    telling: bool = False
     left: bool = False
     paid: bool = False
 
@@ -104,13 +113,15 @@ class Bills:
         shared: SharedState | None,
         *,
         inbox: bytes,
+        lease_s: float,
         count_after_s: float,
         bills_max: int,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """inbox: this worker's. count_after_s: how long a part may remain unbooked. bills_max: seats and bills at any moment."""
+        """inbox: this worker's. lease_s: of a seat. count_after_s: how long a part may remain unbooked. bills_max: seats and bills at any moment."""
         self._shared = shared
         self._inbox = inbox
+        self._lease_s = lease_s
         self._count_after_s = count_after_s
         self._bills_max = bills_max
         self._monotonic = monotonic
@@ -128,7 +139,7 @@ class Bills:
     @property
     def open(self) -> int:
         """Seats and bills that are not done with."""
-        return len(self._seats) + len(self._tasks)
+        return len(self._tasks)
 
     def sit(self, call: Call, key: bytes) -> None:
         """The calls of this worker will pay their part of a flight that another leads, if their tenant's policy is to split."""
@@ -139,23 +150,24 @@ class Bills:
             if self.open >= self._bills_max:
                 self.full_total += 1
                 return
-            seat = self._seats[key] = Seat(key, call)
+            seat = self._seats[key] = Seat(key, call, asyncio.Event())
+            self._spawn(self._keep(seat))
         seat.call, seat.left = call, False
+        seat.news.set()
         self._sitting[call.call_id] = seat
-        self._tell(seat)
 
     def recount(self, call: Call) -> None:
         """More or fewer calls share the flight of this one."""
         seat = self._sitting.get(call.call_id)
         if seat is not None:
-            self._tell(seat)
+            seat.news.set()
 
     def rise(self, call: Call) -> None:
         """The call follows no more. If its worker's part was fixed by then, and nobody else here pays it, it is orphaned. Safe to call twice."""
         seat = self._sitting.pop(call.call_id, None)
         if seat is not None:
             seat.left = True
-            self._tell(seat)
+            seat.news.set()
 
     def pay(self, call: Call, bill: Bill) -> None:
         """Puts this worker's part of a bill on the call that follows, and sees to it."""
@@ -163,6 +175,7 @@ class Bills:
         own = parts_of(bill).get(self._inbox)
         if seat is not None and not seat.paid and own is not None:
             seat.paid = True
+            seat.news.set()
             call.attempts.extend(own)
             self._see_to(seat.key, call)
 
@@ -216,35 +229,31 @@ class Bills:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _tell(self, seat: Seat) -> None:
-        if not seat.telling and not seat.paid:
-            seat.telling = True
-            self._spawn(self._keep_seat(seat))
-
-    async def _keep_seat(self, seat: Seat) -> None:
-        """Tells Redis how many calls there are, until it knows; once the part is fixed, waits whether anybody pays it."""
+    async def _keep(self, seat: Seat) -> None:
+        """Holds a seat with the number of calls as it is, until it is left or paid; what is due and nobody here pays is counted in time."""
+        shared, closed = self._shared, False
         try:
-            if not await self._is_open(seat) and seat.left and seat.told:
+            while shared is not None and not closed and not seat.paid:
+                seat.news.clear()
+                leaving, count = seat.left, 0 if seat.left else len(self.members(seat.call))
+                with contextlib.suppress(SharedUnavailable):
+                    closed = not await shared.run(
+                        _SEAT, [seat.key], self._inbox, count, round(self._lease_s * 1000), HASH_MS
+                    )
+                    seat.told = seat.told if closed else count
+                if leaving and seat.left:
+                    break
+                if not closed:
+                    await _within(self._lease_s / 3, seat.news)
+            while closed and not (seat.paid or seat.left):
+                await seat.news.wait()
+                seat.news.clear()
+            if closed and not seat.paid and seat.told:
                 await asyncio.sleep(self._count_after_s)
                 await self._count(seat.key, taker=_taker())
         finally:
-            seat.telling = False
-            if seat.left and not seat.paid:
+            if not seat.paid:
                 self._seats.pop(seat.key, None)
-
-    async def _is_open(self, seat: Seat) -> bool:
-        """Whether the flight still took what there was to tell, or Redis did not say."""
-        while self._shared is not None and not seat.paid:
-            count = 0 if seat.left else len(self.members(seat.call))
-            if count == seat.told:
-                break
-            try:
-                if not await self._shared.run(_SEAT, [seat.key], self._inbox, count, HASH_MS):
-                    return False
-            except SharedUnavailable:
-                break
-            seat.told = count
-        return True
 
     def _see_to(self, key: bytes, call: Call) -> None:
         self._spawn(self._watch(key, tuple(self.members(call))))
@@ -371,6 +380,12 @@ def _nanousd(attempts: Sequence[AttemptRecord]) -> int:
 def _booked(calls: Sequence[Call], parts: Sequence[int]) -> int:
     """What those of the calls have booked that are settled."""
     return sum(part for call, part in zip(calls, parts, strict=True) if call.settled)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _taker() -> bytes:

@@ -28,6 +28,7 @@ from tests.proxy.transports.test_coalesce import Client
 from tests.proxy.transports.test_coalesce_shared import SECRETS, Host
 
 COUNT_S = 0.1
+LEASE_S = 0.4
 BILL_NANOUSD = 97
 BASE = 128  # each upstream call costs as many times the one before, so that a sum tells them apart
 ASKED_MAX = 8  # upstream calls whose sum still fits
@@ -96,7 +97,7 @@ class Worker(Host):
         super().__init__(None)
         shared = SharedState(ProxySettings(redis=url, redis_timeout_s=redis_timeout_s, redis_pause_s=0.05), SECRETS)
         self.upstream = BilledInner(asked)
-        self.join(shared, self.upstream, count_after_s=COUNT_S)
+        self.join(shared, self.upstream, lease_s=LEASE_S, count_after_s=COUNT_S)
         self.dead = False
         self.clients: list[Payer] = []
 
@@ -250,6 +251,19 @@ async def test_who_comes_after_the_close_pays_nothing(workers: list[Worker]) -> 
         assert (0, [b"one"]) == (late.booked, late.got)
     assert [49, 48] == [client.booked for client in clients]
     assert 1 == sum(len(worker.inner.calls) for worker in workers)
+
+
+async def test_a_worker_that_has_died_before_the_close_has_no_part(workers: list[Worker]) -> None:
+    """Its seat is a lease: when that has run out, those who live pay everything."""
+    stream, clients = await _flight(workers, 1, 1, 1)
+    await workers[1].kill()
+    clock = asyncio.get_running_loop().time
+    killed = clock()
+    await until(lambda: clock() > killed + LEASE_S * 1.5)
+    stream.end()
+    await until(lambda: all(client.task.done() for client in clients))
+    await _done(workers)
+    assert ([49, 0, 48], [0, 0, 0]) == ([one.booked for one in clients], [one.counted for one in workers])
 
 
 async def test_the_part_of_a_worker_that_dies_after_the_close_is_counted(workers: list[Worker]) -> None:

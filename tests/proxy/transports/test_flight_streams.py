@@ -33,7 +33,7 @@ class Leader(FakeInner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bills = Bills(None, inbox=b"me", count_after_s=1.0, bills_max=1)
+        self.bills = Bills(None, inbox=b"me", lease_s=1.0, count_after_s=1.0, bills_max=1)
         self.led = Led(TAG, TOKEN, b"key", leader=b"me", pump=lambda *_: None, bytes_max=10**6)
         self.stream = Tapped()
 
