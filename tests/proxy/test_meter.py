@@ -86,3 +86,13 @@ def test_tokens_of_a_kind_without_price_are_unpriced_and_never_free() -> None:
     assert (15_000, CostState.FINAL, "p1") == meter.priced(Tokens(input=9, output=3), DEPLOYMENT)
     assert (0, CostState.UNPRICED, "p1") == meter.priced(Tokens(input=9, audio_input=3), DEPLOYMENT)
     assert (0, CostState.UNPRICED, "") == meter.priced(Tokens(input=9), Deployment(id="d", upstream="u", model="m"))
+
+
+def test_a_try_that_counted_no_tokens_keeps_its_state() -> None:
+    """A recording that broke off is an estimate, though it has a cost and no tokens, and so is the call that was tried again."""
+    estimated = AttemptRecord("d", "u", "m", 0, 0, cost_nanousd=9, cost_state=CostState.ESTIMATED)
+    final = AttemptRecord("d", "u", "m", 0, 0, cost_nanousd=9)
+    call = call_of()
+    call.attempts = [estimated, final]
+    meter.sum_up(call)
+    assert (18, CostState.ESTIMATED) == (call.cost_nanousd, call.cost_state)

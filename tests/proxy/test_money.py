@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
+from controlplane.contract.pricing import Price, ServicePrice
 from controlplane.contract.records import CostState, Outcome
-from controlplane.contract.snapshot import Budget, CachePolicy, TenantPolicy, Window
+from controlplane.contract.snapshot import Budget, CachePolicy, PassthroughGrant, TenantPolicy, Window
 from tests.proxy.fakes import (
     STREAM_END,
     STREAM_HEAD,
     USAGE,
+    Received,
+    Wire,
     World,
     answer,
     chunk,
@@ -202,3 +206,81 @@ async def test_what_an_upstream_says_that_it_costs_is_kept_and_never_billed(
     assert (15_000, round(said * 1e9)) == (record.cost_nanousd, record.attempts[0].reported_nanousd)
     metrics = (await world.client.get("/metrics")).text
     assert (hits == 1) == ('bound="reported_cost_ratio_max"' in metrics)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_price_that_changes_while_a_call_runs_is_that_of_its_beginning(world: World, stream: bool) -> None:
+    """At midnight a new price comes with a new snapshot: what was reserved at the old one is settled at the old one, the next call at the new."""
+    begun, midnight = asyncio.Event(), asyncio.Event()
+    whole = _stream(USAGE) if stream else answer(completion(usage=USAGE))
+
+    async def over_midnight(wire: Wire, _: Received) -> None:
+        await wire.send(whole[:-40])
+        begun.set()
+        await midnight.wait()
+        await wire.send(whole[-40:])
+
+    await world.upstream(over_midnight, replies(whole))
+    tenant = TenantPolicy("acme", cache=UNCACHED, budgets=(Budget("b", Window.TOTAL, nanousd=10**12),))
+    world.apply(tenant=tenant)
+    running = asyncio.create_task(world.chat(stream=stream))
+    await begun.wait()
+    world.apply(tenant=tenant, price=Price(input=7_000_000_000, output=0, version="tomorrow"))
+    midnight.set()
+    assert 200 == (await running).status_code
+    await world.chat(stream=stream)
+    await world.until_idle()
+    old, new = world.records()
+    assert (15_000, "p1") == (old.cost_nanousd, old.price_version)
+    assert (63_000, "tomorrow") == (new.cost_nanousd, new.price_version)
+    assert 78_000 == world.worker.ledger.nanousd
+    assert (0, 0) == world.worker.ledger.reserved("acme")
+
+
+async def test_what_was_used_before_an_error_is_billed(world: World) -> None:
+    """A stream that says its usage and then fails costs what it said, and no estimate."""
+    sent = event() + event("Hello") + usage_event(USAGE) + b'data: {"error":{"message":"no","code":"server_error"}}\n\n'
+    await world.upstream(replies(STREAM_HEAD + chunk(sent) + STREAM_END))
+    world.apply()
+    await world.chat(stream=True)
+    await world.until_idle()
+    (record,) = world.records()
+    assert Outcome.BROKEN_STREAM is record.outcome
+    assert (15_000, CostState.FINAL) == (record.cost_nanousd, record.cost_state)
+
+
+async def test_of_a_usage_that_comes_twice_the_last_counts_once(world: World) -> None:
+    """Some servers repeat their usage as it grows; nobody adds them up."""
+    sent = (
+        event()
+        + event("Hello")
+        + usage_event({"prompt_tokens": 9, "completion_tokens": 1})
+        + event(" you")
+        + usage_event(USAGE)
+    )
+    await world.upstream(replies(STREAM_HEAD + chunk(sent + b"data: [DONE]\n\n") + STREAM_END))
+    world.apply()
+    await world.chat(stream=True)
+    await world.until_idle()
+    assert 15_000 == world.records()[0].cost_nanousd
+
+
+@pytest.mark.parametrize(("tier", "cost"), [("priority", 1_200), ("default", 15_000)])
+async def test_the_class_of_a_stream_that_is_passed_through(world: World, tier: str, cost: int) -> None:
+    """A response's last event says in which class it was served; its first one only what was asked for."""
+    usage = {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12}
+    events: list[dict[str, object]] = [
+        {"type": "response.created", "response": {"service_tier": "auto"}},
+        {"type": "response.output_text.delta", "delta": "Hello"},
+        {"type": "response.completed", "response": {"service_tier": tier, "usage": usage}},
+    ]
+    sent = b"".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n".encode() for each in events)
+    parts = chunk(sent[:90]) + chunk(sent[90:])
+    await world.upstream(replies(STREAM_HEAD + parts + STREAM_END))
+    priority = ServicePrice("priority", Price(input=100_000_000, output=100_000_000))
+    price = Price(input=1_000_000_000, output=2_000_000_000, service=(priority,))
+    tenant = TenantPolicy("acme", cache=UNCACHED, passthrough=(PassthroughGrant("u0", ()),))
+    world.apply(tenant=tenant, price=price, model="gpt")
+    await world.client.post("/passthrough/u0/responses", json={"model": "gpt", "input": "hi", "stream": True})
+    await world.until_idle()
+    assert (cost, CostState.FINAL) == (world.records()[0].cost_nanousd, world.records()[0].cost_state)
