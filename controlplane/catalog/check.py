@@ -64,6 +64,7 @@ def check(bound: Bound[ConfigFile], prices: Prices, *, environ: Mapping[str, str
         *_unpriced(bound, prices),
         *_upstreams(bound),
         *_grants(bound),
+        *_unstated(bound),
         *_tenants(bound),
         *_server(bound),
         *_sharing(bound),
@@ -224,6 +225,22 @@ def _grants(bound: Bound[ConfigFile]) -> Iterator[Finding]:
                 message = f"`{tenant.name}` may ask `{grant.upstream}` for everything that its credential opens"
                 yield _finding(
                     bound, Severity.ADVICE, "open-passthrough", message, "name `paths`", "tenants", t, "passthrough", g
+                )
+
+
+def _unstated(bound: Bound[ConfigFile]) -> Iterator[Finding]:
+    """Passthroughs of tenants with a budget of money that nothing holds against it."""
+    stated = {entry.name for entry in bound.value.upstreams if entry.passthrough_usd_per_call is not None}
+    for t, tenant in enumerate(bound.value.tenants):
+        has_money = any(one.usd is not None for one in (*tenant.budgets, *tenant.quotas))
+        for g, grant in enumerate(tenant.passthrough if has_money else ()):
+            if grant.upstream not in stated:
+                message = f"what `{tenant.name}` passes through to `{grant.upstream}` may cost more than is held against its budgets"
+                todo = (
+                    f"set `passthrough_usd_per_call` of upstream `{grant.upstream}` to the most that one call may cost"
+                )
+                yield _finding(
+                    bound, Severity.ADVICE, "unstated-passthrough", message, todo, "tenants", t, "passthrough", g
                 )
 
 

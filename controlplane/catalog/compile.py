@@ -97,6 +97,7 @@ def compile_snapshot(
                 connections_max=entry.connections_max,
                 reports_cost=entry.reports_cost,
                 options=dict(sorted(entry.options.items())),
+                passthrough_nanousd=entry.passthrough_usd_per_call,
             )
             for entry in sorted(config.upstreams, key=lambda entry: entry.name)
         ),

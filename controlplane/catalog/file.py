@@ -90,6 +90,13 @@ class UpstreamEntry(msgspec.Struct, frozen=True):
         bool,
         Meta(description="Its answers say in `usage.cost` what they cost, as OpenRouter's do; compared, never billed."),
     ] = False
+    passthrough_usd_per_call: Annotated[
+        Usd | None,
+        Meta(
+            description="What one call that is passed through may cost at most: held against budgets while it runs, "
+            "instead of what its request tells. One that costs more is booked in full and counted."
+        ),
+    ] = None
     options: Annotated[
         dict[str, OptionValue],
         Meta(

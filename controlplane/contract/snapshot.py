@@ -191,6 +191,9 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     connections_max: int = 1024
     reports_cost: bool = False  # its answers say what they cost: `usage.cost`, in USD
     options: dict[str, str] = {}
+    passthrough_nanousd: int | None = (
+        None  # held for each call that is passed through; None: what is known of its worst case
+    )
 
 
 class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -11,7 +11,8 @@ The worst case is an upper bound, not a guess, or a budget could be overspent:
 - Output: the client's own ceiling for an answer, else the tenant's, which the proxy writes into the body, else the deployment's; times
   the answers asked for.
 - Money: both at the dearest price of their direction, and of all candidates the dearest. A model that an operator gave no price is not stopped by
-  money. What is passed through without a known price may cost anything: one nano-USD is held for it, so that it stops where nothing is left.
+  money. For what is passed through the figure of its upstream is held, where an operator has set one (`passthrough_usd_per_call`); without one, what
+  has no known price may cost anything, and one nano-USD is held for it, so that it stops where nothing is left.
 
 Who is over a ceiling is not always refused. First the cache is asked: a stored answer costs nothing. Memory is asked at once; where a tier
 below may have one, the pipeline waits for it (`Call.shortage`) and comes back once. Then a quota may downgrade the call to another model, or
@@ -269,6 +270,9 @@ def worst_case(
             nanousd_max = max(nanousd_max, nanousd)
         elif call.operation == _PASSTHROUGH:
             nanousd_min = 1
+    if call.operation == _PASSTHROUGH and call.candidates:
+        stated = call.candidates[0].upstream.passthrough_nanousd
+        nanousd_max = nanousd_max if stated is None else stated
     at_once = 1 if call.route is None or call.route.route.hedge is None else 2  # tries that may run side by side
     return (tokens_in + tokens_out_max) * at_once, max(nanousd_max * at_once, nanousd_min)
 

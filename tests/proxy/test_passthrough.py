@@ -263,6 +263,22 @@ async def test_budgets_hold(world: World) -> None:
     assert not upstream.received
 
 
+async def test_an_operator_says_what_a_call_is_held_at(world: World) -> None:
+    """With `passthrough_usd_per_call` a budget that has no room for the worst case has room for that; one that costs more is counted."""
+    await serve(
+        world, replies(answer(completion())), policy=tenant(budgets=(Budget("day", Window.DAY, nanousd=20_000_000),))
+    )
+    runtime = world.worker.app.runtime
+    assert runtime is not None
+    snapshot = runtime.snapshot
+    upstreams = tuple(msgspec.structs.replace(one, passthrough_nanousd=10_000) for one in snapshot.upstreams)
+    world.worker.apply(msgspec.structs.replace(snapshot, version=snapshot.version + 1, upstreams=upstreams))
+    body = {"model": "upstream-model", "messages": []}
+    assert 200 == (await world.client.post("/passthrough/u0/chat/completions", json=body)).status_code
+    assert COST_NANOUSD > 10_000
+    assert (COST_NANOUSD, 1) == (world.worker.ledger.nanousd, world.worker.ledger.exceeded_total)
+
+
 async def test_quotas_of_a_model_count_it_on_every_path(world: World) -> None:
     """What a path uses of a model is settled where it was held: under the alias of its deployment."""
     quota = Quota("two", per=QuotaScope.MODEL, window=Window.DAY, requests=2)

@@ -75,6 +75,7 @@ def test_a_good_file_has_no_findings() -> None:
         ("a.example/v1", "a.invalid/v1", "placeholder"),
         ("base_url: https://a.", "dialect: anthropic, base_url: https://a.", "v1-twice"),
         ("{name: acme,", "{name: acme, passthrough: [{upstream: a}],", "open-passthrough"),
+        ("{name: acme,", "{name: acme, passthrough: [{upstream: a, paths: [/files]}],", "unstated-passthrough"),
         (", budgets: [{usd: 50, window: month}]", "", "no-budget"),
         ("usd: 50", "usd: 0", "odd-budget"),
         ("[{usd: 50, window: month}]", "[{usd: 50, window: month}, {usd: 20, window: total}]", "odd-budget"),
@@ -132,7 +133,7 @@ def test_a_limit_that_not_every_worker_has_a_part_of_is_named() -> None:
 
 def test_a_passthrough_with_paths_has_no_findings() -> None:
     """An upstream that only a grant uses is used."""
-    more = "  - {name: c, base_url: https://c.example/v1, credential: env:A_KEY}\n  - {name: b,"
+    more = "  - {name: c, base_url: https://c.example/v1, credential: env:A_KEY, passthrough_usd_per_call: 0.25}\n  - {name: b,"
     text = GOOD.replace("  - {name: b,", more, 1)
     assert [] == rules(text.replace("{name: acme,", "{name: acme, passthrough: [{upstream: c, paths: [/files]}],", 1))
 

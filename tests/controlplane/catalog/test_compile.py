@@ -125,6 +125,13 @@ def test_a_longest_answer_of_ones_own_counts() -> None:
     assert [(16_384, 128_000), (40_000, 40_000)] == [(d.max_output_tokens, d.output_tokens_max) for d in found[:2]]
 
 
+def test_what_a_passed_through_call_may_cost_goes_with_its_upstream() -> None:
+    """In nano-USD, and nothing where the file says nothing."""
+    text = TEXT.replace("credential: env:B}", "credential: env:B, passthrough_usd_per_call: 0.25}")
+    upstreams = compile_snapshot(config(text), state(), Book(), now_us=NOW_US).upstreams
+    assert {"a": None, "b": 250_000_000} == {one.id: one.passthrough_nanousd for one in upstreams}
+
+
 def test_order_in_the_file_does_not_matter() -> None:
     """Tenants, upstreams, models and keys in any order give the same hash; another order of deployments does not."""
     first = config()

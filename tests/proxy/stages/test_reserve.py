@@ -14,8 +14,10 @@ from controlplane.contract.pricing import Price, Tokens, cost_nanousd
 from controlplane.contract.records import Outcome
 from controlplane.contract.snapshot import Budget, Deployment, TenantPolicy, Unpriced, Window
 from proxy.call import Call, Reply
+from proxy.dialects.passthrough import read_passthrough
 from proxy.ledger import Ledger
 from proxy.quotas.account import Share
+from proxy.runtime import Candidate
 from proxy.stages.reserve import Reserve, worst_case
 from proxy.view import read_view
 from tests.proxy.state_fakes import BODY, DEPLOYMENT, NOON_US, UPSTREAM, FakeClock, make_call, make_record
@@ -286,3 +288,59 @@ def test_files_are_reserved_for_by_what_a_model_takes_in() -> None:
     tokens, _ = worst_case(call, call.view, image_tokens_max=2000, sound_tokens_max=700)
     ceiling = max(candidate.deployment.max_output_tokens for candidate in call.candidates)
     assert len(form) - 50_000 + 700 + ceiling == tokens
+
+
+STATED = 1_000  # nano-USD, for one call that is passed through
+
+
+def _passed_through(policy: TenantPolicy, body: bytes, deployment: Deployment) -> Call:
+    call = make_call(tenant=policy, deployments=(deployment,))
+    call.operation, call.body, call.view = "passthrough", body, read_passthrough(body)
+    upstream = msgspec.structs.replace(UPSTREAM, passthrough_nanousd=STATED)
+    call.candidates = tuple(Candidate(item.deployment, upstream, None) for item in call.candidates)
+    return call
+
+
+@pytest.mark.parametrize("deployment", [UNPRICED, DEAR])
+def test_what_an_operator_says_a_passed_through_call_may_cost_is_held(deployment: Deployment) -> None:
+    """Whatever its request tells, priced or not; and nothing of it lowers what is held of tokens."""
+    ledger = Ledger()
+    policy = _budget(nanousd=2 * STATED)
+    calls = [_passed_through(policy, b'{"model":"m","max_tokens":1}', deployment) for _ in range(3)]
+    assert [None, None] == [_stage(ledger).enter(call) for call in calls[:2]]
+    assert 2 * STATED == ledger.reserved("acme")[1]
+    assert 2 * (len(calls[0].body) + deployment.max_output_tokens) == ledger.reserved("acme")[0]
+    refused = _stage(ledger).enter(calls[2])
+    assert refused is not None
+    assert "over_budget" == refused.error_code
+
+
+@given(
+    limit=st.integers(0, 12 * STATED),
+    steps=st.lists(st.tuples(st.booleans(), st.integers(0, 2 * STATED)), max_size=60),
+)
+def test_a_budget_is_passed_by_no_more_than_calls_cost_above_what_was_stated(
+    limit: int, steps: list[tuple[bool, int]]
+) -> None:
+    """In any order of beginnings and ends: spent and held are within the budget and what calls that have ended cost above the
+    operator's figure; each of those is counted, and while there is none the budget is never passed at all.
+    """
+    ledger, clock = Ledger(), FakeClock()
+    stage, policy = _stage(ledger, clock), _budget(nanousd=limit)
+    running: list[Call] = []
+    above, exceeded = 0, 0
+    for begins, cost in steps:
+        if begins:
+            call = _passed_through(policy, b"{}", UNPRICED)
+            if stage.enter(call) is None:
+                running.append(call)
+        elif running:
+            call = running.pop(0)
+            call.cost_nanousd = cost
+            stage.leave(call)
+            ledger.book(make_record(nanousd=cost, at_us=clock.now_us))
+            above += max(0, cost - STATED)
+            exceeded += cost > STATED
+        spent = ledger.settled("acme", Window.MONTH, now_us=clock.now_us).nanousd
+        assert spent + ledger.reserved("acme")[1] <= limit + above
+    assert exceeded == ledger.exceeded_total
