@@ -398,6 +398,7 @@ PROXY_SENTENCES = {
     "abandoned_tokens_per_s": "Assumed speed of an upstream whose call was cancelled, for the estimate.",
     "reply_bytes_max": "Largest reply that is read from an upstream.",
     "stream_event_bytes_max": "Largest single event of a stream.",
+    "stream_hold_s_max": "How long the beginning of a stream, which holds no content, is held back so that another deployment may still answer.",
     "stream_buffer_bytes": "Reading from the upstream pauses when this much waits for a slow client.",
     "cache_memory_bytes": "Size of the memory tier of the cache.",
     "cache_disk_bytes": "Size of the disk tier of the cache.",

@@ -61,6 +61,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     # replies
     reply_bytes_max: int = 64 * 1024 * 1024
     stream_event_bytes_max: int = 16 * 1024 * 1024  # a picture of high quality is one event
+    stream_hold_s_max: Annotated[float, Meta(ge=0)] = 10.0  # how long pings wait for the first content
     stream_buffer_bytes: int = 256 * 1024  # back-pressure: reading from the upstream pauses above this
 
     # cache

@@ -168,8 +168,10 @@ class HttpTransport:
             pool,
             connection,
             scanner,
+            self._metrics,
             timeout_s_max=self._settings.timeout_s_max,
             beginning_bytes_max=self._settings.stream_event_bytes_max,
+            hold_s_max=self._settings.stream_hold_s_max,
         )
         reply = Reply(200, headers, stream=stream)
         reply.raw = raw

@@ -10,6 +10,7 @@ from controlplane.contract.records import AttemptError, Outcome
 from proxy.call import Sink, StreamBroken
 from proxy.dialects.dialect import Malformed, Scanner
 from proxy.dialects.service_class import MARK, service_class_of
+from proxy.metrics import ProxyMetrics
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool
@@ -28,8 +29,8 @@ class UpstreamStream:
     """The chunks of one try. Before the first content it may fail as a try; after it, only as a broken stream."""
 
     __slots__ = (
-        "_attempt", "_beginning_bytes_max", "_connection", "_ended", "_expires", "_failure", "_idle_s", "_opened", "_pool", "_ready",
-        "_scanner", "_sink",
+        "_attempt", "_beginning_bytes_max", "_connection", "_ended", "_expires", "_failure", "_hold_s_max", "_idle_s", "_metrics", "_opened",
+        "_pool", "_ready", "_scanner", "_sink", "_waits",
     )  # fmt: skip
 
     def __init__(
@@ -38,12 +39,17 @@ class UpstreamStream:
         pool: Pool,
         connection: Connection,
         scanner: Scanner,
+        metrics: ProxyMetrics,
         *,
         timeout_s_max: float,
         beginning_bytes_max: int,
+        hold_s_max: float,
     ) -> None:
-        """beginning_bytes_max: what may come before the first content, and is held back until then."""
+        """beginning_bytes_max: what may come before the first content, and is held back until then, or for hold_s_max."""
         self._beginning_bytes_max = beginning_bytes_max
+        self._hold_s_max = hold_s_max
+        self._metrics = metrics
+        self._waits = False  # the client was given a beginning without content
         self._attempt = attempt
         self._pool = pool
         self._connection = connection
@@ -59,10 +65,12 @@ class UpstreamStream:
     async def open(self) -> None:
         """Reads up to the first content and holds it back: whatever fails here can still be tried elsewhere.
 
+        An upstream that says for long that it lives, with pings, is believed: its client must learn it too, or takes it for dead.
         Raises AttemptFailed.
         """
         attempt, scanner, connection = self._attempt, self._scanner, self._connection
-        expires = attempt.started_ns / 1e9 + attempt.first_byte_timeout_s
+        started_s = attempt.started_ns / 1e9
+        expires = started_s + attempt.first_byte_timeout_s
         connection.expire_at(min(expires, attempt.call.deadline))
         held: list[bytes] = []
         held_bytes = 0
@@ -76,6 +84,8 @@ class UpstreamStream:
                 if raw is not None:
                     raw.append(data)
                 self._check_beginning(ended=not data, held_bytes=held_bytes)
+                if held[-1] and time.monotonic() - started_s >= self._hold_s_max:
+                    break
         except Malformed as error:
             self.close()
             raise AttemptFailed(AttemptError.MALFORMED, str(error)) from error
@@ -88,6 +98,9 @@ class UpstreamStream:
         self._opened = True
         if scanner.content_seen:
             attempt.content_seen()
+        elif not scanner.done:
+            self._waits = True
+            self._metrics.bound_hit("stream_hold_s_max")
         if raw is not None:
             attempt.service_class = service_class_of(b"".join(raw))
         self._ready = b"".join(held)
@@ -127,6 +140,9 @@ class UpstreamStream:
                     continue
                 data = connection.take()
                 shown = scanner.feed(data) if data else scanner.finish()
+                if self._waits and scanner.content_seen:
+                    self._waits = False
+                    self._attempt.content_seen()
                 if shown:
                     return shown
                 if not data and not scanner.done and not scanner.error_event:
@@ -138,7 +154,9 @@ class UpstreamStream:
 
     def tap(self, sink: Sink) -> None:
         """Hands ordinary chunks to a sink while `read` waits; see `proxy.call.tap`."""
-        if not self._ended:  # else the connection carries somebody else's exchange
+        if (
+            not self._ended and not self._waits
+        ):  # else the connection carries somebody else's exchange, or `read` looks for content
             self._sink = sink
             self._connection.tap(self._pass)
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from controlplane.contract.records import AttemptError, CacheState, Outcome
 from controlplane.contract.snapshot import CachePolicy, PayloadPolicy, TenantPolicy
-from tests.proxy.fakes import DONE, STREAM_END, STREAM_HEAD, Received, Wire, World, chunk, event, until, usage_event
+from tests.proxy.anthropic_fakes import MESSAGE_STOP, PING, start, stop, text_block
+from tests.proxy.fakes import (
+    DONE,
+    STREAM_END,
+    STREAM_HEAD,
+    Received,
+    Wire,
+    World,
+    chunk,
+    event,
+    sends_then_aborts,
+    until,
+    usage_event,
+)
 
 WORDS = tuple(event(f"word {number} ") for number in range(6))
 EVENTS = (event(), *WORDS, event("", delta={}, finish_reason="stop"), usage_event(), DONE)
@@ -159,3 +173,46 @@ async def test_an_upstream_that_falls_silent_is_given_up(world: World) -> None:
     (record,) = world.records()
     assert (Outcome.TIMED_OUT, AttemptError.IDLE_TIMEOUT) == (record.outcome, record.attempts[0].error)
     assert b"word 1" in response.content
+
+
+async def test_pings_reach_the_client_of_a_model_that_thinks_for_long(tmp_path: Path) -> None:
+    """Beyond the time that a beginning is held back the client sees it, and the first token is still that of the content."""
+    world = await World(tmp_path).start(stream_hold_s_max=0)
+    think = asyncio.Event()
+
+    async def thinks(wire: Wire, _: Received) -> None:
+        await wire.send(STREAM_HEAD + chunk(start() + PING))
+        await think.wait()
+        await wire.send(chunk(text_block("Hel", "lo") + stop() + MESSAGE_STOP) + STREAM_END)
+
+    upstream = await world.upstream(thinks)
+    world.apply(urls=(f"http://127.0.0.1:{upstream.port}",), upstream={"dialect": "anthropic"}, tenant=PLAIN)
+    async with world.client.stream("POST", "/v1/messages", json=body() | {"max_tokens": 9}) as response:
+        pieces = response.aiter_raw()
+        got = await anext(pieces)
+        assert PING in got
+        assert [] == world.records()
+        think.set()
+        got += b"".join([piece async for piece in pieces])
+    assert got.startswith(start() + PING + text_block("Hel", "lo") + stop() + b": x-heph-cost-usd")
+    await world.until_idle()
+    (record,) = world.records()
+    assert (Outcome.OK, "end_turn") == (record.outcome, record.finish_reason)
+    assert record.first_token_us > 0
+    assert 'bound="stream_hold_s_max"' in (await world.client.get("/metrics")).text
+    await world.stop()
+
+
+async def test_what_fails_after_a_ping_was_shown_is_an_error_in_the_stream(tmp_path: Path) -> None:
+    """The client has a beginning, so no other deployment may begin again."""
+    world = await World(tmp_path).start(stream_hold_s_max=0)
+    first = await world.upstream(sends_then_aborts(STREAM_HEAD + chunk(start() + PING)))
+    second = await world.upstream(sends_then_aborts(b""))
+    urls = tuple(f"http://127.0.0.1:{one.port}" for one in (first, second))
+    world.apply(urls=urls, upstream={"dialect": "anthropic"}, tenant=PLAIN)
+    response = await world.client.post("/v1/messages", json=body() | {"max_tokens": 9})
+    assert response.content.startswith(start() + PING)
+    assert b"event: error" in response.content
+    await world.until_idle()
+    assert (Outcome.BROKEN_STREAM, []) == (world.records()[0].outcome, second.received)
+    await world.stop()
