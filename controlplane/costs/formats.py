@@ -79,9 +79,7 @@ def as_table(report: CostReport) -> Table:
         f"{header.calls} calls: {header.calls_final} final, {header.calls_estimated} estimated, {header.calls_unpriced} unpriced"
     )
     if header.calls_unpriced:
-        caption += (
-            "; the cost of unpriced calls is not known and in no sum: `hephaestus check-config` names their models"
-        )
+        caption += "; unpriced calls cost more than is in these sums, nobody knows how much: `hephaestus check-config` names their models"
     table = Table(
         title="Costs" + (f" by {', '.join(report.dimensions)}" if report.dimensions else ""),
         caption=caption,

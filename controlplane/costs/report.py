@@ -19,7 +19,7 @@ US_PER_DAY = 86_400_000_000
 class Completeness(msgspec.Struct, frozen=True):
     """What a report is about and how well its numbers are known; times are UTC, [from_us, to_us).
 
-    calls_unpriced: calls whose cost is in no sum, because nobody has said what they cost.
+    calls_unpriced: calls that cost more than the sums have, because nobody has said what all of it costs.
     price_book: version of the price book now; every row was costed when its call ended, under the version that the call recorded.
     """
 

@@ -84,7 +84,7 @@ CALLS = Table(
         Column("finish_reason", _NAME, "as the model gave it"),
         Column("cache", _NAME, "hit, stale, semantic, coalesced, miss, bypass"),
         *_TOKENS,
-        Column("cost_usd", _MONEY, "sum of the attempts' costs; 0 and not known when cost_state is unpriced"),
+        Column("cost_usd", _MONEY, "sum of the attempts' costs; what is known of them when cost_state is unpriced"),
         Column("cost_state", _NAME, "final, estimated, unpriced"),
         Column("saved_usd", _MONEY, "what a hit or a joined call would have cost"),
         Column("price_version", _NAME, "the price-book row used"),

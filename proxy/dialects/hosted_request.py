@@ -8,7 +8,7 @@ import msgspec
 
 from controlplane.contract.pricing import Price
 
-HOSTING = frozenset(("messages", "responses"))  # operations with tools of the provider's own
+HOSTING = frozenset(("messages", "passthrough", "responses"))  # operations with tools of the provider's own
 _TOOLS = b'"tools"'
 _ESCAPE = b"\\u"
 _KINDS = (  # by how their types begin; Anthropic's end with a date

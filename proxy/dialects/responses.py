@@ -26,6 +26,8 @@ _DECISIVE = (
     b'"store"',
     b'"background"',
     b'"stream"',
+    b'"tools"',
+    b'"max_tool_calls"',
 )
 _NESTED = ("conversation", "input", "tools")
 

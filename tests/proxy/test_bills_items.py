@@ -203,6 +203,16 @@ async def test_who_refuses_what_has_no_price_refuses_such_tools(
     assert (403, []) == (got.status_code, upstream.received), got.text
 
 
+async def test_a_tool_list_written_twice_reaches_the_upstream_once(world: World) -> None:
+    """A reader that takes the first of two equal names cannot be led to tools that were neither reserved nor allowed."""
+    upstream = await world.upstream(replies(responded(stream=False)))
+    world.apply(urls=(f"http://127.0.0.1:{upstream.port}/v1",), price=PRICE, model="gpt")
+    content = b'{"model":"gpt","input":"hi","store":false,"tools":[{"type":"file_search"}],"tools":[]}'
+    assert 200 == (await world.client.post("/v1/responses", content=content)).status_code
+    assert [] == upstream.received[0].document["tools"]
+    assert 1 == upstream.received[0].body.count(b'"tools"')
+
+
 async def test_tools_in_what_is_passed_through(world: World) -> None:
     """No path escapes: a response and its stream through /passthrough are billed alike."""
     grant = (PassthroughGrant("u0", ()),)

@@ -55,7 +55,7 @@ WHERE started >= fromUnixTimestamp64Micro({from_us:Int64}, 'UTC') AND started < 
 class CostRow(msgspec.Struct, frozen=True):
     """Cost of some calls. by: the values of the dimensions asked for, in their order.
 
-    Unpriced calls are counted, and their cost is in no sum: it is not known.
+    Unpriced calls are counted; of their cost the sums have what is known, which may be nothing.
     """
 
     by: tuple[str, ...]
