@@ -19,9 +19,8 @@ from proxy.dialects.events import data_of
 Used = tuple[tuple[str, int], ...]  # kinds of `controlplane.contract.pricing.ITEM_KINDS`, and how many; each kind once
 SEARCHED: Used = (("search", 1),)
 CALLS_MAX = 10_000  # more than any answer makes; a count above it makes no sense
-_MARKS = (
-    b'_requests"', b'"web_search_call"', b'"file_search_call"', b'"code_interpreter_call"', b'"image_generation_call"', b'"shell_call"',
-)  # fmt: skip
+_CALL, _COUNT = b'_call"', b'_requests"'
+_CALLS = re.compile(rb'"(?:(?:web|file)_search|code_interpreter|image_generation|shell)_call"')
 _CONTAINER, _NO_CONTAINER = b'"container"', b'"container":null'
 _BY_CALL = {"web_search_call": "search", "file_search_call": "file_search", "image_generation_call": "picture"}
 _IN_CONTAINER = frozenset(("code_interpreter_call", "shell_call"))
@@ -105,7 +104,7 @@ def always_searches(model: str) -> bool:
 
 def used_in(answer: bytes) -> Used:
     """What an answer, or a stream's last event, names; nothing where nothing is said or it makes no sense."""
-    if not any(mark in answer for mark in _MARKS) and answer.count(_CONTAINER) == answer.count(_NO_CONTAINER):
+    if not _may_tell(answer):
         return ()
     document = answer if answer[:1] == b"{" else data_of(answer.rstrip(b"\n"))
     try:
@@ -118,6 +117,13 @@ def used_in(answer: bytes) -> Used:
     if said.output:
         _count_calls(said, counts)
     return as_used(counts)
+
+
+def _may_tell(answer: bytes) -> bool:
+    """Cheap tests of an answer's bytes: most say nothing, and are not decoded."""
+    if _COUNT in answer or (_CALL in answer and _CALLS.search(answer) is not None):
+        return True
+    return _CONTAINER in answer and answer.count(_CONTAINER) != answer.count(_NO_CONTAINER)
 
 
 def as_used(counts: Mapping[str, int]) -> Used:
