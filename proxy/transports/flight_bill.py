@@ -40,7 +40,6 @@ from proxy.transports.flight_words import Bill
 LOOK_S = 0.005  # how soon those who wait for settlements look again; then ever less often
 LOOKS = 10  # of those who wait for a count, at the least
 HASH_MS = 3_600_000  # seats that nobody leaves, and bills that nobody looks at, are forgotten after this
-VOID_TRIES = 5
 _BILL, _PAID = b"!bill", b"$"  # fields that are no inbox's; the last before one
 _TAKER_BYTES = 8
 
@@ -316,7 +315,8 @@ class Bills:
         return True
 
     async def _say_void(self, key: bytes) -> None:
-        for _ in range(VOID_TRIES):
+        """As long as it can be of use: before anybody counts."""
+        for _ in range(LOOKS):
             with contextlib.suppress(SharedUnavailable):
                 if self._shared is not None:
                     await self._shared.run(_VOID, [key], HASH_MS)

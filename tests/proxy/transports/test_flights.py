@@ -14,7 +14,7 @@ from proxy.call import Reply, StreamBroken
 from proxy.refusals import EXHAUSTED, Refused, refuse
 from proxy.transports.flight_follow import UNHEARD_MAX, UNKNOWN_MAX, Followed
 from proxy.transports.flight_lead import Buffers, Led
-from proxy.transports.flight_words import Attach, Detach, End, Gone, Head, News, Seals
+from proxy.transports.flight_words import Attach, Bill, Detach, End, Gone, Head, News, Seals
 from tests.proxy.state_fakes import FakeStream, complete_reply, stream_reply
 
 TAG, TOKEN, INBOX = b"tag", b"token", b"inbox"
@@ -132,6 +132,20 @@ def test_a_whole_answer_goes_over_in_one_word() -> None:
     )
     assert (True, "stop", reply.tokens) == (mine.complete, mine.finish_reason, mine.tokens)
     assert not line.followed.is_stream
+
+
+def test_who_comes_when_the_bill_is_made_does_not_get_it() -> None:
+    """It is for those who were there: one that asks again has it once more, a late one has the answer alone."""
+    line = Line()
+    line.led.begin(stream_reply(FakeStream()))
+    line.attach()
+    line.pump()
+    bill = Bill((), ((b"me", 1), (INBOX, 1)))
+    line.led.finish(complete_reply(), bill=bill)
+    assert line.led.attach(b"late", 0)
+    assert line.led.attach(INBOX, 0)
+    words = [line.led.news_for(inbox) for inbox in (INBOX, b"late")]
+    assert [bill, None] == [word.end.bill for word in words if isinstance(word, News) and word.end is not None]
 
 
 async def test_a_broken_stream_is_broken_for_the_follower_too() -> None:
