@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections import Counter
@@ -57,8 +58,12 @@ def while_called(rolling: World, change: Callable[[], None]) -> Counter[str]:
 
 def worker_pids(rolling: World) -> set[int]:
     """The proxy's workers."""
-    children = psutil.Process(rolling.running["up"].pid).children(recursive=True)
-    return {child.pid for child in children if "--worker" in child.cmdline()}
+    found = set()
+    for child in psutil.Process(rolling.running["up"].pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "--worker" in child.cmdline():
+                found.add(child.pid)
+    return found
 
 
 def test_sighup_replaces_the_workers_without_a_failed_call(rolling: World) -> None:
