@@ -6,6 +6,7 @@ import msgspec
 
 from proxy.dialects import translate_chat_words as chat
 from proxy.dialects.dialect import Malformed, Scanner
+from proxy.dialects.translate_call_order import CallOrder
 from proxy.dialects.translate_errors import anthropic_event
 from proxy.dialects.translate_messages_reply import (
     AnswerMessage,
@@ -83,6 +84,7 @@ class MessagesStream(TranslatedScanner):
         "_call_index",
         "_called",
         "_open",
+        "_order",
         "_reason",
         "_refused",
         "_started",
@@ -96,6 +98,7 @@ class MessagesStream(TranslatedScanner):
         self._alias = alias
         self._block = -1  # index of the last block begun
         self._open = ""  # type of the open block
+        self._order = CallOrder()
         self._call_index = -1  # the upstream's index of the open call, and its identity
         self._call_id = ""
         self._called = False
@@ -116,8 +119,9 @@ class MessagesStream(TranslatedScanner):
         if delta.refusal:
             self._refused = True
             shown += self._text(delta.refusal)
-        for call in delta.tool_calls or ():
-            shown += self._call(call)
+        for piece in delta.tool_calls or ():
+            for call in self._order.put(piece):
+                shown += self._call(call)
         if choice.finish_reason:
             self._reason = choice.finish_reason
         if not shown and (delta.reasoning_content or delta.thinking_blocks):
@@ -126,7 +130,7 @@ class MessagesStream(TranslatedScanner):
 
     def _end(self) -> tuple[bytes, bytes]:
         told = b"" if self._started else self._start(chat.Chunk())
-        told += self._close()
+        told += self._waiting_calls() + self._close()
         reason = stop_reason_of(self._reason, called=self._called, refused=self._refused)
         self.finish_reason = reason
         told += _event(b"message_delta", _MessageDelta(_Ending(reason), usage_of(self._inner.tokens)))
@@ -155,10 +159,13 @@ class MessagesStream(TranslatedScanner):
                 told += _event(b"content_block_delta", _BlockDelta(self._block, _SignatureDelta(block.signature)))
         return told
 
+    def _waiting_calls(self) -> bytes:
+        return b"".join(map(self._call, self._order.rest()))
+
     def _text(self, text: str) -> bytes:
-        told = b""
+        told = self._waiting_calls() if self._order.holds else b""
         if self._open != "text":
-            told = self._close() + self._begin("text", TextOut(""))
+            told += self._close() + self._begin("text", TextOut(""))
         return told + _event(b"content_block_delta", _BlockDelta(self._block, _TextDelta(text)))
 
     def _call(self, call: chat.CallPart) -> bytes:

@@ -8,6 +8,7 @@ from proxy.dialects import openai
 from proxy.dialects import translate_chat_words as chat
 from proxy.dialects import translate_responses_words as words
 from proxy.dialects.dialect import Malformed, Scanner
+from proxy.dialects.translate_call_order import CallOrder
 from proxy.dialects.translate_stream import TranslatedScanner
 
 _KEEP_ALIVE = b": thinking\n\n"
@@ -44,13 +45,14 @@ class _Error(msgspec.Struct):
 class ResponsesStream(TranslatedScanner):
     """One stream. What was said is kept until its item is done, which repeats it."""
 
-    __slots__ = ("_call_index", "_number", "_open", "_response", "_said", "_started", "_stem")
+    __slots__ = ("_call_index", "_number", "_open", "_order", "_response", "_said", "_started", "_stem")
 
     def __init__(self, inner: Scanner, *, alias: str, created_s: int) -> None:
         super().__init__(inner)
         self._response = words.Response("", created_s, alias, "in_progress", [])
         self._number = -1
         self._open: words.Item | None = None
+        self._order = CallOrder()
         self._call_index = -1  # the upstream's index of the open call
         self._said: list[str] = []
         self._started = False
@@ -68,8 +70,9 @@ class ResponsesStream(TranslatedScanner):
         for text in (delta.content, delta.refusal):
             if text:
                 shown += self._text(text)
-        for call in delta.tool_calls or ():
-            shown += self._call(call)
+        for piece in delta.tool_calls or ():
+            for call in self._order.put(piece):
+                shown += self._call(call)
         if choice.finish_reason:
             self.finish_reason = words.ended(self._response, choice.finish_reason)
         if not shown and delta.reasoning_content:
@@ -79,7 +82,7 @@ class ResponsesStream(TranslatedScanner):
     def _end(self) -> tuple[bytes, bytes]:
         response = self._response
         told = b"" if self._started else self._start(chat.Chunk())
-        told += self._close()
+        told += self._waiting_calls() + self._close()
         if response.status == "in_progress":
             self.finish_reason = words.ended(response, "")
         response.usage = words.usage_of(self._inner.tokens)
@@ -99,10 +102,13 @@ class ResponsesStream(TranslatedScanner):
         created = self._numbered(_Event("response.created", response=response))
         return created + self._numbered(_Event("response.in_progress", response=response))
 
+    def _waiting_calls(self) -> bytes:
+        return b"".join(map(self._call, self._order.rest()))
+
     def _text(self, text: str) -> bytes:
-        told = b""
+        told = self._waiting_calls() if self._order.holds else b""
         if not isinstance(self._open, words.MessageItem):
-            told = self._close()
+            told += self._close()
             item = words.MessageItem(f"msg_{self._stem}_{len(self._response.output)}", "in_progress", [])
             told += self._begin(item)
             told += self._numbered(self._at("response.content_part.added", part=words.OutputText("")))
