@@ -50,6 +50,7 @@ _ID = re.compile(r"[A-Za-z0-9_\-]{1,256}")
 _PAGE = 100  # items that an upstream is asked for at once
 _PAGE_USUAL = 20
 _RETRY_S = 5.0
+_OK = 200
 _LISTS = frozenset(("files_list", "batches_list", "messages_batches_list"))
 _DELETES = frozenset(("files_delete", "messages_batches_delete"))
 _TOLD = frozenset(("batches_get", "batches_cancel", "messages_batches_get", "messages_batches_cancel"))
@@ -132,6 +133,7 @@ class Batches:
         if _is_good(reply) and (file_id := id_of(reply.body)):
             owner = Owner(candidate.upstream.id, candidate.deployment.id, batched=plan.batched)
             await self._owners.keep(_tenant_of(call), [file_id], owner)
+            await self._mark(call, "files_list", owner)
         return reply
 
     async def _create(self, call: Call) -> Reply:
@@ -211,7 +213,12 @@ class Batches:
         await self._owners.promise(item)
         self._promises.hold(call, item)
         await self._owners.keep(_tenant_of(call), [batch_id], owner)
+        await self._mark(call, "messages_batches_list" if _is_anthropic(call) else "batches_list", owner)
         return self._shown(call, reply)
+
+    async def _mark(self, call: Call, list_: str, owner: Owner) -> None:
+        """Notes that a tenant has something at an upstream, for its list."""
+        await self._owners.keep(_tenant_of(call), [_marker(list_, owner.upstream)], Owner(owner.upstream, ""))
 
     async def _check_kept(self, call: Call, plan: BatchPlan) -> None:
         """What lines build on must be their tenant's, and at their upstream. Raises LineRefused."""
@@ -281,7 +288,7 @@ class Batches:
             await self._owners.promise(msgspec.structs.replace(item, batch=promised))
 
     async def _list(self, call: Call) -> Reply:
-        """A page of what is the tenant's own, out of the upstream's list of everybody's, upstream after upstream."""
+        """A page of what is the tenant's own, out of the list of everybody's, of each upstream at which it has something."""
         query = dict(parse_qsl(call.query.decode("latin-1")))
         cursor = "after_id" if _is_anthropic(call) else "after"
         if "before_id" in query:
@@ -290,6 +297,10 @@ class Batches:
         if not said.isdigit() or len(said) > 6 or int(said) == 0:
             raise Malformed("`limit` must be a positive whole number", "limit")
         places = self._placed(call.runtime).each(call.operation)
+        marks = await self._owners.find(
+            _tenant_of(call), [_marker(call.operation, item.upstream.id) for item in places]
+        )
+        places = [item for item in places if _marker(call.operation, item.upstream.id) in marks]
         after = query.pop(cursor, "")
         if after:
             owner = (await self._owners.find(_tenant_of(call), [after])).get(after)
@@ -297,8 +308,6 @@ class Batches:
             if at is None:
                 return self._missing(call, after, param=cursor)
             places = places[at:]
-        if not places:
-            return refuse(refusals.NO_ROUTE, "no upstream of a model here keeps files or batches")
         found = _Found(min(int(said), _PAGE))
         for place in places:
             refused = await self._collect(call, place, query, {cursor: after} if after else {}, found)
@@ -385,8 +394,7 @@ class _Found:
 
 def _page(call: Call, found: _Found) -> Reply:
     """The page in the words of the client's protocol."""
-    reply = found.reply
-    assert reply is not None, "an upstream was asked"  # noqa: S101
+    reply = found.reply or Reply(_OK, [(b"content-type", b"application/json")], source="gateway")
     items = [msgspec.Raw(with_results_here(item)) for item in found.items] if _is_anthropic(call) else found.items
     page: dict[str, object] = {} if _is_anthropic(call) else {"object": "list"}
     page |= {
@@ -397,6 +405,11 @@ def _page(call: Call, found: _Found) -> Reply:
     }
     reply.body = _encode(page)
     return reply
+
+
+def _marker(list_: str, upstream: str) -> str:
+    """A name that no id can be: of what says that a tenant has something at an upstream."""
+    return f"{list_}\0{upstream}"
 
 
 def _is_good(reply: Reply) -> bool:

@@ -28,6 +28,7 @@ FEATURES = {
     "cross": "a model of the other protocol",
     "models": "the list of models",
     "media": "sound and pictures",
+    "batches": "batches, with their files",
 }
 """Columns of the page, each with what it means."""
 

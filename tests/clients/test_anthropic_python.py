@@ -10,7 +10,7 @@ from anthropic import Anthropic, AsyncAnthropic
 from pydantic import BaseModel
 
 from tests.clients.shows import shows
-from tests.e2e.processes import World
+from tests.e2e.processes import World, eventually
 
 pytestmark = pytest.mark.e2e
 QUESTION: Any = [{"role": "user", "content": "Name three uses of a hammer."}]
@@ -172,3 +172,22 @@ def test_structured_answers(client: Anthropic) -> None:
         whole = client.messages.parse(**asked).parsed_output
         assert isinstance(whole, Hammer)
         assert whole == streamed
+
+
+@shows("Anthropic, Python", "batches")
+def test_batches(client: Anthropic, gateway: World) -> None:
+    """A batch is made, done, read by the address that it names, booked at the price of batches, and deleted."""
+    params: Any = {"model": "claude-haiku-4-5", "max_tokens": 60, "messages": QUESTION}
+    made = client.messages.batches.create(requests=[{"custom_id": str(n), "params": params} for n in range(2)])
+    assert "ended" == client.messages.batches.retrieve(made.id).processing_status
+    results = [line.result for line in client.messages.batches.results(made.id)]
+    assert made.id in [batch.id for batch in client.messages.batches.list(limit=1)]
+    total = "tokens_input + tokens_cache_read + tokens_output AS total"
+    query = f"SELECT {total}, cost_usd FROM calls WHERE operation = 'batch_usage' AND tags['heph-batch'] = '{made.id}'"
+    (row,) = eventually(lambda: gateway.sql(query), what="the batch to be booked")
+    usage = [result.message.usage for result in results if result.type == "succeeded"]
+    cost = sum(one.input_tokens * 500 + one.output_tokens * 2_500 for one in usage)  # nano-USD
+    assert 2 == len(usage)
+    assert sum(one.input_tokens + one.output_tokens for one in usage) == int(str(row["total"]))
+    assert cost == round(float(str(row["cost_usd"])) * 1e9)
+    assert made.id == client.messages.batches.delete(made.id).id

@@ -118,3 +118,16 @@ def test_anthropic_errors(gateway: World) -> None:
     assert ["AuthenticationError", 401, "authentication_error"] == found["denied"]
     assert ["NotFoundError", 404, "not_found_error"] == found["missing"]
     assert "APIConnectionTimeoutError" == found["late"][0]
+
+
+@shows("OpenAI, Node", "batches")
+def test_openai_batches(gateway: World) -> None:
+    """A batch of a file is made, done, read and listed."""
+    assert {"status": "completed", "answer": 200, "listed": True} == run(gateway, "openai.mjs", "batches")
+
+
+@shows("Anthropic, Node", "batches")
+def test_anthropic_batches(gateway: World) -> None:
+    """A batch is made, done, read by the address that it names, and listed."""
+    wanted = {"status": "ended", "results": ["succeeded"], "listed": True}
+    assert wanted == run(gateway, "anthropic.mjs", "batches")

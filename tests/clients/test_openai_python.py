@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any  # the SDK's typed dictionaries accept plain ones
 
 import openai
@@ -210,3 +211,31 @@ def test_a_claude_model(client: OpenAI) -> None:
     assert called.choices[0].message.tool_calls
     typed = client.chat.completions.parse(model="claude-sonnet-4-6", messages=QUESTION, response_format=Tool)
     assert isinstance(typed.choices[0].message.parsed, Tool)
+
+
+@shows("OpenAI, Python", "batches")
+def test_batches(client: OpenAI, gateway: World) -> None:
+    """A file of requests goes up, a batch of it is done, its answers come down, and it is booked at the price of batches."""
+    lines = [
+        {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini", "messages": QUESTION}}
+        for n in range(3)
+    ]  # fmt: skip
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    made = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"night": "1"}
+    )
+    done = client.batches.retrieve(made.id)
+    assert ("completed", {"night": "1"}, file.id) == (done.status, done.metadata, done.input_file_id)
+    assert done.output_file_id is not None
+    answers = [json.loads(text)["response"]["body"] for text in client.files.content(done.output_file_id).iter_lines()]
+    assert made.id in [batch.id for batch in client.batches.list(limit=1)]
+    assert {file.id, done.output_file_id} <= {one.id for one in client.files.list(limit=1)}
+    total = "tokens_input + tokens_cache_read + tokens_output AS total"
+    query = f"SELECT {total}, cost_usd FROM calls WHERE operation = 'batch_usage' AND tags['heph-batch'] = '{made.id}'"
+    (row,) = eventually(lambda: gateway.sql(query), what="the batch to be booked")
+    usage = [answer["usage"] for answer in answers]
+    cost = sum(one["prompt_tokens"] * 75 + one["completion_tokens"] * 300 for one in usage)  # nano-USD
+    assert sum(one["total_tokens"] for one in usage) == int(str(row["total"]))
+    assert cost == round(float(str(row["cost_usd"])) * 1e9)
+    assert client.files.delete(done.output_file_id).deleted

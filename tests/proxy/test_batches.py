@@ -387,3 +387,14 @@ async def test_a_price_without_batches_is_an_estimate(world: World, provider: Pr
     await settle(world)
     states = {record.alias: (record.cost_state, record.cost_nanousd > 0) for record in usage_records(world)}
     assert {"small": (CostState.ESTIMATED, True), "free": (CostState.UNPRICED, False)} == states
+
+
+async def test_a_list_asks_only_where_its_tenant_has_something(world: World, provider: Provider) -> None:
+    """Whoever has made nothing gets an empty page, and no upstream is asked; nor is one that cannot be reached asked for others."""
+    ports = provider.ports | {"secondary": 9}
+    world.worker.apply(snapshot(ports, version=2))
+    file_id = await upload(sdk(world), [line("a")])
+    before = provider.upstreams[0].stats.requests
+    page = await sdk(world, "bob").files.list()
+    assert ([], False, before) == (page.data, page.has_more, provider.upstreams[0].stats.requests)
+    assert [file_id] == [file.id async for file in sdk(world).files.list()]

@@ -21,6 +21,7 @@ from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import encode_snapshot
 from controlplane.contract.wire import decode_batch
 from proxy.ledger import BATCH_USAGE
+from tests.e2e.processes import eventually
 from tests.proxy.batch_world import BATCH_S, begin, billed, line, simulated, snapshot
 from tests.proxy.fakes import PEPPER
 from tests.proxy.test_responses_processes import kill
@@ -66,9 +67,7 @@ def booked(folder: Path) -> list[CallRecord]:
 async def until_settled(url: str) -> None:
     """Waits until no batch waits to be booked."""
     shown = re.compile(r'heph_proxy_owners_unsettled\{worker="0"\} 0(\.0)?\n')
-    async with asyncio.timeout(60.0), httpx.AsyncClient() as client:
-        while not shown.search((await client.get(f"{url}/metrics")).text):  # noqa: ASYNC110 - another process
-            await asyncio.sleep(LOOK_S)
+    await asyncio.to_thread(eventually, lambda: shown.search(httpx.get(f"{url}/metrics").text), seconds=60.0)
 
 
 def free_port() -> int:
@@ -128,9 +127,7 @@ async def test_a_batch_is_booked_soon_whichever_worker_hears_that_it_has_ended(t
         assert 8 == len(set(made))
         clock.move(BATCH_S)
         await asyncio.gather(*(once(batch_id) for batch_id in made))
-        async with asyncio.timeout(30.0):
-            while len(booked(tmp_path)) < len(made):  # noqa: ASYNC110 - another process
-                await asyncio.sleep(LOOK_S)
+        await asyncio.to_thread(eventually, lambda: len(booked(tmp_path)) == len(made))
         process.send_signal(signal.SIGTERM)
         await process.communicate()
         assert sorted(made) == sorted(record.tags["heph-batch"] for record in booked(tmp_path))

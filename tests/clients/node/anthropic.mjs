@@ -61,6 +61,16 @@ const scenarios = {
     for (let call = 0; call < 61; call++) await patient.models.list();
     return statuses;
   },
+  async batches() {
+    const params = { model: "claude-haiku-4-5", max_tokens: 50, messages };
+    const made = await client.messages.batches.create({ requests: [{ custom_id: "a", params }] });
+    const done = await client.messages.batches.retrieve(made.id);
+    const results = [];
+    for await (const line of await client.messages.batches.results(made.id)) results.push(line.result.type);
+    const listed = [];
+    for await (const batch of client.messages.batches.list({ limit: 1 })) listed.push(batch.id);
+    return { status: done.processing_status, results, listed: listed.includes(made.id) };
+  },
   async cross() {
     const answer = await client.messages.create({ model: "gpt-4o-mini", max_tokens: 50, messages });
     return { text: answer.content[0].text };

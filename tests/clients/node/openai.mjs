@@ -89,6 +89,17 @@ const scenarios = {
     for (let call = 0; call < 61; call++) await patient.models.list();
     return statuses;
   },
+  async batches() {
+    const body = { model: "gpt-4o-mini", messages };
+    const line = JSON.stringify({ custom_id: "a", method: "POST", url: "/v1/chat/completions", body });
+    const file = await client.files.create({ file: await toFile(Buffer.from(line), "in.jsonl"), purpose: "batch" });
+    const made = await client.batches.create({ input_file_id: file.id, endpoint: "/v1/chat/completions", completion_window: "24h" });
+    const done = await client.batches.retrieve(made.id);
+    const text = await (await client.files.content(done.output_file_id)).text();
+    const listed = [];
+    for await (const batch of client.batches.list({ limit: 1 })) listed.push(batch.id);
+    return { status: done.status, answer: JSON.parse(text).response.status_code, listed: listed.includes(made.id) };
+  },
   async cross() {
     const answer = await client.chat.completions.create({ model: "claude-sonnet-4-6", messages, max_tokens: 50 });
     return { text: answer.choices[0].message.content };
