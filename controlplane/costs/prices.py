@@ -159,7 +159,7 @@ class PriceBook:
         return msgspec.structs.replace(
             _price(kinds, version=version),
             long=_long(kinds, row.long, version),
-            service=tuple(_service(kinds, name, each, version) for name, each in sorted(row.service.items())),
+            service=tuple(_service(kinds, name, each, version, row.long) for name, each in sorted(row.service.items())),
         )
 
     def output_tokens_max(self, model: str) -> int | None:
@@ -196,10 +196,26 @@ class PriceBook:
         return min(sold) if amounts and all(each == amounts[0] for each in amounts) else None
 
 
-def _service(kinds: Mapping[str, Amount], name: str, row: ServiceRow, version: str) -> ServicePrice:
+def _service(
+    kinds: Mapping[str, Amount], name: str, row: ServiceRow, version: str, standard: Mapping[int, Kinds]
+) -> ServicePrice:
+    """A class with its long prompts. One that says nothing of them has those of the standard class, by its own factor, rounded up."""
     version = f"{version}/{name}"
     own = _tier(kinds, row)
-    return ServicePrice(name, msgspec.structs.replace(_price(own, version=version), long=_long(own, row.long, version)))
+    long = dict(row.long)
+    for above, each in standard.items():
+        if above not in long:
+            tier = _tier(kinds, each)
+            changed = {kind: _scaled(tier[kind], own[kind], kinds[kind]) for kind in kinds if tier[kind] != kinds[kind]}
+            long[above] = msgspec.convert(changed, Kinds)
+    return ServicePrice(name, msgspec.structs.replace(_price(own, version=version), long=_long(own, long, version)))
+
+
+def _scaled(amount: Amount, now: Amount, before: Amount) -> Amount:
+    """An amount that is to another as the second is to the third; what is no number stays."""
+    if isinstance(amount, int) and isinstance(now, int) and isinstance(before, int) and before:
+        return -(-amount * now // before)
+    return amount
 
 
 def _long(kinds: Mapping[str, Amount], rows: Mapping[int, Kinds], version: str) -> tuple[LongPrice, ...]:

@@ -275,12 +275,22 @@ async def test_the_class_of_a_stream_that_is_passed_through(world: World, tier: 
         {"type": "response.completed", "response": {"service_tier": tier, "usage": usage}},
     ]
     sent = b"".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n".encode() for each in events)
-    parts = chunk(sent[:90]) + chunk(sent[90:])
-    await world.upstream(replies(STREAM_HEAD + parts + STREAM_END))
+    cut = sent.index(b"event: response.completed")
+    begun = asyncio.Event()
+
+    async def slowly(wire: Wire, _: Received) -> None:
+        await wire.send(STREAM_HEAD + chunk(sent[:cut]))
+        await begun.wait()
+        await wire.send(chunk(sent[cut:]) + STREAM_END)
+
+    await world.upstream(slowly)
     priority = ServicePrice("priority", Price(input=100_000_000, output=100_000_000))
     price = Price(input=1_000_000_000, output=2_000_000_000, service=(priority,))
     tenant = TenantPolicy("acme", cache=UNCACHED, passthrough=(PassthroughGrant("u0", ()),))
     world.apply(tenant=tenant, price=price, model="gpt")
-    await world.client.post("/passthrough/u0/responses", json={"model": "gpt", "input": "hi", "stream": True})
+    body = {"model": "gpt", "input": "hi", "stream": True}
+    async with world.client.stream("POST", "/passthrough/u0/responses", json=body) as response:
+        async for _ in response.aiter_bytes():
+            begun.set()
     await world.until_idle()
     assert (cost, CostState.FINAL) == (world.records()[0].cost_nanousd, world.records()[0].cost_state)

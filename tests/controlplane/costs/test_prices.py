@@ -99,6 +99,8 @@ def test_what_a_tier_leaves_out_follows_what_it_says() -> None:
     assert (15, 750) == (price.long[0].price.cache_read, price.long[0].price.reasoning)
     assert (18, 1_000) == (found["priority"].cache_read, found["priority"].reasoning)
     assert (10, 500) == (found["batch"].cache_read, found["batch"].reasoning)
+    longs = [(long.price.input, long.price.output, long.price.cache_read) for long in found["batch"].long]
+    assert [(75, 300, 15)] == longs  # a batch of long prompts costs half of what they cost
     assert (100, 180) == (plain.cache_read, plain.service[0].price.cache_read)
 
 
@@ -179,7 +181,7 @@ def test_long_prompts_and_service_classes_have_prices_of_their_own() -> None:
     ]
     batch = price.service[0]
     assert ("batch", 5, output, 1) == (batch.name, batch.price.input, batch.price.output, batch.price.cache_read)
-    assert [(100, 5, 7)] == [(x.above_tokens, x.price.input, x.price.output) for x in batch.price.long]
+    assert [(100, 5, 7), (200_000, 10, 20)] == [(x.above_tokens, x.price.input, x.price.output) for x in batch.price.long]
     versions = [price.version, price.long[0].price.version, batch.price.version, batch.price.long[0].price.version]
     assert ["v1/m", "v1/m/above-200000", "v1/m/batch", "v1/m/batch/above-100"] == versions
 
