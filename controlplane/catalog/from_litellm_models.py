@@ -44,7 +44,17 @@ _PRICES = {
     "reasoning": "output_cost_per_reasoning_token",
     "audio_input": "input_cost_per_audio_token",
     "audio_output": "output_cost_per_audio_token",
+    "image_input": "input_cost_per_image_token",
+    "image_output": "output_cost_per_image_token",
 }
+_UNITS = {
+    "second": ("input_cost_per_second", 1),
+    "character": ("input_cost_per_character", 1),
+    "picture": ("output_cost_per_image", 1),
+    "container": ("code_interpreter_cost_per_session", 1),
+    "file_search": ("file_search_cost_per_1k_calls", 1_000),
+}
+"""What is no token: their names, and of how many the price is."""
 _OPTIONS = (
     "api_version", "aws_profile_name", "aws_region_name", "aws_role_name", "aws_session_name", "client_id", "organization", "region_name",
     "tenant_id", "vertex_location", "vertex_project",
@@ -312,9 +322,13 @@ def _read_identity(info: Document, place: str, found: Deployment) -> None:
 def _read_price(params: Document, info: Document, place: str, found: Deployment) -> None:
     prices = _kinds(params, info, "", place, found.lines)
     long = {above: _kinds(params, info, f"_above_{above}k_tokens", place, found.lines) for above in _LONG_THRESHOLDS}
-    if "input" not in prices and "output" not in prices:
+    units = _by_unit(params, info, place, found.lines)
+    if "input" not in prices and "output" not in prices and not units.keys() & {"second", "character", "picture"}:
+        for name in units:
+            at = f"{place}.litellm_params.{_UNITS[name][0]}"
+            found.lines.append(("refused", at, "", "a price of ours has `input` and `output` too"))
         return
-    price: Object = {"input": 0, "output": 0, **prices}
+    price: Object = {"input": 0, "output": 0, **prices, **units}
     said = ", ".join(f"{kind} {amount}" for kind, amount in price.items())
     both = {kind: price[kind] for kind in ("input", "output")}
     rows = [{"above_tokens": above * 1000, **both, **kinds} for above, kinds in long.items() if kinds]
@@ -323,6 +337,20 @@ def _read_price(params: Document, info: Document, place: str, found: Deployment)
         said += f", and more above {rows[0]['above_tokens']} tokens"
     found.entry["price"] = price
     found.lines.append(("mapped", f"{place}.litellm_params.input_cost_per_token", f"price per million: {said}", ""))
+
+
+def _by_unit(params: Document, info: Document, place: str, lines: list[Told]) -> Object:
+    """Prices of one of what is no token."""
+    found: Object = {}
+    for ours, (theirs, of) in _UNITS.items():
+        value = next((each for each in (params.take(theirs), info.take(theirs)) if each is not None), None)
+        if value is None:
+            continue
+        try:
+            found[ours] = plain(Decimal(str(value)) / of)
+        except (InvalidOperation, ValueError, OverflowError):
+            lines.append(("refused", f"{place}.litellm_params.{theirs}", "", "it is no price"))
+    return found
 
 
 def _kinds(params: Document, info: Document, ending: str, place: str, lines: list[Told]) -> Object:

@@ -50,8 +50,6 @@ REASONS: Mapping[str, str] = {
     "modify_params": _TRANSLATED,
     "namespace": "tenants never share answers, and each installation has its own keys in Redis",
     "organization": "give the key of that organization's project",
-    "output_cost_per_image": "write `picture` under the model's `price`",
-    "input_cost_per_second": "write `second` under the model's `price`",
     "pass_through_endpoints": _PASSTHROUGH,
     "redact_messages_in_exceptions": "bodies are in no log, and in no row unless `payloads.store` says so",
     "redis_db": _REDIS_TWICE,

@@ -275,6 +275,28 @@ def test_long_prompts_and_fallbacks_with_messages() -> None:
     assert ("claude",) == model.fallbacks.general
 
 
+def test_prices_of_what_is_no_token_come_along() -> None:
+    """Seconds, pictures, searches in files and containers, and the tokens of images, each at the price of one or of a million."""
+    units = {
+        "input_cost_per_second": "0.0001",
+        "output_cost_per_image": 0.04,
+        "file_search_cost_per_1k_calls": 2.5,
+        "code_interpreter_cost_per_session": 0.03,
+        "output_cost_per_image_token": 4e-5,
+    }
+    price = config(imported({**EAST, "model_info": units})).models[0].deployments[0].price
+    assert price is not None
+    assert (0, 0, 100_000, 40_000_000) == (price.input, price.output, price.second, price.picture)
+    assert (2_500_000, 30_000_000, 40 * 10**9) == (price.file_search, price.container, price.image_output)
+
+
+def test_a_price_of_tools_alone_is_no_price() -> None:
+    """Without a price for tokens they would be free; so it is said that it did not come along."""
+    found = imported({**EAST, "model_info": {"code_interpreter_cost_per_session": 0.03}})
+    assert config(found).models[0].deployments[0].price is None
+    assert any(line.fate == "refused" and "code_interpreter" in line.place for line in found.lines)
+
+
 def test_credentials_of_googles_in_a_file() -> None:
     """The path of a key file is no secret: the file is read where the proxy runs."""
     params = {"model": "vertex_ai/gemini-2.5-pro", "vertex_credentials": "/etc/heph/google.json"}
