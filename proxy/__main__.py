@@ -20,6 +20,7 @@ import structlog
 import uvloop
 from structlog.typing import Processor
 
+from controlplane.contract.lifeline import hold_lifeline
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.listening import Listening, listen, make_server
 from proxy.settings import ProxySecrets, SettingsError, load_secrets, load_settings
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--started", type=int, default=-1, help=argparse.SUPPRESS)  # a pipe, to be told that it serves
     arguments = parser.parse_args()
     _open_log()
+    hold_lifeline(os.environ)
     try:
         settings = load_settings(arguments.settings)
         secrets = load_secrets(os.environ)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from controlplane.contract.lifeline import LIFELINE_ENV
+
 RESTART_S_MAX = 10.0
 STABLE_S = 30.0  # a child that lived this long starts its back-off anew
 STOP_S = 30.0
@@ -29,11 +31,11 @@ class Child:
     due_s: float = 0.0
 
     def start(self) -> None:
-        """Starts it in a process group of its own, so that Ctrl-C reaches only the parent."""
+        """Starts it in a process group of its own, so that Ctrl-C reaches only the parent; it ends when the parent does."""
         output = None if self.log is None else self.log.open("ab")
         try:
             self.process = subprocess.Popen(  # noqa: S603 - our own commands
-                list(self.command), env=dict(self.environment), stdout=output,
+                list(self.command), env={**self.environment, LIFELINE_ENV: "1"}, stdin=subprocess.PIPE, stdout=output,
                 stderr=None if output is None else subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         finally:

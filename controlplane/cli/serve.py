@@ -14,6 +14,7 @@ import msgspec
 from controlplane.cli.children import Child, Children, python_module
 from controlplane.cli.installation import Installation, config_option, data_option, open_installation
 from controlplane.cli.output import errors, speaks_plainly
+from controlplane.contract.lifeline import hold_lifeline
 from controlplane.errors import ConfigError
 from controlplane.secrets import OPERATOR_TOKEN_ENV, REDIS_PASSWORD_ENV, resolve
 
@@ -113,6 +114,7 @@ def controlplane(config: Path, data: Path | None) -> None:
     """The control plane alone."""
     from controlplane.app.serve import serve  # noqa: PLC0415 - the heavy half of the program, needed by this command alone
 
+    hold_lifeline(os.environ)
     installation = open_installation(config, data=data)
     serve(installation.loaded, installation.secrets)
 

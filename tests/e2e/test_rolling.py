@@ -119,3 +119,17 @@ def test_a_revoked_key_is_refused_by_every_worker(rolling: World) -> None:
         )
 
     assert {"ok"} == set(while_called(rolling, change))
+
+
+def test_after_a_kill_of_up_nothing_of_it_stays_and_the_next_start_serves(rolling: World) -> None:
+    """`kill -9` of the parent alone: control plane and proxy end by themselves, and their ports and directories are free for another start."""
+    killed = rolling.running.pop("up")
+    family = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait(30)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert [] == alive
+    rolling.start("up")
+    rolling.wait_ready()
+    answer = rolling.get(f"{rolling.base_url}/models", headers={"authorization": f"Bearer {rolling.key()}"})
+    assert 200 == answer.status_code, rolling.logs()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
+from controlplane.contract.lifeline import hold_lifeline
 from controlplane.demo.faults import FaultError, load_fault_script
 from controlplane.demo.provider.config import Latency, ProviderConfig, upstreams_on
 from controlplane.demo.provider.server import Provider, run
@@ -34,6 +36,7 @@ def main(
     ports: tuple[int, ...], admin_port: int | None, host: str, faults_file: Path | None, latency_scale: float, seed: int
 ) -> None:
     """Simulates a provider that speaks the protocols of OpenAI, Anthropic, Azure, Gemini, Bedrock and Ollama."""
+    hold_lifeline(os.environ)
     try:
         faults = load_fault_script(faults_file) if faults_file is not None else ()
     except FaultError as error:
