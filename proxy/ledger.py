@@ -37,6 +37,9 @@ OTHERS = "(others)"  # the instance that newcomers share when there is no room
 OWN_CHANNEL = "settlement"  # of what the proxy asks by itself; a client that names it in an operation that goes to no model is not believed
 UNITS = ("requests", "tokens", "nanousd", "calls")
 BATCH_USAGE = "batch_usage"  # the operation of a record of what a batch used: there is one of each id
+SETTLES = (
+    "heph-settles"  # tag of a record with the usage of something that was not known when it was made: that thing's id
+)
 _ONCE_MAX = 4_096  # of those ids; each is asked for again only until its batch is noted as settled
 _UNROUTED = frozenset((BATCH_USAGE, *(name for name, row in OPERATIONS.items() if row.named)))
 _EVICTION_TRIES = 8  # of the least recently used instances
@@ -236,7 +239,7 @@ class Ledger:
         self.calls += 1
         self.tokens += tokens
         self.nanousd += nanousd
-        if record.operation == BATCH_USAGE:
+        if record.operation == BATCH_USAGE or (record.tags and SETTLES in record.tags):
             self._once[record.call_id] = None
             while len(self._once) > _ONCE_MAX:
                 del self._once[next(iter(self._once))]
@@ -252,7 +255,7 @@ class Ledger:
                 account.settle(tokens=tokens, nanousd=nanousd, requests=requests, at_us=at_us)
 
     def has_booked(self, call_id: str) -> bool:
-        """Whether this record of a batch is among those booked: known for as long as the amounts are, over kills and restarts."""
+        """Whether this record of a batch, or of a response in the background, is among those booked: known for as long as the amounts are, over restarts."""
         return call_id in self._once
 
     def state(self) -> LedgerState:

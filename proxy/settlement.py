@@ -73,7 +73,7 @@ class Settlement:
 
     async def look_at_all(self) -> None:
         """One round: every response that is due. Raises OwnersUnavailable."""
-        open_now = {_place_of(item): item for item in await self._owners.unsettled()}
+        open_now = {_place_of(item): item for item in await self._owners.unsettled() if item.claim is None}
         self._next = {place: self._next.get(place, (self._monotonic(), self._every_s)) for place in open_now}
         for place, item in open_now.items():
             due, pause_s = self._next[place]
@@ -169,6 +169,11 @@ def watch_kept(
         lambda: kept.promises.held,
     )
     watch("owners_unsettled_looks_total", "Looks at those.", lambda: settlement.looks_total)
+    watch(
+        "owners_claims_released_total",
+        "Responses in the background that were about to be booked when a worker was killed, and are looked at again.",
+        lambda: kept.promises.released_total,
+    )
     watch(
         "owners_estimated_total",
         "Responses in the background booked at an estimate, because their upstream does not tell what they used.",

@@ -97,6 +97,9 @@ def dealt_out(found: dict[str, LedgerState], names: Sequence[str], *, now_us: in
     states = {
         name: LedgerState(state.calls, state.nanousd, state.tokens, once=state.once) for name, state in found.items()
     }
+    if names:
+        others = [id_ for name, state in found.items() if name not in names for id_ in state.once]
+        states[names[0]].once = list(dict.fromkeys((*others, *states[names[0]].once)))
     for place, pool in pools.items():
         current = _current(pool, place, now_us)
         ended = max((start for start in pool if start < current), default=None) if place.window in KEPT else None

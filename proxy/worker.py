@@ -257,6 +257,7 @@ class Worker:
             unsettled_max=settings.background_responses_max,
             every_s=settings.background_look_every_s,
             worker=str(self._share.worker),
+            workers=settings.workers,
             policy_of=self._policy_of,
         )
         if self.lending is not None:

@@ -26,11 +26,12 @@ from proxy.dialects.openai_usage import read_io_usage
 from proxy.dialects.operations import OPERATIONS
 from proxy.dialects.responses_state import Made, ids_given, made_by
 from proxy.dialects.service_class import service_class_of
+from proxy.ledger import SETTLES
 from proxy.metrics import ProxyMetrics
 from proxy.refusals import refuse
 from proxy.runtime import Candidate, Runtime
 from proxy.transports.chains import context_in, sizes_of
-from proxy.transports.owners import Estimate, Owner, Owners, OwnersUnavailable, Unsettled
+from proxy.transports.owners import Claim, Estimate, Owner, Owners, OwnersUnavailable, Unsettled
 from proxy.transports.places import Places, pinned
 from proxy.transports.promises import Promises
 from proxy.view import read_view
@@ -42,6 +43,8 @@ _ENDED = frozenset(("completed", "incomplete", "cancelled", "failed"))
 # What they list came from clients, under ids that those may have chosen: it makes nothing its reader's.
 _LISTS = frozenset(("responses_input_items", "conversations_items_list", "conversations_items_get"))
 _FULL_RETRY_S = 5.0
+_CONFIRM_EVERY_S = 0.02
+_UNPROMISED_MAX = 1_024
 _GONE = 404
 _LATE = (
     0.9  # of the time for which a response may be unsettled: then it is booked at an estimate, as long as it is known
@@ -64,6 +67,9 @@ class Kept:
         self.look: Callable[[Unsettled], Awaitable[None]] | None = None  # set by whoever settles what is unsettled
         self.promises = promises
         self.refused_total = 0  # ids that the tenant did not make
+        self._claims: dict[str, tuple[Call, Unsettled]] = {}  # by call: what its record has the usage of
+        self._confirming: asyncio.Task[None] | None = None
+        self._unpromised: dict[str, None] = {}  # responses that could not be written down as unsettled
         self.estimated_total = 0  # responses in the background whose upstream never told what they used
 
     async def send(self, call: Call) -> Reply:
@@ -101,6 +107,11 @@ class Kept:
     async def aclose(self) -> None:
         """Closes the file of owners and the inner transport; safe to call twice."""
         await self._inner.aclose()
+        confirming, self._confirming = self._confirming, None
+        if confirming is not None:
+            confirming.cancel()
+            await asyncio.wait([confirming])
+            await self.confirm()
         await self._owners.aclose()
 
     async def _narrow(self, call: Call) -> tuple[Reply | None, Owner | None]:
@@ -237,7 +248,8 @@ class Kept:
         if made.status not in _ENDED:
             if call.operation == "responses":
                 item = msgspec.structs.replace(_unsettled(call, made.id), estimate=self._estimate(call, owner))
-                await self._owners.promise(item)
+                if not await self._owners.promise(item) and len(self._unpromised) < _UNPROMISED_MAX:
+                    self._unpromised[made.id] = None
                 self.promises.hold(call, item)
             else:
                 await self._write_off(call, made.id, late=True)
@@ -246,7 +258,7 @@ class Kept:
             await self._write_off(call, made.id)
             return
         try:
-            first = await self._owners.settle(_tenant_of(call), made.id)
+            first = await self._claim(call, made.id)
             self.promises.settled(_unsettled(call, made.id))
             if not first and call.view is not None and not call.view.free:
                 _bill_nothing(call)  # somebody who looked at it has booked it
@@ -254,6 +266,10 @@ class Kept:
                 return
         except OwnersUnavailable:
             self._metrics.bound_hit("state_wait_s")
+            if made.id in self._unpromised:
+                del self._unpromised[made.id]
+            elif call.view is not None and not call.view.free:
+                _bill_nothing(call)  # it is looked at later, and booked then
             return
         if call.view is not None and call.view.free and call.attempts:
             place = self._placed(call.runtime).candidates.get(call.attempts[-1].deployment)
@@ -272,6 +288,33 @@ class Kept:
                     items=items,
                 )
                 self._metrics.tokens_found(tokens)
+
+    async def _claim(self, call: Call, name: str) -> bool:
+        """Whether this call's record is to have what a response used. Raises OwnersUnavailable."""
+        item = _unsettled(call, name)
+        if not await self._owners.settle(item, Claim(self.promises.worker, self.promises.life, call.call_id)):
+            return False
+        call.tags = call.tags | {SETTLES: name}
+        self._claims[call.call_id] = (call, item)
+        if self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.get_running_loop().create_task(self._confirm(), name="kept-claims")
+        return True
+
+    async def _confirm(self) -> None:
+        """Ends claims as soon as their records are in the spool, for as long as there are any."""
+        while self._claims:
+            await asyncio.sleep(_CONFIRM_EVERY_S)
+            await self.confirm()
+
+    async def confirm(self) -> None:
+        """One round of that: a record is there as soon as its call is settled, with no `await` in between."""
+        for call_id, (call, item) in list(self._claims.items()):
+            if call.settled:
+                try:
+                    await self._owners.confirm(item)
+                except OwnersUnavailable:
+                    return  # later; and a next life knows from its ledger
+                self._claims.pop(call_id, None)
 
     def _estimate(self, call: Call, owner: Owner) -> Estimate | None:
         """What to book for a response if nobody will ever say more: its input by its size, at most the output that it may have."""
@@ -303,7 +346,7 @@ class Kept:
             age_us = max(0, call.started_us - item.estimate.made_us)
             if late and age_us < self._settings.background_settle_s_max * _LATE * 1e6:
                 return
-            first = await self._owners.settle(item_of.tenant, name)
+            first = await self._claim(call, name)
             self.promises.settled(item_of)
         except OwnersUnavailable:
             self._metrics.bound_hit("state_wait_s")

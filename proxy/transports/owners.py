@@ -12,6 +12,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,14 +95,23 @@ class Estimate(msgspec.Struct, frozen=True, array_like=True):
     output_max: int
 
 
+class Claim(msgspec.Struct, frozen=True, array_like=True):
+    """Who books a response now: a worker of this host, in one of its lives, with the record of a call."""
+
+    worker: str
+    life: int
+    call_id: str
+
+
 class Unsettled(msgspec.Struct, frozen=True, array_like=True):
-    """A response in the background, or a batch, whose usage is not booked yet."""
+    """A response in the background, or a batch, whose usage is not booked yet. claim: somebody is about to."""
 
     tenant: str
     key_id: str
     name: str
     batch: Promised | None = None
     estimate: Estimate | None = None
+    claim: Claim | None = None
 
 
 class OwnersUnavailable(Exception):
@@ -224,30 +234,55 @@ class Owners:
         except (OwnersUnavailable, SharedUnavailable):
             self.lost_total += len(keys)
 
-    async def settle(self, tenant: str, name: str) -> bool:
-        """Whether the usage of a background response is to be booked now: true once, whoever asks. Raises OwnersUnavailable."""
-        key = self._key(tenant, _SETTLED + name)
-        first = await self._run(self._disk.add, key, b"1")
-        with contextlib.suppress(OwnersUnavailable):  # then it is looked at once more, and found settled
-            await self._run(self._open.remove, [self._key(tenant, name)])
-        if not first:
+    async def settle(self, item: Unsettled, claim: Claim) -> bool:
+        """Whether the usage of a background response is to be booked now: true once, whoever asks. Raises OwnersUnavailable.
+
+        The claim stands until it is `confirmed`, when the record is in the spool, or is `released`, when it is known not to be:
+        so a kill between the two loses nothing, and nothing is booked twice.
+        """
+        key, place = self._key(item.tenant, _SETTLED + item.name), self._key(item.tenant, item.name)
+        (settled,) = await self._run(self._disk.read, [key])
+        if settled is None and not await self._run(self._open.change, place, partial(_claimed, item, claim)):
+            return False
+        if settled is not None or not await self._run(self._disk.add, key, b"1"):
+            with contextlib.suppress(OwnersUnavailable):  # then it is looked at once more, and found settled
+                await self._run(self._open.change, place, partial(_done, claim))
             return False
         if self._shared is None:
             return True
         ttl_ms = int(self._settings.state_ttl_s * 1000)
         try:
             shared = self._name(key)
-            return await self._shared.ask("SET", shared, b"1", "NX", "PX", ttl_ms, key=shared) is not None
+            first = await self._shared.ask("SET", shared, b"1", "NX", "PX", ttl_ms, key=shared) is not None
         except SharedUnavailable:
             return True  # the other hosts cannot settle what they cannot look up either
+        if not first:
+            await self.confirm(item)
+        return first
 
-    async def promise(self, item: Unsettled) -> None:
-        """Writes down that a response or a batch is to be settled. What fails is counted."""
+    async def confirm(self, item: Unsettled) -> None:
+        """The usage of a response is booked: the record is in the spool. Raises OwnersUnavailable."""
+        await self._run(self._disk.add, self._key(item.tenant, _SETTLED + item.name), b"1")
+        await self._run(self._open.remove, [self._key(item.tenant, item.name)])
+
+    async def release(self, item: Unsettled) -> None:
+        """Whoever claimed it died before its record was in the spool: it is to be looked at again. Raises OwnersUnavailable."""
+        key = self._key(item.tenant, _SETTLED + item.name)
+        await self._run(self._disk.remove, [key])
+        if self._shared is not None:
+            with contextlib.suppress(SharedUnavailable):
+                await self._shared.ask("DEL", self._name(key), key=self._name(key))
+        await self.promise(msgspec.structs.replace(item, claim=None))
+
+    async def promise(self, item: Unsettled) -> bool:
+        """Writes down that a response or a batch is to be settled; whether it is. What fails is counted."""
         ttl_s = None if item.batch is None else self._settings.batch_settle_s_max
         try:
             await self._run(self._open.put, {self._key(item.tenant, item.name): msgspec.msgpack.encode(item)}, ttl_s)
         except OwnersUnavailable:
             self.lost_total += 1
+            return False
+        return True
 
     async def promised(self, tenant: str, name: str) -> Unsettled | None:
         """What this host has promised to settle under a name; None: nothing, or not any more. Raises OwnersUnavailable."""
@@ -257,8 +292,8 @@ class Owners:
         return None if value is None else msgspec.msgpack.decode(value, type=Unsettled)
 
     async def give_up(self, item: Unsettled) -> None:
-        """Nothing more will be learned of a response. Raises OwnersUnavailable."""
-        await self._run(self._open.remove, [self._key(item.tenant, item.name)])
+        """Nothing more will be learned of it, unless somebody is about to book it. Raises OwnersUnavailable."""
+        await self._run(self._open.change, self._key(item.tenant, item.name), partial(_done, None))
 
     async def unsettled(self) -> list[Unsettled]:
         """What this host has promised to settle. Raises OwnersUnavailable."""
@@ -354,3 +389,20 @@ class Owners:
     def _name(self, key: bytes) -> bytes:
         assert self._shared is not None, "asked for only where there is one"  # noqa: S101
         return self._shared.prefix + b"own:" + key.hex().encode()
+
+
+def _claimed(item: Unsettled, claim: Claim, value: bytes | None) -> bytes | None:
+    """What is written where nobody else has claimed it."""
+    if value is not None:
+        item = msgspec.msgpack.decode(value, type=Unsettled)
+        if item.claim is not None:
+            return None
+    return msgspec.msgpack.encode(msgspec.structs.replace(item, claim=claim))
+
+
+def _done(claim: Claim | None, value: bytes | None) -> bytes | None:
+    """Removes it, unless it is claimed by somebody else."""
+    if value is None:
+        return None
+    held = msgspec.msgpack.decode(value, type=Unsettled).claim
+    return b"" if held is None or held == claim else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any  # diskcache has no types
 
@@ -109,6 +109,20 @@ class OwnersDisk:
             added: bool = self._cache.add(key, value, expire=self._ttl_s)
             self._make_room(self._cache)
         return added
+
+    def change(self, key: bytes, decide: Callable[[bytes | None], bytes | None]) -> bool:
+        """Stores what a value becomes, in one step of all processes: b"" removes it, None leaves it as it is; whether it was changed."""
+        cache = self._cache
+        with cache.transact():
+            value = decide(cache.get(key, default=None))
+            if value is None:
+                return False
+            if value:
+                cache.set(key, value, expire=self._ttl_s)
+                self._make_room(cache)
+            else:
+                cache.delete(key)
+        return True
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """Forgets keys."""

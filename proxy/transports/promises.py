@@ -38,10 +38,14 @@ class Promises:
         unsettled_max: int,
         every_s: float,
         worker: str = "0",
+        workers: int = 1,
         policy_of: PolicyOf = lambda tenant: None,  # noqa: ARG005 - no tenants yet
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        """unsettled_max: of this host; more are refused. every_s: between two looks. worker: its name among its siblings."""
+        """unsettled_max: of this host; more are refused. every_s: between two looks. worker: its name among its siblings.
+
+        workers: how many there are; what those beyond them had begun is the first one's.
+        """
         self._owners = owners
         self._ledger = ledger
         self._unsettled_max = unsettled_max
@@ -52,6 +56,10 @@ class Promises:
         self._unsettled = 0  # of this host, as far as is known
         self._restored = False
         self.worker = worker
+        self.life = time.time_ns()
+        self.released_total = 0  # claims of calls that were killed before their record was in the spool
+        self._workers = workers
+        self._recovered = False
         self.refill: Refill | None = None  # asks Redis for larger leases; None: there is no Redis
 
     @property
@@ -111,11 +119,15 @@ class Promises:
 
     async def look(self) -> None:
         """Gives back what is held for what others have settled, or given up. Raises OwnersUnavailable."""
-        if self._restored and not (self._held or self.full):
+        if self._restored and self._recovered and not (self._held or self.full):
             return
         before = list(self._held)
         unsettled = await self._owners.unsettled()
         self._unsettled = len(unsettled)
+        if not self._recovered:
+            for item in unsettled:
+                await self._recover(item)
+            self._recovered = True
         if not self._restored:
             lacking = [item for item in unsettled if not self._restore(item)]
             self._restored = not lacking
@@ -130,6 +142,20 @@ class Promises:
             with contextlib.suppress(OwnersUnavailable):  # they stay held, and it is counted there
                 await self.look()
             await asyncio.sleep(self._every_s)
+
+    async def _recover(self, item: Unsettled) -> None:
+        """Ends a claim of an earlier life: the ledger knows whether its record is in the spool. Raises OwnersUnavailable."""
+        claim = item.claim
+        if claim is None or claim.life == self.life:
+            return
+        gone = claim.worker.isdigit() and int(claim.worker) >= self._workers and self.worker == "0"
+        if claim.worker != self.worker and not gone:
+            return
+        if self._ledger.has_booked(claim.call_id):
+            await self._owners.confirm(item)
+        else:
+            await self._owners.release(item)
+            self.released_total += 1
 
     def _restore(self, item: Unsettled) -> bool:
         """Holds again what an earlier life of this worker held; False if its tenant is not known yet."""

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 import httpx
+import msgspec
 import psutil
 import pytest
 
+from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import encode_snapshot
-from tests.proxy.fakes import PEPPER, ScriptedUpstream
+from controlplane.contract.wire import TornFrame, frames
+from proxy.transports.owners import Unsettled
+from tests.proxy.fakes import PEPPER, ScriptedUpstream, until
 from tests.proxy.responses_account import ANN, BOB, Account, snapshot
 
 pytestmark = pytest.mark.e2e
 WORKERS = 2
 
 
-async def start(folder: Path, port: int) -> Process:
+async def start(folder: Path, port: int, **more: object) -> Process:
     """A supervisor whose workers all listen."""
     path = folder / "settings.json"
     settings = {
@@ -32,6 +38,7 @@ async def start(folder: Path, port: int) -> Process:
         "workers": WORKERS,
         "control_plane_url": "http://127.0.0.1:9",
         "drain_s": 2,
+        **more,
     }
     path.write_text(json.dumps(settings))
     secrets = {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t", "UP_KEY": "sk-upstream"}
@@ -66,13 +73,70 @@ async def statuses(url: str, key: str, ids: list[str]) -> set[int]:
     return set(await asyncio.gather(*(one(id_) for id_ in ids for _ in range(3))))
 
 
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def booked(folder: Path) -> list[CallRecord]:
+    """The records with usage in the spools of all workers."""
+    found: list[CallRecord] = []
+    for segment in (folder / "proxy").glob("*/*.seg"):
+        with contextlib.suppress(TornFrame):
+            found += [record for _, record in frames(segment.read_bytes()) if record.tokens.total]
+    return found
+
+
+def claimed(folder: Path) -> bool:
+    """Whether somebody is about to book an unsettled response."""
+    with contextlib.closing(sqlite3.connect(folder / "proxy" / "unsettled" / "cache.db")) as file:
+        values = [value for (value,) in file.execute("SELECT value FROM Cache")]
+    return any(msgspec.msgpack.decode(value, type=Unsettled).claim is not None for value in values)
+
+
+async def test_a_kill_while_usage_is_being_booked_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    """A worker is killed when it has claimed a response and has no record of it yet: after the restart there is one record."""
+    account = Account(busy=True)
+    upstream = await ScriptedUpstream(account.script).start()
+    port = free_port()
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot([upstream.port])))
+    url = f"http://127.0.0.1:{port}/v1/responses"
+    process = await start(tmp_path, port, background_look_every_s=3600.0, state_wait_s=30.0)
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {ANN}"}, timeout=30.0) as client:
+        got = await client.post(url, json={"model": "gpt", "input": "hi", "background": True})
+        id_ = got.json()["id"]
+        account.finish(id_)
+        lock = sqlite3.connect(tmp_path / "proxy" / "owners" / "cache.db", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")  # the second of the two files that a claim is written to
+        asking = asyncio.create_task(client.get(f"{url}/{id_}"))
+        await until(lambda: claimed(tmp_path))
+        await kill(process)
+        with contextlib.suppress(httpx.HTTPError):
+            await asking
+        lock.execute("ROLLBACK")
+        lock.close()
+        assert [] == booked(tmp_path)
+        process = await start(tmp_path, port, background_look_every_s=0.1)
+        await until(lambda: booked(tmp_path) and not claimed(tmp_path))
+        for _ in range(4):
+            assert 200 == (await client.get(f"{url}/{id_}")).status_code
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30.0):
+        await process.communicate()
+    (record,) = booked(tmp_path)
+    assert ("settlement", {"heph-settles": id_}, 15) == (record.channel, record.tags, record.tokens.total)
+    await upstream.stop()
+
+
 async def test_what_was_made_before_a_kill_is_found_by_every_worker(tmp_path: Path) -> None:
     """Each id that a client has seen, even in a stream that the kill cut off, is its tenant's and nobody else's afterwards."""
     account = Account()
     upstream = await ScriptedUpstream(account.script).start()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (tmp_path / "proxy").mkdir()
     (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot([upstream.port])))
     url = f"http://127.0.0.1:{port}"

@@ -18,6 +18,7 @@ from controlplane.contract.pricing import Price, ServicePrice, Tokens
 from controlplane.contract.records import CostState, Outcome
 from controlplane.contract.snapshot import Budget, Window
 from proxy.settlement import Settlement
+from proxy.transports.owners import Claim, Unsettled
 from tests.proxy.fakes import (
     PRICE,
     STREAM_END,
@@ -320,7 +321,7 @@ async def test_what_runs_in_the_background_is_held_against_its_tenant_s_budget(w
     ends = (
         lambda id_: ask(world, ANN, "GET", f"/v1/responses/{id_}"),
         lambda _: world.worker.settlement.look_at_all(),
-        lambda id_: world.worker.owners.settle("ann", id_),
+        lambda id_: world.worker.owners.confirm(Unsettled("ann", "key_ann", id_)),  # as another worker
     )
     body = {"model": "gpt", "input": "hi", "max_output_tokens": 500, "background": True}
     for settle in ends:
@@ -348,6 +349,7 @@ async def test_no_more_run_in_the_background_than_can_be_settled(tmp_path: Path)
     assert (503, "overloaded") == (got.status_code, got.json()["error"]["code"])
     account.finish(first)
     await ask(world, ANN, "GET", f"/v1/responses/{first}")
+    await until(lambda: not world.worker.kept._claims)
     await world.worker.promises.look()
     await make(world, background=True)
     await world.stop()
@@ -529,6 +531,129 @@ async def test_a_background_response_that_never_ends_is_estimated_before_it_is_f
     account.finish(id_)
     assert 200 == (await ask(world, ANN, "GET", f"/v1/responses/{id_}")).status_code
     assert 0 == world.records()[-1].tokens.total
+
+
+async def _restarted(world: World, tmp_path: Path) -> World:
+    """The next life of the same worker, before anything in it has looked at anything."""
+    ports = world.upstreams
+    again = await World(tmp_path).start(background_look_every_s=3600.0)
+    again.upstreams = ports
+    await two_tenants(again, version=2)
+    return again
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["claimed", "settled"])
+async def test_a_kill_between_the_claim_and_the_record_loses_nothing(tmp_path: Path, settled: bool) -> None:
+    """A worker that claimed a response and died without a record is seen by its next life: looked at again, and booked once."""
+    world = await World(tmp_path).start(background_look_every_s=3600.0)
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    id_ = await make(world, background=True)
+    account.finish(id_)
+    owners, dead = world.worker.owners, Claim("0", 1, "call_dead")
+    if settled:
+        assert await owners.settle(Unsettled("ann", "key_ann", id_), dead)
+    else:  # one step earlier
+        (item,) = await owners.unsettled()
+        await owners.promise(structs.replace(item, claim=dead))
+    await world.worker.settlement.look_at_all()
+    assert 0 == world.worker.ledger.tokens  # it is the other's
+    ups, world.upstreams = world.upstreams, []
+    await world.stop()
+    world.upstreams = ups
+    again = await _restarted(world, tmp_path)
+    await until(lambda: again.worker.promises.released_total)
+    await again.worker.settlement.look_at_all()
+    assert TOKENS.total == again.worker.ledger.tokens
+    await ask(again, ANN, "GET", f"/v1/responses/{id_}")
+    await again.worker.settlement.look_at_all()
+    assert (TOKENS.total, 0) == (again.worker.ledger.tokens, again.worker.settlement.waiting)
+    await again.stop()
+
+
+async def test_a_disk_that_fails_after_the_record_books_nothing_twice(tmp_path: Path) -> None:
+    """The record is in the spool and the note that it is could not be written: the next life knows from its ledger."""
+    world = await World(tmp_path).start(background_look_every_s=3600.0)
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    id_ = await make(world, background=True)
+    account.finish(id_)
+    await ask(world, ANN, "GET", f"/v1/responses/{id_}")
+    await world.until_idle()
+    (booked,) = [record for record in world.records() if record.tokens.total]
+    assert {"heph-settles": id_} == booked.tags
+    owners = world.worker.owners
+    await until(lambda: not world.worker.kept._claims)
+    assert [] == await owners.unsettled()
+    unconfirmed = Unsettled("ann", "key_ann", id_, claim=Claim("0", 1, booked.call_id))
+    await owners.promise(unconfirmed)
+    ups, world.upstreams = world.upstreams, []
+    await world.stop()
+    world.upstreams = ups
+    again = await _restarted(world, tmp_path)
+    await again.worker.promises.look()
+    assert ([], 0) == (await again.worker.owners.unsettled(), again.worker.promises.released_total)
+    await again.worker.settlement.look_at_all()
+    assert (TOKENS.total, 0) == (again.worker.ledger.tokens, again.worker.settlement.looks_total)
+    await again.stop()
+
+
+async def test_a_claim_of_a_living_worker_is_its_own(world: World) -> None:
+    """Nobody else looks at what is about to be booked, gives it up, or ends the claim; those of workers that are no more are the first one's."""
+    account = Account(busy=True)
+    await two_tenants(world, account)
+    id_ = await make(world, background=True)
+    owners = world.worker.owners
+    (item,) = await owners.unsettled()
+    await owners.promise(structs.replace(item, claim=Claim("1", 1, "call_x")))
+    await world.worker.settlement.look_at_all()
+    await owners.give_up(item)
+    assert not await owners.settle(item, Claim("0", 2, "call_y"))
+    assert (0, 1) == (world.worker.settlement.looks_total, len(await owners.unsettled()))
+    world.worker.promises._recovered = False
+    await world.worker.promises.look()  # there is one worker, so "1" is no more
+    assert (1, None) == (world.worker.promises.released_total, (await owners.unsettled())[0].claim)
+    account.finish(id_)
+    await world.worker.settlement.look_at_all()
+    assert TOKENS.total == world.worker.ledger.tokens
+
+
+async def test_a_stream_that_cannot_be_claimed_is_booked_later_and_once(world: World) -> None:
+    """While the disk cannot be used its own record has no usage, for the proxy will look for it again."""
+    gate = asyncio.Event()
+    account = Account()
+
+    async def slow(wire: Wire, request: Received) -> None:
+        if not request.line.startswith("POST"):
+            await account.script(wire, request)
+            return
+        document = account.response(json.loads(request.body))
+        for number, kind in enumerate(("created", "completed")):
+            response = document if number else document | {"status": "in_progress", "output": [], "usage": None}
+            said = {"type": f"response.{kind}", "sequence_number": number, "response": response}
+            await wire.send((b"" if number else STREAM_HEAD) + chunk(f"data: {json.dumps(said)}\n\n".encode()))
+            await gate.wait()
+        await wire.send(STREAM_END)
+
+    await world.upstream(slow)
+    await two_tenants(world)
+    body = {"model": "gpt", "input": "hi", "background": True, "stream": True}
+    asking = asyncio.create_task(ask(world, ANN, "POST", "/v1/responses", body))
+    await until(lambda: world.worker.owners.unsettled_disk.entries)
+    lock = sqlite3.connect(
+        Path(world.worker.settings.data_dir) / "proxy" / "unsettled" / "cache.db", isolation_level=None
+    )
+    lock.execute("BEGIN IMMEDIATE")
+    gate.set()
+    assert 200 == (await asking).status_code
+    lock.execute("ROLLBACK")
+    lock.close()
+    await world.until_idle()
+    assert 0 == world.worker.ledger.tokens
+    await until(lambda: not world.worker.owners.waiting)
+    world.worker.settlement._next.clear()
+    await world.worker.settlement.look_at_all()
+    assert TOKENS.total == world.worker.ledger.tokens
 
 
 async def test_conversations_and_their_items(world: World) -> None:

@@ -251,3 +251,11 @@ def test_the_sums_hold_for_many_tenants_and_odd_amounts() -> None:
         names = [str(number) for number in range(workers)]
         full = found | {name: LedgerState() for name in names if name not in found}
         assert sums(found) == sums(dealt_out(full, names, now_us=NOON_US))
+
+
+def test_the_first_worker_knows_what_those_that_are_no_more_have_booked() -> None:
+    """Ids of records that are booked once go to it, each once, however often it is dealt out."""
+    found = {"0": LedgerState(once=["b"]), "1": LedgerState(once=["c"]), "2": LedgerState(once=["a"])}
+    for _ in range(2):
+        found = dealt_out(found, ["0", "1"], now_us=1)
+        assert [["a", "b"], ["c"], ["a"]] == [found[name].once for name in ("0", "1", "2")]

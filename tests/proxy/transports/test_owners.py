@@ -19,11 +19,12 @@ import pytest
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import SharedState
-from proxy.transports.owners import Owner, Owners, OwnersUnavailable
+from proxy.transports.owners import Claim, Owner, Owners, OwnersUnavailable, Unsettled
 from proxy.transports.owners_disk import OwnersDisk, PlainDisk
 from tests.proxy.redis_server import RedisServer
 
 SECRET = b"\x07" * 32
+CLAIM = Claim("0", 1, "call_1")
 OWNER = Owner("openai", "openai/gpt")
 SETTINGS = ProxySettings()
 SECRETS = ProxySecrets(key_pepper=Secret("07" * 32), internal_token=Secret("x"))
@@ -61,9 +62,9 @@ async def test_workers_of_a_host_share_them(owners: Owners, tmp_path: Path) -> N
     other = Owners(tmp_path / "owners", SETTINGS, shared=None, secret=SECRET)
     await owners.keep("ann", ["resp_1"], OWNER)
     assert {"resp_1": OWNER} == await other.find("ann", ["resp_1"])
-    found = await asyncio.gather(*(each.settle("ann", "resp_1") for each in (owners, other) * 4))
+    found = await asyncio.gather(*(each.settle(Unsettled("ann", "k", "resp_1"), CLAIM) for each in (owners, other) * 4))
     assert 1 == found.count(True)
-    assert await other.settle("bob", "resp_1")
+    assert await other.settle(Unsettled("bob", "k", "resp_1"), CLAIM)
     await other.aclose()
 
 
@@ -157,7 +158,14 @@ async def test_hosts_share_them_through_redis(tmp_path: Path, server: RedisServe
     await first.keep("ann", ["resp_1"], OWNER)
     assert {"resp_1": OWNER} == await second.find("ann", ["resp_1"])
     assert {} == await second.find("bob", ["resp_1"])
-    assert [True, False] == [await each.settle("ann", "resp_1") for each in (first, second)]
+    assert [True, False] == [await each.settle(Unsettled("ann", "k", "resp_1"), CLAIM) for each in (first, second)]
+    item = Unsettled("ann", "k", "resp_1")
+    assert not await first.settle(item, CLAIM)  # claimed already
+    await first.release(item)
+    assert await second.settle(item, CLAIM)
+    await second.confirm(item)
+    assert [[], []] == [[one for one in await each.unsettled() if one.claim] for each in (first, second)]
+    assert not await first.settle(item, CLAIM)
     client = server.client()
     values = [cast("bytes", client.get(key)) for key in cast("list[bytes]", client.keys("*own:*"))]
     (copied,) = [value for value in values if len(value) > 16]
