@@ -11,6 +11,8 @@ What can go wrong, and what then happens:
 - The leader dies: its lease runs out. A follower that has had nothing yet claims the flight and asks upstream itself; one whose client
   has had a part of the answer ends with a broken stream, because nobody else can continue it.
 - A message is lost: chunks are counted, and a follower that misses some, or has heard nothing for a while, asks for the rest.
+- Redis is gone in the middle: a follower that has had nothing yet asks upstream itself, as soon as it knows; one that has ends with a
+  broken stream, unless Redis is back in time. A Redis that comes back with nothing in it is told by the leader that it leads.
 - The leader lives but is not heard at all: after a few silences the follower asks upstream itself.
 - The leader lost its lease though it lives: another may ask upstream too. Words carry the token of their flight, so its followers
   never mix two answers.
@@ -56,7 +58,8 @@ _CLAIM = Script(
 )
 _RENEW = Script(
     "flight_renew",
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0",
+    "local held = redis.call('GET', KEYS[1]) if held == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end "
+    "if held then return 0 end redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1",  # a Redis that forgot is told
 )
 _RELEASE = Script(
     "flight_release", "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -293,7 +296,7 @@ class SharedFlights:
             in_time = await followed.wait_for_beginning(
                 left_s=call.deadline - self._monotonic() if call.deadline else None,
                 silence_s=self.silence_s,
-                alive=lambda: self.is_held(tag, held),
+                alive=lambda: self._may_begin(tag, held),
             )
         except BaseException:
             self.unfollow(followed, call, leader)
@@ -342,6 +345,11 @@ class SharedFlights:
             return await self._shared.ask("GET", key, key=key) == held
         except SharedUnavailable:
             return None
+
+    async def _may_begin(self, tag: bytes, held: bytes) -> bool | None:
+        """The same for a follower that has had nothing yet: it need not wait for a Redis that is out."""
+        found = await self.is_held(tag, held)
+        return False if found is None and self._shared is not None and self._shared.degraded else found
 
     def unfollow(self, followed: Followed, call: Call, leader: bytes) -> None:
         """No more of it is wanted here; the leader's worker is told. Safe to call twice."""

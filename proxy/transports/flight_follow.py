@@ -12,8 +12,9 @@ from proxy.refusals import TABLE, Refused
 from proxy.transports.flight_words import Bill, End, Head, News
 
 UNKNOWN_MAX = 3  # looks in a row that could not tell
-_REFUSALS = {line.code: line for line in TABLE}
+MISSING_MAX = 2  # looks in a row that found no lease, and no word in between, before a stream that has begun is broken
 UNHEARD_MAX = 3  # wishes in a row to which a leader that lives said nothing
+_REFUSALS = {line.code: line for line in TABLE}
 Alive = Callable[[], Awaitable[bool | None]]  # None: it cannot be found out
 
 
@@ -33,12 +34,12 @@ class Followed:
         self._end: End | None = None
         self._lost = False
         self._unknown = 0
-        self._unheard = 0
+        self._unheard = self._missing = 0
         self._news = asyncio.Event()
 
     def take(self, news: News) -> None:
         """More has come; what came before is passed over, and what is missing is asked for."""
-        self._unheard = 0
+        self._unheard = self._missing = 0
         if news.position > self._have:
             self.ask(self._have)
             return
@@ -148,7 +149,8 @@ class Followed:
             found = await alive()
             self._unknown = self._unknown + 1 if found is None else 0
             self._unheard += found is True
-            if found is False or self._unknown >= UNKNOWN_MAX:
+            self._missing = self._missing + 1 if found is False else 0
+            if self._missing >= (MISSING_MAX if self._have else 1) or self._unknown >= UNKNOWN_MAX:
                 self._lost = True
             elif self._unheard > UNHEARD_MAX:
                 self.lose(alone=True)

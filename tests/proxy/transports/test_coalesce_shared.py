@@ -257,6 +257,57 @@ async def test_without_redis_each_worker_shares_its_own(server: RedisServer, con
     await host.close()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_redis_dies_in_the_middle(hosts: tuple[Host, Host], server: RedisServer, begun: bool) -> None:
+    """The leader notices nothing; a follower that has had nothing asks for itself, another's stream breaks."""
+    one, two = hosts
+    one.inner.streaming = two.inner.streaming = True
+    one.inner.gate.set()
+    two.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: one.inner.streams)
+    if begun:
+        one.inner.streams[0].feed(b"one")
+    follower = await _follow(one, two)
+    await until(lambda: follower.got == [b"one"] * begun)
+    server.kill()
+    if not begun:
+        await until(lambda: two.inner.streams)
+        two.inner.streams[0].feed(b"mine")
+        two.inner.streams[0].end()
+    await until(lambda: follower.ended)
+    one.inner.streams[0].feed(b"two")
+    one.inner.streams[0].end()
+    await until(lambda: leader.ended)
+    assert ("broken", [b"one"]) if begun else ("complete", [b"mine"]) == (follower.ended, follower.got)
+    assert ("complete", [b"one"] * begun + [b"two"]) == (leader.ended, leader.got)
+
+
+async def test_a_redis_that_forgot_everything_is_told_who_leads(hosts: tuple[Host, Host], server: RedisServer) -> None:
+    """As after a failover in which leases were lost: the stream goes on, and a third call still joins."""
+    one, two = hosts
+    assert one.shared is not None
+    one.inner.streaming = True
+    one.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: one.inner.streams)
+    (stream,) = one.inner.streams
+    stream.feed(b"one")
+    follower = await _follow(one, two)
+    await until(lambda: follower.got)
+    redis = server.client()
+    redis.flushall()
+    lease = one.shared.prefix + b"flight:{" + one.flights._seals.tag_of(b"key") + b"}"
+    await until(lambda: redis.exists(lease))
+    clock = asyncio.get_running_loop().time
+    flushed = clock()
+    await until(lambda: clock() > flushed + two.flights.silence_s * 2)
+    stream.feed(b"two")
+    stream.end()
+    await until(lambda: leader.ended and follower.ended)
+    assert ([b"one", b"two"], [b"one", b"two"], []) == (leader.got, follower.got, two.inner.calls)
+
+
 async def test_who_hears_nothing_neither_leads_nor_follows(server: RedisServer) -> None:
     """As long as messages do not arrive, though commands are answered, each call asks for itself at once."""
     host = Host(server.url)

@@ -12,7 +12,7 @@ from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import Outcome
 from proxy.call import Reply, StreamBroken
 from proxy.refusals import EXHAUSTED, Refused, refuse
-from proxy.transports.flight_follow import UNHEARD_MAX, UNKNOWN_MAX, Followed
+from proxy.transports.flight_follow import MISSING_MAX, UNHEARD_MAX, UNKNOWN_MAX, Followed
 from proxy.transports.flight_lead import Buffers, Led
 from proxy.transports.flight_words import Attach, Bill, Detach, End, Gone, Head, News, Seals
 from tests.proxy.state_fakes import FakeStream, complete_reply, stream_reply
@@ -248,6 +248,32 @@ async def test_a_leader_that_is_not_heard_is_not_waited_for(heard: bool) -> None
 
     assert await line.followed.wait_for_beginning(left_s=None, silence_s=0.0001, alive=alive)
     assert (10 if heard else UNHEARD_MAX + 1, not heard) == (looks, line.followed.alone)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_stream_that_has_begun_outlives_its_lease(heard: bool) -> None:
+    """A leader that answers leads, whatever Redis has forgotten; one of which there is neither a lease nor a word is gone."""
+    line, looks = Line(), 0
+    line.led.begin(stream_reply(FakeStream()))
+    line.led.add(b"one")
+    await line.exchange()
+    assert b"one" == await line.followed.next(silence_s=60, alive=_alive)
+
+    async def alive() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            line.led.add(b"two")
+        if heard:
+            await line.exchange()
+        return False
+
+    if heard:
+        assert b"two" == await line.followed.next(silence_s=0.0001, alive=alive)
+    else:
+        with pytest.raises(StreamBroken):
+            await line.followed.next(silence_s=0.0001, alive=alive)
+    assert (5 if heard else MISSING_MAX) == looks
 
 
 @given(st.binary(max_size=20), st.binary(max_size=20), st.integers(0, 200), st.integers(0, 7))
