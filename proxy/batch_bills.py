@@ -69,7 +69,7 @@ class BatchBills:
         base = "/v1/messages/batches" if batch.of_anthropic else "/v1/batches"
         get = "messages_batches_get" if batch.of_anthropic else "batches_get"
         told = await self._ask(runtime, identity, get, f"{base}/{item.name}")
-        if told.status == _GONE:
+        if told.status == _GONE and told.asked:
             await self._give_up(item)
             return
         said = _said(told.body)
@@ -83,7 +83,7 @@ class BatchBills:
                 else ("files_content", f"/v1/files/{said.output_file_id}/content")
             )
             heard = await self._ask(runtime, identity, operation, path, bill)
-            if heard.status == _GONE:
+            if heard.status == _GONE and heard.asked:
                 self.given_up_total += not bill.add_summary(said)
             elif heard.status != _OK or not heard.whole:
                 return  # again later, from the beginning
@@ -170,17 +170,19 @@ class BatchBills:
         call.identity, call.channel = identity, SETTLEMENT
         heard = Heard(path, bill)
         await self._pipeline.serve(call, None, heard)
+        heard.asked = bool(call.attempts)
         return heard
 
 
 class Heard(Exchange):
     """An answer that goes to a bill instead of a client."""
 
-    __slots__ = ("bill", "status", "whole")
+    __slots__ = ("asked", "bill", "status", "whole")
 
     def __init__(self, path: str, bill: Bill | None) -> None:
         super().__init__(Silence(), b"GET", path, {}, b"", keep_alive=True, chunked=True)
         self.bill = bill
+        self.asked = False  # an upstream; else it is we who have refused, and may know better later
         self.status = 0
         self.whole = False  # its end was seen
 

@@ -13,6 +13,7 @@ from msgspec import structs
 from controlplane.clock import ManualClock
 from controlplane.contract.records import CostState, Outcome
 from controlplane.contract.snapshot import Budget, TenantPolicy, Unpriced, Window
+from controlplane.demo.faults import Fault, FaultKind, FaultMatch
 from controlplane.demo.provider.server import Provider
 from tests.proxy.batch_world import (
     BATCH_S,
@@ -49,6 +50,12 @@ async def provider(clock: ManualClock, world: World) -> AsyncIterator[Provider]:
 async def settle(world: World) -> None:
     """One round of the loop that settles."""
     await world.worker.settlement.look_at_all()
+
+
+async def settle_now(world: World) -> None:
+    """A look at everything, due or not."""
+    for item in await world.worker.owners.unsettled():
+        await world.worker.settlement.look(item)
 
 
 async def test_a_batch_is_made_done_read_and_booked(world: World, provider: Provider, clock: ManualClock) -> None:
@@ -398,3 +405,39 @@ async def test_a_list_asks_only_where_its_tenant_has_something(world: World, pro
     page = await sdk(world, "bob").files.list()
     assert ([], False, before) == (page.data, page.has_more, provider.upstreams[0].stats.requests)
     assert [file_id] == [file.id async for file in sdk(world).files.list()]
+
+
+async def test_a_batch_whose_upstream_is_away_for_a_while_is_booked_later(
+    world: World, provider: Provider, clock: ManualClock
+) -> None:
+    """An upstream that the configuration does not have now, or that fails, says nothing about a batch."""
+    await begin(sdk(world), line("a"))
+    clock.move(BATCH_S)
+    made = snapshot(provider.ports, version=2)
+    world.worker.apply(
+        structs.replace(made, routes=tuple(route for route in made.routes if route.alias == "elsewhere"))
+    )
+    await settle(world)
+    assert 1 == len(await world.worker.owners.unsettled())
+    world.worker.apply(structs.replace(made, version=3))
+    provider.faults.add(Fault(FaultKind.OUTAGE_500, match=FaultMatch(path="/v1/files*")))
+    await settle_now(world)
+    assert 1 == len(await world.worker.owners.unsettled())
+    provider.faults.clear()
+    await settle_now(world)
+    (record,) = usage_records(world)
+    assert billed(provider, SMALL) == (record.tokens.total_input, record.tokens.total_output)
+
+
+async def test_a_batch_is_made_once(world: World, provider: Provider) -> None:
+    """An upstream that fails is not asked a second time, for there might be two batches then; nothing stays held."""
+    budget = Budget("day", Window.DAY, nanousd=10**12)
+    world.worker.apply(snapshot(provider.ports, version=2, ann=TenantPolicy("ann", budgets=(budget,))))
+    client = sdk(world)
+    file_id = await upload(client, [line("a")])
+    before = provider.upstreams[0].stats.requests
+    provider.faults.add(Fault(FaultKind.OUTAGE_500, match=FaultMatch(path="/v1/batches")))
+    with pytest.raises(openai.InternalServerError):
+        await client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+    assert before + 1 == provider.upstreams[0].stats.requests
+    assert (0, 0) == world.worker.ledger.reserved("ann")

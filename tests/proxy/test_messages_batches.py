@@ -134,3 +134,16 @@ async def test_a_batch_is_booked_before_it_is_deleted(world: World, provider: Pr
     assert billed(provider, record_model(provider)) == (record.tokens.total_input, record.tokens.total_output)
     with pytest.raises(anthropic.NotFoundError):
         await client.messages.batches.retrieve(made.id)
+
+
+async def test_a_batch_that_is_gone_is_given_up(world: World, provider: Provider, clock: ManualClock) -> None:
+    """Somebody with the provider's own key has deleted it: that is counted, and what was held is given back."""
+    budget = Budget("day", Window.DAY, nanousd=10**12)
+    world.worker.apply(snapshot(provider.ports, version=2, ann=TenantPolicy("ann", budgets=(budget,))))
+    made = await claude(world).messages.batches.create(requests=[asked("a")])
+    clock.move(BATCH_S)
+    async with anthropic.AsyncAnthropic(base_url=f"http://127.0.0.1:{provider.port}", api_key="sk-ant") as operator:
+        await operator.messages.batches.delete(made.id)
+    await world.worker.settlement.look_at_all()
+    assert (1, (0, 0)) == (world.worker.bills.given_up_total, world.worker.ledger.reserved("ann"))
+    assert [] == await world.worker.owners.unsettled()
