@@ -193,13 +193,11 @@ class Led:
         keep_from = min(
             (place.position for place in self.followers.values()), default=self._dropped + len(self._chunks)
         )
-        count, size = max(0, keep_from - self._dropped), 0
-        for at, chunk in enumerate(self._chunks):
-            if at >= count:
-                if self._bytes - size <= self._bytes_max:
-                    break
-                count += 1
-            size += len(chunk)
+        count = max(0, keep_from - self._dropped)
+        size = sum(map(len, self._chunks[:count]))
+        while self._bytes - size > self._bytes_max:
+            size += len(self._chunks[count])
+            count += 1
         del self._chunks[:count]  # at once: one by one, each would move all behind it
         self._bytes -= size
         self._buffers.bytes_used -= size
