@@ -240,7 +240,19 @@ def _tier(kinds: Mapping[str, Amount], row: Kinds) -> dict[str, Amount]:
             amount = kinds.get(kind)
             if kind not in own and isinstance(amount, int):
                 tier[kind] = -(-amount * now // before)
+    _follow_down(kinds, own, tier)
     return tier
+
+
+def _follow_down(kinds: Mapping[str, Amount], own: Mapping[str, Amount], tier: dict[str, Amount]) -> None:
+    """What a cheaper tier leaves out and cannot cost what it did: reasoning that is priced as output, and writes to a prompt cache for an hour
+    beside those for five minutes.
+    """
+    if "reasoning" not in own and kinds.get("reasoning") == kinds["output"]:
+        tier["reasoning"] = tier["output"]
+    before, now, hour = kinds.get("cache_write"), own.get("cache_write"), kinds.get("cache_write_1h")
+    if "cache_write_1h" not in own and isinstance(before, int) and isinstance(now, int) and isinstance(hour, int):
+        tier["cache_write_1h"] = -(-hour * now // before) if before else hour
 
 
 def _price(kinds: Mapping[str, Amount], *, version: str) -> Price:

@@ -104,6 +104,19 @@ def test_what_a_tier_leaves_out_follows_what_it_says() -> None:
     assert (100, 180) == (plain.cache_read, plain.service[0].price.cache_read)
 
 
+def test_a_batch_halves_what_goes_with_what_it_halves() -> None:
+    """Reasoning that costs as output, and prompts cached for an hour beside those for five minutes; real rows leave both out."""
+    row = PriceRow(
+        input=100, output=400, mode="chat", reasoning=400, cache_write=125, cache_write_1h=200,
+        service={"batch": ServiceRow(input=50, output=200, cache_write=63), "flex": ServiceRow(input=50, output=200)},
+    )  # fmt: skip
+    price = PriceBook(PriceFile("v", "d", "s", "1", "u", 2, {"m": row})).price("m")
+    assert price is not None
+    found = {service.name: service.price for service in price.service}
+    assert (200, 63, 101) == (found["batch"].reasoning, found["batch"].cache_write, found["batch"].cache_write_1h)
+    assert (125, 200) == (found["flex"].cache_write, found["flex"].cache_write_1h)
+
+
 def test_every_price_can_cost_an_attempt(packaged: PriceBook) -> None:
     """Text tokens, cached ones among them, can be costed with every price of the book that knows tokens, and are free with none."""
     for name in packaged.names():
@@ -181,7 +194,9 @@ def test_long_prompts_and_service_classes_have_prices_of_their_own() -> None:
     ]
     batch = price.service[0]
     assert ("batch", 5, output, 1) == (batch.name, batch.price.input, batch.price.output, batch.price.cache_read)
-    assert [(100, 5, 7), (200_000, 10, 20)] == [(x.above_tokens, x.price.input, x.price.output) for x in batch.price.long]
+    assert [(100, 5, 7), (200_000, 10, 20)] == [
+        (x.above_tokens, x.price.input, x.price.output) for x in batch.price.long
+    ]
     versions = [price.version, price.long[0].price.version, batch.price.version, batch.price.long[0].price.version]
     assert ["v1/m", "v1/m/above-200000", "v1/m/batch", "v1/m/batch/above-100"] == versions
 
