@@ -146,11 +146,12 @@ async def test_a_page_of_a_wrong_size_is_refused(served: World, query: dict[str,
 
 
 async def test_a_path_that_is_not_served_says_which_are(served: World) -> None:
-    """The SDK's batches are its own exception, and the message tells of passthrough."""
+    """The SDK's skills are its own exception, and the message tells of passthrough."""
     async with anthropic.AsyncAnthropic(base_url=served.url, api_key=KEY, max_retries=0) as client:
-        for asking in (client.messages.batches.create(requests=[]), client.messages.batches.retrieve("batch_1")):
-            with pytest.raises(anthropic.NotFoundError, match="/passthrough/"):
-                await asking
+        with pytest.raises(anthropic.NotFoundError, match="/passthrough/"):
+            await client.beta.skills.retrieve("skill_1")
+        with pytest.raises(anthropic.NotFoundError, match="/passthrough/"):
+            await client.beta.skills.list()
 
 
 async def test_a_bearer_token_is_a_key_too(served: World) -> None:
