@@ -22,6 +22,7 @@ from proxy.shared import SharedState
 from proxy.transports.flight_bill import _CLOSE, bill_of, parts_of
 from proxy.transports.flight_words import Bill
 from tests.proxy.fakes import until
+from tests.proxy.redis_groups import RedisCluster
 from tests.proxy.redis_server import RedisServer
 from tests.proxy.redis_slow import SlowWay
 from tests.proxy.state_fakes import FakeInner, FakeStream, complete_reply, settle_down, stream_reply
@@ -159,17 +160,14 @@ async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
 @pytest.fixture
 async def workers(server: RedisServer) -> AsyncIterator[list[Worker]]:
     """Three workers whose upstreams stream."""
-    made = await _open(server)
+    made = await _open([server.url] * 3)
     yield made
     await _close(made)
 
 
-async def _open(
-    server: RedisServer, *, slow: str | None = None, redis_timeout_s: float = 5.0, count_s: float = COUNT_S
-) -> list[Worker]:
-    """slow: the first one's way to Redis."""
+async def _open(urls: list[str], *, redis_timeout_s: float = 5.0, count_s: float = COUNT_S) -> list[Worker]:
+    """urls: each one's way to Redis."""
     asked = itertools.count()
-    urls = [slow or server.url, server.url, server.url]
     made = [Worker(url, asked, redis_timeout_s=redis_timeout_s, count_s=count_s) for url in urls]
     for worker in made:
         await worker.open()
@@ -229,6 +227,20 @@ async def test_all_calls_of_all_workers_pay_equal_parts(workers: list[Worker], s
     await _done(workers)
     assert [0, 0, 0] == [worker.counted for worker in workers]
     assert 1 == sum(len(worker.inner.calls) for worker in workers)
+
+
+async def test_a_cluster_keeps_bills_too(tmp_path: Path) -> None:
+    """Seats and bill are one key on one node, whichever node each worker was told of."""
+    cluster = await RedisCluster(tmp_path).start()
+    workers = await _open([cluster.url(0), cluster.url(1), cluster.url(0)])
+    stream, clients = await _flight(workers, 1, 1, 1)
+    stream.end()
+    await until(lambda: all(client.call.settled for client in clients))
+    await _done(workers)
+    assert [33, 32, 32] == [client.booked for client in clients]
+    assert [0, 0, 0] == [worker.counted for worker in workers]
+    await _close(workers)
+    cluster.kill()
 
 
 async def test_who_leaves_before_the_close_pays_nothing(workers: list[Worker]) -> None:
@@ -322,7 +334,7 @@ async def test_a_part_that_is_booked_late_is_returned(workers: list[Worker]) -> 
 async def test_a_close_of_which_nothing_is_heard_is_void(server: RedisServer, stops: bool) -> None:
     """Redis has closed the flight but does not say so in time, or the leader stops while it waits: it pays everything, the others nothing."""
     way = await SlowWay(server).start()
-    workers = await _open(server, slow=way.url, redis_timeout_s=30.0 if stops else 0.2, count_s=2.0)
+    workers = await _open([way.url, server.url, server.url], redis_timeout_s=30.0 if stops else 0.2, count_s=2.0)
     stream, clients = await _flight(workers, 1, 1)
     redis = server.client()
     redis.script_load(_CLOSE.text)
@@ -385,7 +397,7 @@ def test_any_interleaving_is_paid_exactly(
 
     async def run() -> None:
         server = await RedisServer(tmp_path_factory.mktemp("redis")).start()
-        workers = await _open(server)
+        workers = await _open([server.url] * 3)
         try:
             await _play(workers, steps)
             _check(workers, server)
