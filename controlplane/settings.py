@@ -417,7 +417,7 @@ PROXY_SENTENCES = {
     "batch_settle_s_max": "How long a provider's batch may wait for its usage to be learned, from its making; then it is given up, counted.",
     "batch_lines_max": "Requests of one batch; more are refused.",
     "batch_line_bytes_max": "Longest line of a batch's results whose usage is read; a longer one is left out, counted, and the cost is an estimate.",
-    "batch_list_pages_max": "Pages of 100 of an upstream's files or batches, which belong to all tenants, that are looked through for one page of a tenant's own.",
+    "batch_list_pages_max": "Pages of 100 of an upstream's files or batches, which are all tenants', that are looked through for one page of one's own.",
     "background_look_every_s": "How soon a response in the background is looked at to learn its usage; later looks come less often.",
     "state_waiting_max": "Calls that may wait for the file of owners; more are told to come again.",
     "quota_instances_max": "Agents, keys, sessions... that one worker tells apart for one counter of a tenant; more share one instance.",

@@ -88,7 +88,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     batch_settle_s_max: Annotated[float, Meta(gt=0)] = 7 * 86_400.0  # after which learning what it used is given up
     batch_lines_max: Annotated[int, Meta(ge=1)] = 100_000  # requests of one batch
     batch_line_bytes_max: Annotated[int, Meta(ge=1024)] = 16 * 1024 * 1024  # of its results, when they are booked
-    batch_list_pages_max: Annotated[int, Meta(ge=1)] = 20  # of an upstream's list that are looked through for one of a tenant
+    batch_list_pages_max: Annotated[int, Meta(ge=1)] = 20  # of an upstream's list, for one of a tenant
 
     # the cache's third tier, shared by workers and hosts
     redis: str | None = None  # see `controlplane.contract.redis_address`; its password comes in the environment
