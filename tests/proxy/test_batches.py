@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,7 +29,8 @@ from tests.proxy.batch_world import (
     upload,
     usage_records,
 )
-from tests.proxy.fakes import World
+from tests.proxy.fakes import World, until
+from tests.proxy.redis_server import RedisServer
 
 SMALL, LARGE = "gpt-4o-mini-2024-07-18", "gpt-4o-2024-08-06"
 
@@ -441,3 +443,62 @@ async def test_a_batch_is_made_once(world: World, provider: Provider) -> None:
         await client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
     assert before + 1 == provider.upstreams[0].stats.requests
     assert (0, 0) == world.worker.ledger.reserved("ann")
+
+
+async def test_hosts_share_batches_and_what_they_may_cost(tmp_path: Path, clock: ManualClock) -> None:
+    """Over a Redis each finds what the other has made, and both together hold no more than a budget has; who made a batch books it."""
+    redis = await RedisServer(tmp_path).start()
+    hosts = [World(tmp_path / name) for name in ("one", "two")]
+    lines = [line(str(n)) for n in range(4)]
+    worst = sum(len(json.dumps(json.loads(text)["body"])) * 1_000 + 100 * 4_000 for text in lines)
+    budget = Budget("total", Window.TOTAL, nanousd=2 * worst + worst // 2)
+    try:
+        async with simulated(clock) as provider:
+            for host in hosts:
+                await host.start(redis=redis.url, redis_timeout_s=5.0)
+                assert host.worker.shared is not None
+                await host.worker.shared.ready()
+                host.worker.apply(snapshot(provider.ports, ann=TenantPolicy("ann", budgets=(budget,))))
+            first, second = sdk(hosts[0]), sdk(hosts[1])
+            file_id = await upload(first, lines)
+            made = [
+                await client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+                for client in (first, second)
+            ]
+            for client in (first, second):
+                with pytest.raises(openai.RateLimitError, match="budget `total`"):
+                    await client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+            clock.move(BATCH_S)
+            for client in (first, second):
+                assert [batch.id for batch in reversed(made)] == [batch.id async for batch in client.batches.list()]
+            for host in hosts:
+                await settle(host)
+                await settle(host)
+                (record,) = usage_records(host)
+                assert made[hosts.index(host)].id == record.tags["heph-batch"]
+    finally:
+        for host in hosts:
+            await host.stop()
+        redis.kill()
+
+
+async def test_a_client_that_leaves_while_a_batch_is_made_makes_it_all_the_same(
+    world: World, provider: Provider, clock: ManualClock
+) -> None:
+    """The provider has it then, so it must be known here: it is held, listed and booked."""
+    client = sdk(world)
+    file_id = await upload(client, [line("a")])
+    body = json.dumps({"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}).encode()
+    head = f"POST /v1/batches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-heph-ann\r\ncontent-length: {len(body)}\r\n\r\n"
+    before = provider.upstreams[0].stats.requests
+    _, writer = await asyncio.open_connection("127.0.0.1", int(world.url.rpartition(":")[2]))
+    writer.write(head.encode() + body)
+    await writer.drain()
+    await until(lambda: provider.upstreams[0].stats.requests > before)
+    writer.transport.abort()
+    await world.until_idle()
+    (made,) = [batch async for batch in client.batches.list()]
+    clock.move(BATCH_S)
+    await settle(world)
+    (record,) = usage_records(world)
+    assert made.id == record.tags["heph-batch"]
