@@ -37,10 +37,8 @@ OTHERS = "(others)"  # the instance that newcomers share when there is no room
 OWN_CHANNEL = "settlement"  # of what the proxy asks by itself; a client that names it in an operation that goes to no model is not believed
 UNITS = ("requests", "tokens", "nanousd", "calls")
 BATCH_USAGE = "batch_usage"  # the operation of a record of what a batch used: there is one of each id
-SETTLES = (
-    "heph-settles"  # tag of a record with the usage of something that was not known when it was made: that thing's id
-)
-_ONCE_MAX = 4_096  # of those ids; each is asked for again only until its batch is noted as settled
+SETTLES = "heph-settles"  # tag of a record with what something used that was made earlier: its id
+_ONCE_MAX = 4_096  # ids of both; each is asked for again only until what it settles is noted as settled
 _UNROUTED = frozenset((BATCH_USAGE, *(name for name, row in OPERATIONS.items() if row.named)))
 _EVICTION_TRIES = 8  # of the least recently used instances
 
