@@ -65,16 +65,25 @@ class BatchBills:
         self.unknown_total = 0  # lines that were answered and whose usage could not be read
 
     async def look(self, runtime: Runtime, identity: KeyIdentity, item: Unsettled, batch: Promised) -> None:
-        """Books a batch if it has ended; safe to call again, and at once with another. Raises OwnersUnavailable."""
+        """Books a batch if it has ended; safe to call again, and at once with another. Raises OwnersUnavailable.
+
+        One whose usage cannot be learned within `batch_settle_s_max` is given up.
+        """
+        waited_s = self._now_us() / 1e6 - batch.made_ms / 1e3
+        if not await self._settle(runtime, identity, item, batch) and waited_s > self._settings.batch_settle_s_max:
+            await self._give_up(item)
+
+    async def _settle(self, runtime: Runtime, identity: KeyIdentity, item: Unsettled, batch: Promised) -> bool:
+        """Whether there is nothing more to learn of a batch."""
         base = "/v1/messages/batches" if batch.of_anthropic else "/v1/batches"
         get = "messages_batches_get" if batch.of_anthropic else "batches_get"
         told = await self._ask(runtime, identity, get, f"{base}/{item.name}")
         if told.status == _GONE and told.asked:
             await self._give_up(item)
-            return
+            return True
         said = _said(told.body)
         if told.status != _OK or said is None or not said.ended:
-            return
+            return False
         bill = Bill(batch, self._settings.batch_line_bytes_max)
         if batch.of_anthropic or said.output_file_id:  # what failed cost nothing
             operation, path = (
@@ -86,10 +95,11 @@ class BatchBills:
             if heard.status == _GONE and heard.asked:
                 self.given_up_total += not bill.add_summary(said)
             elif heard.status != _OK or not heard.whole:
-                return  # again later, from the beginning
+                return False  # again later, from the beginning
         self._book(runtime, item, batch, bill)
         await self._owners.give_up(item)
         self._promises.settled(item)
+        return True
 
     def _book(self, runtime: Runtime, item: Unsettled, batch: Promised, bill: Bill) -> None:
         """A record for each model, unless it is there. Nothing else runs in between."""
@@ -149,7 +159,7 @@ class BatchBills:
 
     async def _give_up(self, item: Unsettled) -> None:
         self.given_up_total += 1
-        log.warning("a batch is gone before its usage could be read", batch=item.name, tenant=item.tenant)
+        log.warning("a batch is given up before its usage could be read", batch=item.name, tenant=item.tenant)
         await self._owners.give_up(item)
         self._promises.settled(item)
 

@@ -31,6 +31,7 @@ _KEY_PERSON = b"heph-owners-1"
 _SEAL_PERSON = b"heph-owners-2"
 _SEAL_BYTES = 16
 _SETTLED = "settled\0"
+_GRACE_S = 86_400.0  # that a batch is in the file for longer, so that it is given up by whoever settles, who counts it
 _Answer = TypeVar("_Answer")
 
 log = structlog.get_logger("proxy.owners")
@@ -276,7 +277,7 @@ class Owners:
 
     async def promise(self, item: Unsettled) -> bool:
         """Writes down that a response or a batch is to be settled; whether it is. What fails is counted."""
-        ttl_s = None if item.batch is None else self._settings.batch_settle_s_max
+        ttl_s = None if item.batch is None else self._settings.batch_settle_s_max + _GRACE_S
         try:
             await self._run(self._open.put, {self._key(item.tenant, item.name): msgspec.msgpack.encode(item)}, ttl_s)
         except OwnersUnavailable:

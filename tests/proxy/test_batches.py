@@ -502,3 +502,19 @@ async def test_a_client_that_leaves_while_a_batch_is_made_makes_it_all_the_same(
     await settle(world)
     (record,) = usage_records(world)
     assert made.id == record.tags["heph-batch"]
+
+
+async def test_a_batch_that_does_not_end_is_given_up_in_time(tmp_path: Path, clock: ManualClock) -> None:
+    """After `batch_settle_s_max`, and counted; one that has ended by then is booked."""
+    world = await World(tmp_path).start(batch_settle_s_max=1e-6)
+    async with simulated(clock) as provider:
+        world.worker.apply(snapshot(provider.ports))
+        client = sdk(world)
+        first = await begin(client, line("a"))
+        clock.move(BATCH_S)
+        second = await begin(client, line("b"))
+        await settle(world)
+        assert {first} == {record.tags["heph-batch"] for record in usage_records(world)}
+        assert (1, []) == (world.worker.bills.given_up_total, await world.worker.owners.unsettled())
+        assert first != second
+    await world.stop()
