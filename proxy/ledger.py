@@ -241,7 +241,7 @@ class Ledger:
             self._once[record.call_id] = None
             while len(self._once) > _ONCE_MAX:
                 del self._once[next(iter(self._once))]
-        requests = 1 if _is_request(record) else 0
+        requests = 1 if record.attempts and record.channel != OWN_CHANNEL else int(_is_request(record))
         tenant = record.tenant
         if not tenant or not (tokens or nanousd or requests):
             return
