@@ -184,6 +184,11 @@ def watch_kept(
         "Responses in the background and batches whose usage was never learned.",
         lambda: settlement.given_up_total + bills.given_up_total + owners.unsettled_disk.evicted_total,
     )
+    watch(
+        "batches_doubtful_total",
+        "Batches that an upstream may have made without saying so: look there for some that nobody here knows.",
+        lambda: batches.doubtful_total,
+    )
     watch("batches_booked_total", "Batches that have ended and whose usage was booked.", lambda: bills.booked_total)
     watch(
         "batches_unknown_total",

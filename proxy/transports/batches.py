@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
+import structlog
 
 from controlplane.contract.proxy_settings import ProxySettings
+from controlplane.contract.records import AttemptError
 from controlplane.contract.snapshot import TenantPolicy
 from proxy import refusals
 from proxy.call import Call, Reply, Transport
@@ -54,8 +56,21 @@ _OK = 200
 _LISTS = frozenset(("files_list", "batches_list", "messages_batches_list"))
 _DELETES = frozenset(("files_delete", "messages_batches_delete"))
 _TOLD = frozenset(("batches_get", "batches_cancel", "messages_batches_get", "messages_batches_cancel"))
+_DOUBTFUL = frozenset(
+    (
+        AttemptError.STATUS_5XX,
+        AttemptError.FIRST_BYTE_TIMEOUT,
+        AttemptError.IDLE_TIMEOUT,
+        AttemptError.DEADLINE,
+        AttemptError.TRUNCATED,
+        AttemptError.MALFORMED,
+        AttemptError.CANCELLED,
+    )
+)
 _encode = msgspec.json.Encoder().encode
 Over = Callable[[TenantPolicy, Refused, int], Reply]
+
+log = structlog.get_logger("proxy.batches")
 
 
 class Batches:
@@ -81,6 +96,7 @@ class Batches:
         self._places: tuple[Runtime, Places] | None = None
         self.look: Callable[[Unsettled], Awaitable[None]] | None = None  # of the worker that settles; of others, None
         self.refused_total = 0  # ids that the tenant did not make
+        self.doubtful_total = 0  # batches that an upstream may have made without saying so
 
     async def send(self, call: Call) -> Reply:
         """The reply of the upstream that holds what the call is about, or a refusal."""
@@ -195,6 +211,7 @@ class Batches:
     async def _make(self, call: Call, candidate: Candidate, batched: Batched) -> Reply:
         reply = await self._send_to(call, candidate, once=True)
         if not _is_good(reply) or not (batch_id := id_of(reply.body)):
+            self._doubt(call, candidate, reply)
             return reply
         assert call.identity is not None, "identify comes first"  # noqa: S101
         owner = Owner(candidate.upstream.id, candidate.deployment.id)
@@ -215,6 +232,14 @@ class Batches:
         await self._owners.keep(_tenant_of(call), [batch_id], owner)
         await self._mark(call, "messages_batches_list" if _is_anthropic(call) else "batches_list", owner)
         return self._shown(call, reply)
+
+    def _doubt(self, call: Call, candidate: Candidate, reply: Reply) -> None:
+        """Counts an upstream that may have made a batch and did not say so: nobody will learn what it costs."""
+        error = call.attempts[-1].error if call.attempts else AttemptError.CONNECT
+        if error in _DOUBTFUL or _is_good(reply):
+            self.doubtful_total += 1
+            upstream, tenant = candidate.upstream.id, _tenant_of(call)
+            log.warning("a batch may have been made whose id is not known", upstream=upstream, tenant=tenant)
 
     async def _mark(self, call: Call, list_: str, owner: Owner) -> None:
         """Notes that a tenant has something at an upstream, for its list."""

@@ -442,6 +442,7 @@ async def test_a_batch_is_made_once(world: World, provider: Provider) -> None:
     with pytest.raises(openai.InternalServerError):
         await client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
     assert before + 1 == provider.upstreams[0].stats.requests
+    assert 1 == world.worker.batches.doubtful_total
     assert (0, 0) == world.worker.ledger.reserved("ann")
 
 
