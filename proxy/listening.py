@@ -151,7 +151,7 @@ class Listening:
             drain(self._server, linger_s=self._linger_s)
 
     async def _accept(self, number: int) -> None:
-        if number in self._accepting or self._server.should_exit:
+        if number in self._accepting or self._ends():
             return
         sock = socket.socket(fileno=os.dup(self._sockets[number]))
         try:
@@ -159,8 +159,11 @@ class Listening:
         except OSError as error:
             sock.close()
             log.warning("a sibling's socket cannot be served", sibling=number, reason=str(error))
-        if self._server.should_exit:  # since then
+        if self._ends():  # since then
             self._release(number)
+
+    def _ends(self) -> bool:
+        return self._server.should_exit
 
     def _release(self, number: int) -> None:
         accepting = self._accepting.pop(number, None)
