@@ -184,6 +184,10 @@ def watch_kept(
         "Responses in the background and batches whose usage was never learned.",
         lambda: settlement.given_up_total + bills.given_up_total + owners.unsettled_disk.evicted_total,
     )
+
+
+def watch_batches(watch: Callable[[str, str, Callable[[], float]], None], batches: Batches, bills: BatchBills) -> None:
+    """Shows the figures of batches."""
     watch(
         "batches_doubtful_total",
         "Batches that an upstream may have made without saying so: look there for some that nobody here knows.",

@@ -29,7 +29,7 @@ from proxy.quotas.account import Share
 from proxy.repeats import Repeats
 from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
-from proxy.settlement import Settlement, watch_kept
+from proxy.settlement import Settlement, watch_batches, watch_kept
 from proxy.shared import SharedState, watch_shared
 from proxy.shipper import Shipper
 from proxy.snapshots import Snapshots
@@ -355,6 +355,7 @@ class Worker:
         watch_flights(watch, self.flights)
         watch_batch(watch, self.batch)
         watch_kept(watch, self.owners, self.kept, self.settlement, self.batches, self.bills)
+        watch_batches(watch, self.batches, self.bills)
 
     def _watch_spool(self) -> None:
         watch, spool, shipper = self.metrics.watch, self.spool, self.shipper
