@@ -232,7 +232,9 @@ def _unstated(bound: Bound[ConfigFile]) -> Iterator[Finding]:
     """Passthroughs of tenants with a budget of money that nothing holds against it."""
     stated = {entry.name for entry in bound.value.upstreams if entry.passthrough_usd_per_call is not None}
     for t, tenant in enumerate(bound.value.tenants):
-        has_money = any(one.usd is not None for one in (*tenant.budgets, *tenant.quotas))
+        has_money = any(one.usd is not None for one in tenant.budgets) or any(
+            one.usd is not None for one in tenant.quotas
+        )
         for g, grant in enumerate(tenant.passthrough if has_money else ()):
             if grant.upstream not in stated:
                 message = f"what `{tenant.name}` passes through to `{grant.upstream}` may cost more than is held against its budgets"
