@@ -68,6 +68,7 @@ class Kept:
         self.promises = promises
         self.refused_total = 0  # ids that the tenant did not make
         self._claims: dict[str, tuple[Call, Unsettled]] = {}  # by call: what its record has the usage of
+        self._doubtful: dict[str, Unsettled] = {}  # by call: claims of which nobody knows whether they were written
         self._confirming: asyncio.Task[None] | None = None
         self._unpromised: dict[str, None] = {}  # responses that could not be written down as unsettled
         self.estimated_total = 0  # responses in the background whose upstream never told what they used
@@ -245,76 +246,93 @@ class Kept:
             await self._owners.keep(_tenant_of(call), tuple(sizes), owner, sizes=sizes)
         if not (owner.background and made.id):
             return
+        free = call.view is not None and call.view.free  # what it looks at was made by another call
         if made.status not in _ENDED:
-            if call.operation == "responses":
-                item = msgspec.structs.replace(_unsettled(call, made.id), estimate=self._estimate(call, owner))
-                if not await self._owners.promise(item) and len(self._unpromised) < _UNPROMISED_MAX:
-                    self._unpromised[made.id] = None
-                self.promises.hold(call, item)
-            else:
-                await self._write_off(call, made.id, late=True)
-            return
-        if tokens is None and made.status != "failed" and call.view is not None and call.view.free:
+            await self._unfinished(call, made.id, owner)
+        elif tokens is None and made.status != "failed" and free:
             await self._write_off(call, made.id)
+        elif await self._is_to_bill(call, made.id, free=free) and tokens is not None and free:
+            self._bill(call, said, tokens)
+
+    async def _unfinished(self, call: Call, name: str, owner: Owner) -> None:
+        """A response that still runs: its maker promises to settle it, and whoever looks at it late writes it off."""
+        if call.operation != "responses":
+            await self._write_off(call, name, late=True)
             return
+        item = msgspec.structs.replace(_unsettled(call, name), estimate=self._estimate(call, owner))
+        if not await self._owners.promise(item) and len(self._unpromised) < _UNPROMISED_MAX:
+            self._unpromised[name] = None
+        self.promises.hold(call, item)
+
+    async def _is_to_bill(self, call: Call, name: str, *, free: bool) -> bool:
+        """Whether this call is the one whose record has what the response used; if not, it costs nothing."""
+        unpromised = name in self._unpromised
+        self._unpromised.pop(name, None)
         try:
-            first = await self._claim(call, made.id)
-            self.promises.settled(_unsettled(call, made.id))
-            if not first and call.view is not None and not call.view.free:
-                _bill_nothing(call)  # somebody who looked at it has booked it
-            if not first or tokens is None:
-                return
+            first = await self._claim(call, name)
+            self.promises.settled(_unsettled(call, name))
         except OwnersUnavailable:
             self._metrics.bound_hit("state_wait_s")
-            if made.id in self._unpromised:
-                del self._unpromised[made.id]
-            elif call.view is not None and not call.view.free:
+            if not free and not unpromised:
                 _bill_nothing(call)  # it is looked at later, and booked then
+            return False
+        if not first and not free:
+            _bill_nothing(call)  # somebody who looked at it has booked it
+        return first
+
+    def _bill(self, call: Call, said: bytes, tokens: Tokens) -> None:
+        """Puts what a response used on the last try of the call that found it finished."""
+        place = self._placed(call.runtime).candidates.get(call.attempts[-1].deployment) if call.attempts else None
+        if place is None:
             return
-        if call.view is not None and call.view.free and call.attempts:
-            place = self._placed(call.runtime).candidates.get(call.attempts[-1].deployment)
-            if place is not None:
-                deployment, service_class = place.deployment, service_class_of(said)
-                cost, state, version = meter.priced(tokens, deployment, service_class=service_class)
-                items = meter.priced_items(used_in(said), deployment.price)
-                cost, state = meter.with_items(cost, state, items)
-                self._metrics.items_found(items)
-                call.attempts[-1] = msgspec.structs.replace(
-                    call.attempts[-1],
-                    tokens=tokens,
-                    cost_nanousd=cost,
-                    cost_state=state,
-                    price_version=version,
-                    items=items,
-                )
-                self._metrics.tokens_found(tokens)
+        cost, state, version = meter.priced(tokens, place.deployment, service_class=service_class_of(said))
+        items = meter.priced_items(used_in(said), place.deployment.price)
+        cost, state = meter.with_items(cost, state, items)
+        self._metrics.items_found(items)
+        call.attempts[-1] = msgspec.structs.replace(
+            call.attempts[-1], tokens=tokens, cost_nanousd=cost, cost_state=state, price_version=version, items=items
+        )
+        self._metrics.tokens_found(tokens)
 
     async def _claim(self, call: Call, name: str) -> bool:
         """Whether this call's record is to have what a response used. Raises OwnersUnavailable."""
-        item = _unsettled(call, name)
-        if not await self._owners.settle(item, Claim(self.promises.worker, self.promises.life, call.call_id)):
-            return False
-        call.tags = call.tags | {SETTLES: name}
-        self._claims[call.call_id] = (call, item)
+        claim = Claim(self.promises.worker, self.promises.life, call.call_id)
+        item = msgspec.structs.replace(_unsettled(call, name), claim=claim)
+        try:
+            first = await self._owners.settle(item, claim)
+        except OwnersUnavailable:
+            if len(self._doubtful) < _UNPROMISED_MAX:
+                self._doubtful[call.call_id] = item
+            self._begin_confirming()
+            raise
+        if first:
+            call.tags = call.tags | {SETTLES: name}
+            self._claims[call.call_id] = (call, item)
+            self._begin_confirming()
+        return first
+
+    def _begin_confirming(self) -> None:
         if self._confirming is None or self._confirming.done():
             self._confirming = asyncio.get_running_loop().create_task(self._confirm(), name="kept-claims")
-        return True
 
     async def _confirm(self) -> None:
         """Ends claims as soon as their records are in the spool, for as long as there are any."""
-        while self._claims:
+        while self._claims or self._doubtful:
             await asyncio.sleep(_CONFIRM_EVERY_S)
             await self.confirm()
 
     async def confirm(self) -> None:
         """One round of that: a record is there as soon as its call is settled, with no `await` in between."""
-        for call_id, (call, item) in list(self._claims.items()):
-            if call.settled:
-                try:
+        try:
+            for call_id, (call, item) in list(self._claims.items()):
+                if call.settled:
                     await self._owners.confirm(item)
-                except OwnersUnavailable:
-                    return  # later; and a next life knows from its ledger
-                self._claims.pop(call_id, None)
+                    self._claims.pop(call_id, None)
+            for call_id, item in list(self._doubtful.items()):
+                await self._owners.withdraw(item)
+                self._doubtful.pop(call_id, None)
+        except OwnersUnavailable:
+            return  # later; and a next life knows from its ledger
 
     def _estimate(self, call: Call, owner: Owner) -> Estimate | None:
         """What to book for a response if nobody will ever say more: its input by its size, at most the output that it may have."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar  # what threads answer
 
 import msgspec
 import structlog
@@ -142,6 +142,7 @@ class Owners:
         self._threads: ThreadPoolExecutor | None = None
         self._opening: asyncio.Future[None] | None = None
         self._recent: dict[bytes, bytes] = {}
+        self._late: set[asyncio.Future[Any]] = set()  # work of the threads, also that for which nobody waits any more
         self.waiting = 0  # calls, now
         self.lost_total = 0  # entries that could not be written
         self.unavailable_total = 0
@@ -254,7 +255,8 @@ class Owners:
         ttl_ms = int(self._settings.state_ttl_s * 1000)
         try:
             shared = self._name(key)
-            first = await self._shared.ask("SET", shared, b"1", "NX", "PX", ttl_ms, key=shared) is not None
+            said = claim.call_id.encode()  # by which `release` knows its own word
+            first = await self._shared.ask("SET", shared, said, "NX", "PX", ttl_ms, key=shared) is not None
         except SharedUnavailable:
             return True  # the other hosts cannot settle what they cannot look up either
         if not first:
@@ -269,10 +271,15 @@ class Owners:
     async def release(self, item: Unsettled) -> None:
         """Whoever claimed it died before its record was in the spool: it is to be looked at again. Raises OwnersUnavailable."""
         key = self._key(item.tenant, _SETTLED + item.name)
+        if self._shared is not None and item.claim is not None:
+            shared = self._name(key)
+            try:
+                if await self._shared.ask("GET", shared, key=shared) == item.claim.call_id.encode():
+                    await self._shared.ask("DEL", shared, key=shared)
+            except SharedUnavailable as error:  # else nobody could ever settle it
+                self.unavailable_total += 1
+                raise OwnersUnavailable(str(error)) from error
         await self._run(self._disk.remove, [key])
-        if self._shared is not None:
-            with contextlib.suppress(SharedUnavailable):
-                await self._shared.ask("DEL", self._name(key), key=self._name(key))
         await self.promise(msgspec.structs.replace(item, claim=None))
 
     async def promise(self, item: Unsettled) -> bool:
@@ -291,6 +298,14 @@ class Owners:
             return None
         (value,) = await self._run(self._open.read, [self._key(tenant, name)])
         return None if value is None else msgspec.msgpack.decode(value, type=Unsettled)
+
+    async def withdraw(self, item: Unsettled) -> None:
+        """Ends a claim that could not be made for sure: what nobody waited for may have been written all the same. Raises OwnersUnavailable."""
+        if self._late:
+            await asyncio.wait(self._late.copy())
+        stored = await self.promised(item.tenant, item.name)
+        if stored is not None and stored.claim == item.claim:
+            await self.release(stored)
 
     async def give_up(self, item: Unsettled) -> None:
         """Nothing more will be learned of it, unless somebody is about to book it. Raises OwnersUnavailable."""
@@ -329,7 +344,10 @@ class Owners:
         try:
             async with asyncio.timeout(self._settings.state_wait_s):
                 threads = await self._opened()
-                return await asyncio.shield(asyncio.get_running_loop().run_in_executor(threads, work, *arguments))
+                working = asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+                self._late.add(working)
+                working.add_done_callback(self._late.discard)
+                return await asyncio.shield(working)
         except (*TROUBLE, TimeoutError, RuntimeError) as error:
             self._failed(error)
             raise OwnersUnavailable(str(error) or "the disk is too slow") from error

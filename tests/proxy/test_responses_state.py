@@ -650,7 +650,7 @@ async def test_a_stream_that_cannot_be_claimed_is_booked_later_and_once(world: W
     lock.close()
     await world.until_idle()
     assert 0 == world.worker.ledger.tokens
-    await until(lambda: not world.worker.owners.waiting)
+    await until(lambda: not world.worker.kept._doubtful)
     world.worker.settlement._next.clear()
     await world.worker.settlement.look_at_all()
     assert TOKENS.total == world.worker.ledger.tokens

@@ -161,8 +161,11 @@ async def test_hosts_share_them_through_redis(tmp_path: Path, server: RedisServe
     assert [True, False] == [await each.settle(Unsettled("ann", "k", "resp_1"), CLAIM) for each in (first, second)]
     item = Unsettled("ann", "k", "resp_1")
     assert not await first.settle(item, CLAIM)  # claimed already
-    await first.release(item)
-    assert await second.settle(item, CLAIM)
+    own, another = msgspec.structs.replace(item, claim=CLAIM), Claim("0", 1, "call_2")
+    await first.release(own)
+    assert await second.settle(item, another)
+    await first.release(own)  # what another host has settled meanwhile is not taken from it
+    assert not await first.settle(item, CLAIM)
     await second.confirm(item)
     assert [[], []] == [[one for one in await each.unsettled() if one.claim] for each in (first, second)]
     assert not await first.settle(item, CLAIM)
@@ -176,6 +179,8 @@ async def test_hosts_share_them_through_redis(tmp_path: Path, server: RedisServe
     assert 3 == second.forged_total
     client.close()
     await shared[1].aclose()
+    with pytest.raises(OwnersUnavailable):  # later, or nobody could ever settle it
+        await second.release(msgspec.structs.replace(item, claim=another))
     with pytest.raises(OwnersUnavailable):
         await second.find("ann", ["resp_1"])
     await second.keep("ann", ["resp_2"], OWNER)
