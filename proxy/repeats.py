@@ -3,7 +3,7 @@
 Agents repeat themselves, and an answer from the cache's memory costs less than reading the request does: its fields, and the canonical form
 that its cache key is a hash of. Who was served from memory once is remembered here, by the very bytes of the body, for each tenant and
 operation; a request that differs in one byte is another one and is read as ever. What is remembered depends on the bytes alone, so nothing can
-make it wrong. A request that never comes again costs one look-up.
+make it wrong. A request that never comes again costs one look-up. What headers and labels add to a body counts as a part of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from proxy.dialects.dialect import RequestView
 
 _SHARE_MAX = 16  # of the whole, that one request may take
 _OVERHEAD_BYTES = 1024  # of a remembered request, beside its body
+_PAIR_BYTES = 256  # of two texts and their place, beside their characters
+_TEXT_BYTES = 4  # of one character, at most
 
 Body = tuple[str, str, bytes]  # tenant, operation, the body as it came
 
@@ -48,17 +50,26 @@ class Repeats:
 
     def note(self, tenant: str, operation: str, body: bytes, known: Known) -> None:
         """Remembers a body, unless it is so large that it would take the place of too many others."""
-        if len(body) > self._body_bytes_max:
+        if _size_bytes(body, known) > self._body_bytes_max + _OVERHEAD_BYTES:
             return
         self._put((tenant, operation, body), known)
 
     def _put(self, body: Body, known: Known) -> None:
-        size_bytes = len(body[2]) + _OVERHEAD_BYTES
-        if self._known.pop(body, None) is None:
-            self.bytes_used += size_bytes
+        before = self._known.pop(body, None)
+        if before is not None:
+            self.bytes_used -= _size_bytes(body[2], before)
+        self.bytes_used += _size_bytes(body[2], known)
         self._known[body] = known
         while self.bytes_used > self._bytes_max:
             oldest = next(iter(self._known))
-            del self._known[oldest]
-            self.bytes_used -= len(oldest[2]) + _OVERHEAD_BYTES
+            self.bytes_used -= _size_bytes(oldest[2], self._known.pop(oldest))
             self.evicted_total += 1
+
+
+def _size_bytes(body: bytes, known: Known) -> int:
+    """What a remembered body takes, about; never less than what its sender can make large."""
+    view = known.view
+    size_bytes = len(body) + len(known.scope) + _TEXT_BYTES * len(view.user) + _OVERHEAD_BYTES
+    if view.metadata:
+        size_bytes += sum(_PAIR_BYTES + _TEXT_BYTES * (len(name) + len(value)) for name, value in view.metadata.items())
+    return size_bytes + _PAIR_BYTES * len(view.continues)

@@ -33,7 +33,7 @@ def test_whatever_comes_its_bytes_stay_within_the_limit(bodies: list[tuple[str, 
         assert bytes_max >= repeats.bytes_used
     found = {item for item in bodies if repeats.get(item[0], "chat", item[1]) is not None}
     assert len(repeats) == len(found)
-    assert repeats.bytes_used == sum(len(body) + 1024 for _, body in found)
+    assert repeats.bytes_used == sum(len(body) + len(b"scope") + 1024 for _, body in found)
     assert all(known(tenant) == repeats.get(tenant, "chat", body) for tenant, body in found)
 
 
@@ -50,6 +50,22 @@ def test_a_body_that_would_take_the_place_of_many_is_not_kept() -> None:
     repeats = Repeats(bytes_max=160_000)
     repeats.note("acme", "chat", b"x" * 9_000, known("m"))
     assert (0, 0) == (len(repeats), repeats.bytes_used)
+
+
+def test_what_headers_and_labels_make_large_counts() -> None:
+    """Small bodies under large headers, and under many labels, take no more room than there is."""
+    repeats = Repeats(bytes_max=1 << 20)
+    for number in range(200):
+        wide = Known(RequestView(model="m"), bytes(30_000), b"key")
+        repeats.note("acme", "chat", b"%d" % number, wide)
+    assert 33 == len(repeats)
+    labels = {str(number): "" for number in range(100)}
+    for number in range(200):
+        repeats.note("acme", "chat", b"%d" % number, Known(RequestView(model="m", metadata=labels), b"", b"key"))
+    assert 41 > len(repeats)
+    assert repeats.bytes_used <= 1 << 20
+    repeats.note("acme", "chat", b"{}", Known(RequestView(model="m"), bytes(100_000), b"key"))
+    assert repeats.get("acme", "chat", b"{}") is None
 
 
 async def test_a_request_is_known_once_memory_has_answered_it(world: World) -> None:
