@@ -89,16 +89,38 @@ log = structlog.get_logger("proxy.flights")
 class Seat:
     """A followed flight's place among those who pay, one after the other for each call here that follows it.
 
-    told: calls that Redis knows of. left: nobody follows now. paid: the part is on calls of this worker, once and for all. news: one of these
-    has changed.
+    told: calls that Redis knows of. left: nobody follows now. Paid once, it is paid for good. news: one of these has changed.
     """
 
     key: bytes
-    call: Call
+    call: Call | None  # None: it is paid
     news: asyncio.Event
     told: int = 0
     left: bool = False
-    paid: bool = False
+
+    @property
+    def paid(self) -> bool:
+        """Whether the part is on calls of this worker."""
+        return self.call is None
+
+
+class Booking:
+    """What calls of this worker have booked of a bill; one that is settled is let go of, for it may be large."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        """calls: those that have parts of it, or are about to."""
+        self.pending = [(call, 0) for call in calls]
+        self._nanousd = 0
+
+    def begin(self) -> None:
+        """The parts are on the calls now; what they may cost besides, later, is no part of this bill."""
+        self.pending = [(call, _nanousd(call.attempts)) for call, _ in self.pending]
+
+    def booked(self) -> int:
+        """So far, in nano-USD."""
+        self._nanousd += sum(part for call, part in self.pending if call.settled)
+        self.pending = [one for one in self.pending if not one[0].settled]
+        return self._nanousd
 
 
 class Bills:
@@ -151,7 +173,7 @@ class Bills:
                 return
             seat = self._seats[key] = Seat(key, call, asyncio.Event())
             self._spawn(self._keep(seat))
-        seat.call, seat.left = call, False
+        seat.call, seat.left = (None if seat.paid else call), False
         seat.news.set()
         self._sitting[call.call_id] = seat
 
@@ -173,7 +195,7 @@ class Bills:
         seat = self._sitting.get(call.call_id)
         own = parts_of(bill).get(self._inbox)
         if seat is not None and not seat.paid and own is not None:
-            seat.paid = True
+            seat.call = None
             seat.news.set()
             call.attempts.extend(own)
             self._see_to(seat.key, call)
@@ -232,7 +254,7 @@ class Bills:
         """Holds a seat with the number of calls as it is, until it is left or paid; what is due and nobody here pays is counted in time."""
         shared, closed = self._shared, False
         try:
-            while shared is not None and not closed and not seat.paid:
+            while shared is not None and not closed and seat.call is not None:
                 seat.news.clear()
                 leaving, count = seat.left, 0 if seat.left else len(self.members(seat.call))
                 with contextlib.suppress(SharedUnavailable):
@@ -255,18 +277,18 @@ class Bills:
                 self._seats.pop(seat.key, None)
 
     def _see_to(self, key: bytes, call: Call) -> None:
-        self._spawn(self._watch(key, tuple(self.members(call))))
+        self._spawn(self._watch(key, Booking(list(self.members(call)))))
 
-    async def _watch(self, key: bytes, calls: tuple[Call, ...]) -> None:
-        """Writes down what these calls have booked, as they settle; in time, looks who has not. Begins when their parts are on them."""
-        parts = [_nanousd(call.attempts) for call in calls]
+    async def _watch(self, key: bytes, due: Booking) -> None:
+        """Writes down what its calls have booked, as they settle; in time, looks who has not. Begins when their parts are on them."""
+        due.begin()
         told = returned = 0
         pause_s = LOOK_S
         taker = _taker()
         counted, begun = False, self._monotonic()
         try:
             while True:
-                booked = _booked(calls, parts)
+                booked = due.booked()
                 if booked > told:
                     with contextlib.suppress(SharedUnavailable):
                         known = await self._say_booked(key, booked)
@@ -276,12 +298,12 @@ class Bills:
                 past_s = self._monotonic() - begun
                 if not counted and past_s >= self._count_after_s:
                     counted = await self._count(key, taker=taker)
-                if (counted and told == booked and all(call.settled for call in calls)) or past_s > HASH_MS / 1000:
+                if (counted and told == booked and not due.pending) or past_s > HASH_MS / 1000:
                     return
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, self._count_after_s / LOOKS)
         except asyncio.CancelledError:
-            booked = _booked(calls, parts)
+            booked = due.booked()
             if booked > told:
                 with contextlib.suppress(SharedUnavailable):
                     await self._say_booked(key, booked)
@@ -375,11 +397,6 @@ def parts_of(bill: Bill) -> dict[bytes, list[AttemptRecord]]:
 
 def _nanousd(attempts: Sequence[AttemptRecord]) -> int:
     return sum(attempt.cost_nanousd for attempt in attempts)
-
-
-def _booked(calls: Sequence[Call], parts: Sequence[int]) -> int:
-    """What those of the calls have booked that are settled."""
-    return sum(part for call, part in zip(calls, parts, strict=True) if call.settled)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:
