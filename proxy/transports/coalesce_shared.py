@@ -222,7 +222,7 @@ class SharedFlights:
                 led.begin(reply, fell_back=call.fell_back)
                 reply.stream = LedStream(self, led, call, reply, reply.stream)
                 return reply
-            if led.followed and _is_shared(call, reply):
+            if led.followed and _is_shared(call, reply) and led.holds(reply):
                 bill = await self.bills.close(call, self.bill_key(led.tag, led.token))
         except BaseException:
             if led.followed:

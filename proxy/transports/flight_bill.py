@@ -228,7 +228,7 @@ class Bills:
         if not seats:
             return None
         bill = bill_of({_BILL: offer} | seats)  # asked again, the offer of the first time counts
-        if bill is None:
+        if bill is None or bill.attempts != attempts or bill.shares[0][0] != self._inbox:  # else somebody else wrote it
             self.unsplit_total += 1
             self.void(key)
             return None

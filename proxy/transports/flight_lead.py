@@ -93,9 +93,13 @@ class Led:
         self._tell(inbox)
         return True
 
+    def holds(self, reply: Reply) -> bool:
+        """Whether an answer is small enough to be given to others."""
+        return len(reply.body) <= self._bytes_max
+
     def begin(self, reply: Reply, *, fell_back: str = "", bill: Bill | None = None) -> None:
         """The answer has begun, or is whole; then with the bill, where others pay too."""
-        if len(reply.body) > self._bytes_max:
+        if not self.holds(reply):
             self.give_up()
             return
         refused = reply.refusal if isinstance(reply.refusal, Refused) else None

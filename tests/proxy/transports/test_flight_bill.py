@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.msgpack import encode
 from redis import Redis
 
 from controlplane.contract.pricing import Tokens
@@ -86,7 +87,7 @@ class BilledInner(FakeInner):
         await self.gate.wait()
         if not self.streaming:
             call.attempts.append(bill)
-            return complete_reply()
+            return self.answer()
         stream = BilledStream(call, bill)
         self.streams.append(stream)
         stream.reply = stream_reply(stream)
@@ -362,6 +363,40 @@ async def test_without_redis_the_leader_s_worker_pays(server: RedisServer, worke
     await until(lambda: all(client.ended for client in clients))
     assert ["complete", "broken"] == [client.ended for client in clients]
     assert [BILL_NANOUSD, 0] == [client.booked for client in clients]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_bill_that_was_put_into_redis_is_not_the_leader_s(
+    server: RedisServer, workers: list[Worker], known: bool
+) -> None:
+    """Somebody writes a bill of nothing before the leader does, in its own name or another: it pays what its upstream asked, alone."""
+    stream, clients = await _flight(workers, 1, 1)
+    redis = server.client()
+    (key,) = redis.keys("*bill:*")
+    leader, seat = workers[0].flights._name if known else b"nobody", workers[1].flights._name
+    redis.hset(key, mapping={"!bill": encode(Bill((), ((leader, 1),))), seat: b"1"})
+    stream.end()
+    await until(lambda: all(client.call.settled for client in clients))
+    assert [BILL_NANOUSD, 0] == [client.booked for client in clients]
+    assert ["complete", "complete"] == [client.ended for client in clients]
+
+
+async def test_an_answer_too_large_to_be_shared_is_not_split(workers: list[Worker]) -> None:
+    """Nobody else gets it, so nobody else pays for it; who waited for it asks and pays for itself."""
+    for worker in workers:
+        worker.inner.streaming = False
+        worker.inner.answer = lambda: complete_reply(bytes(10**6 + 1))
+    workers[0].inner.gate.clear()
+    clients = [workers[0].call()]
+    await until(lambda: workers[0].inner.calls)
+    clients.append(workers[1].call())
+    await until(lambda: [1] == [seat.told for seat in workers[1].flights.bills._seats.values()])
+    await until(lambda: 1 == workers[0].flights.followers(b"key"))
+    workers[0].inner.gate.set()
+    await until(lambda: all(client.call.settled for client in clients))
+    assert [BILL_NANOUSD, BASE * BILL_NANOUSD] == [client.booked for client in clients]
+    await _done(workers)
+    assert [0, 0, 0] == [worker.counted for worker in workers]
 
 
 async def test_a_bill_that_no_proxy_wrote_is_not_paid() -> None:
