@@ -10,7 +10,7 @@ from controlplane.contract.snapshot import Deployment
 from proxy import meter
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.filed import Answered, Filed, Lines, read_result
-from proxy.dialects.hosted_tools import used_in
+from proxy.dialects.hosted_tools import SEARCHED, always_searches, used_in
 from proxy.dialects.openai_usage import read_io_usage
 from proxy.dialects.service_class import service_class_of
 from proxy.transports.batch_plan import BATCH
@@ -123,7 +123,8 @@ def cost_of(answered: Answered, model: BatchModel) -> tuple[int, CostState, str,
     price = model.price
     if state is CostState.FINAL and price is not None and not any(one.name == BATCH for one in price.service):
         state = CostState.ESTIMATED
-    items = meter.priced_items(used_in(bytes(answered.body)), price)
+    used = used_in(bytes(answered.body)) or (SEARCHED if tokens.total and always_searches(model.model) else ())
+    items = meter.priced_items(used, price)
     cost, state = meter.with_items(cost, state, items)
     return cost, state, version, items
 

@@ -17,6 +17,7 @@ from proxy import refusals
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.filed import LINE_URLS, Line, Request, decode_line
+from proxy.dialects.hosted_request import HOSTING, hosted_nanousd_max, read_hosted
 from proxy.dialects.operations import dialect_of
 from proxy.refusals import Refusal, refuse
 from proxy.runtime import Candidate
@@ -77,7 +78,7 @@ class BatchPlan:
                 line = decode_line(text)
             except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
                 raise LineRefused(refusals.MALFORMED, number, f"it is no request of a batch: {error}") from error
-            lines.append(_encode(self._line(number, line)))
+            lines.append(_encode(self._line(number, line)).replace(b"\r", b" "))  # else a line could hold another
             if number % _TURN_LINES == 0:
                 await asyncio.sleep(0)
         if not lines:
@@ -124,6 +125,8 @@ class BatchPlan:
         model, candidate = self._models.get(view.model) or self._model(number, operation, view)
         self.kept += [(number, field, name) for field, name in view.continues]
         self._nanousd += self._worst(candidate, view, body, ceiling)
+        if operation in HOSTING:
+            self._nanousd += self._hosted(number, view, candidate.deployment.price, body)
         try:
             written = dialect_of(operation).rewritten(body, view=view, model=model.model, output_ceiling=ceiling)
         except Malformed as error:
@@ -168,6 +171,18 @@ class BatchPlan:
         made = (BatchModel(alias, deployment.id, deployment.model, deployment.price), candidate)
         self._models[alias] = made
         return made
+
+    def _hosted(self, number: int, view: RequestView, price: Price | None, body: bytes) -> int:
+        """The most that the provider's own tools can cost in one line, as far as it bounds that; they need prices as a model does."""
+        hosted = read_hosted(body)
+        if price is None or not hosted.kinds:
+            return 0
+        lacking = next((kind for kind in hosted.kinds if getattr(price, kind) is None), None)
+        if lacking is not None and self._identity.tenant.unpriced is Unpriced.REFUSE:
+            tenant = self._identity.tenant.id
+            message = f"model `{view.model[:128]}` has no price for `{lacking}` and tenant `{tenant}` allows only priced models"
+            raise LineRefused(refusals.UNPRICED, number, message)
+        return hosted_nanousd_max(hosted, price)
 
     def _worst(self, candidate: Candidate, view: RequestView, body: bytes, ceiling: int | None) -> int:
         """The most that one line can cost, in nano-USD, by the rule of `stages.reserve`; 0 without a price."""

@@ -86,6 +86,13 @@ def test_what_is_dearer_in_a_batch_is_dearer() -> None:
     assert (10 + 14, CostState.FINAL, "p/batch", items) == cost_of(said, model("m"))
 
 
+def test_a_model_that_always_searches_is_billed_for_it() -> None:
+    """Its answers do not say so."""
+    said = Answered("m-search-preview", Tokens(input=10), Raw(b'{"model":"m-search-preview"}'))
+    items = (Item("search", 1_000_000, 7),)
+    assert (10 + 7, CostState.FINAL, "p/batch", items) == cost_of(said, model("m-search-preview"))
+
+
 def test_the_worst_case_knows_every_price_that_a_batch_may_have() -> None:
     """Those of batches, alone and with other classes; where none is stated, the standard one."""
     us = Price(5, 5)

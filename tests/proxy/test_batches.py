@@ -196,6 +196,35 @@ async def test_lines_meet_their_tenant_s_policy(world: World, provider: Provider
     assert ("gpt-4o-mini", 50) == (sent["model"], sent["max_completion_tokens"])
 
 
+async def test_a_line_end_within_a_line_goes_no_further(world: World, provider: Provider) -> None:
+    """A carriage return is white space in JSON and the end of a line to some upstreams, which would find a request that nobody has read."""
+    client = sdk(world)
+    hidden = line("evil", model="gpt-4.1")
+    outer = line("a").replace('"messages"', f'"metadata": {{"x": \r{hidden}\r}}, "messages"')
+    file_id = await upload(client, [outer + "\r", line("b") + "\r"])
+    sent = (await client.files.content(file_id)).content
+    assert (2, 0) == (sent.count(b"\n"), sent.count(b"\r"))
+    assert hidden == json.dumps(json.loads(sent.splitlines()[0])["body"]["metadata"]["x"])
+
+
+async def test_tools_of_the_provider_count_in_lines_as_in_calls(world: World, provider: Provider) -> None:
+    """A tenant that allows only what has a price is refused those without one; with one, what a line bounds of their cost is held."""
+    url = "/v1/responses"
+    asked = line("a", url=url, input="hi", tools=[{"type": "web_search"}], max_tool_calls=7)
+    world.worker.apply(snapshot(provider.ports, version=2, ann=TenantPolicy("ann", unpriced=Unpriced.REFUSE)))
+    with pytest.raises(openai.APIStatusError, match="has no price for `search`"):
+        await upload(sdk(world), [asked])
+    held = []
+    for version, price in ((3, PRICE), (4, structs.replace(PRICE, search=10_000_000))):
+        budget = Budget("total", Window.TOTAL, nanousd=10**12)
+        policy = TenantPolicy("ann", budgets=(budget,), unpriced=Unpriced.ALLOW)
+        world.worker.apply(snapshot(provider.ports, version=version, price=price, ann=policy))
+        before = world.worker.ledger.reserved("ann")[1]
+        await begin(sdk(world), asked, endpoint=url)
+        held.append(world.worker.ledger.reserved("ann")[1] - before)
+    assert 7 * 10_000_000 == held[1] - held[0]
+
+
 async def test_a_line_builds_only_on_what_is_its_tenant_s(world: World, provider: Provider) -> None:
     """A response that another tenant has made is not found; its own goes on."""
     url = "/v1/responses"
