@@ -285,9 +285,12 @@ class Batches:
     async def _settle_first(self, call: Call, batch: str) -> Reply | None:
         """Before the results of a batch are deleted, they must be booked: afterwards nobody could."""
         item = await self._owners.promised(_tenant_of(call), batch)
-        if item is None or item.batch is None:
+        if item is None:
+            if not await self._owners.promised_elsewhere(_tenant_of(call), batch):
+                return None
+        elif item.batch is None:
             return None
-        if self.look is not None:
+        elif self.look is not None:
             await self.look(item)
             if await self._owners.promised(item.tenant, item.name) is None:
                 return None

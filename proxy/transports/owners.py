@@ -30,7 +30,7 @@ RECENT_MAX = 4096  # keys that this process has just written and need not write 
 _KEY_PERSON = b"heph-owners-1"
 _SEAL_PERSON = b"heph-owners-2"
 _SEAL_BYTES = 16
-_SETTLED = "settled\0"
+_SETTLED, _OPEN = "settled\0", "open\0"
 _GRACE_S = 86_400.0  # that a batch is in the file for longer, so that it is given up by whoever settles, who counts it
 _Answer = TypeVar("_Answer")
 
@@ -290,7 +290,33 @@ class Owners:
         except OwnersUnavailable:
             self.lost_total += 1
             return False
+        if item.batch is not None:
+            await self._mark(item, ttl_ms=int((self._settings.batch_settle_s_max + _GRACE_S) * 1000))
         return True
+
+    async def _mark(self, item: Unsettled, *, ttl_ms: int) -> None:
+        """Tells all hosts that a batch is not booked yet, so that none lets its results be deleted; 0: that it is. What fails is counted."""
+        if self._shared is None:
+            return
+        name = self._name(self._key(item.tenant, _OPEN + item.name))
+        try:
+            if ttl_ms:
+                await self._shared.ask("SET", name, b"1", "PX", ttl_ms, key=name)
+            else:
+                await self._shared.ask("DEL", name, key=name)
+        except SharedUnavailable:
+            self.lost_total += 1
+
+    async def promised_elsewhere(self, tenant: str, name: str) -> bool:
+        """Whether any host is still to book a batch. Raises OwnersUnavailable."""
+        if self._shared is None:
+            return False
+        mark = self._name(self._key(tenant, _OPEN + name))
+        try:
+            return await self._shared.ask("GET", mark, key=mark) is not None
+        except SharedUnavailable as error:
+            self.unavailable_total += 1
+            raise OwnersUnavailable(str(error)) from error
 
     async def promised(self, tenant: str, name: str) -> Unsettled | None:
         """What this host has promised to settle under a name; None: nothing, or not any more. Raises OwnersUnavailable."""
@@ -310,6 +336,8 @@ class Owners:
     async def give_up(self, item: Unsettled) -> None:
         """Nothing more will be learned of it, unless somebody is about to book it. Raises OwnersUnavailable."""
         await self._run(self._open.change, self._key(item.tenant, item.name), partial(_done, None))
+        if item.batch is not None:
+            await self._mark(item, ttl_ms=0)
 
     async def unsettled(self) -> list[Unsettled]:
         """What this host has promised to settle. Raises OwnersUnavailable."""

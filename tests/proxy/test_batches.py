@@ -512,6 +512,36 @@ async def test_hosts_share_batches_and_what_they_may_cost(tmp_path: Path, clock:
         redis.kill()
 
 
+async def test_results_are_deleted_by_another_host_only_when_they_are_booked(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """The host that made the batch books it; the other one tells its client to come again until then."""
+    redis = await RedisServer(tmp_path).start()
+    hosts = [World(tmp_path / name) for name in ("one", "two")]
+    try:
+        async with simulated(clock) as provider:
+            for host in hosts:
+                await host.start(redis=redis.url, redis_timeout_s=5.0)
+                assert host.worker.shared is not None
+                await host.worker.shared.ready()
+                host.worker.apply(snapshot(provider.ports))
+            batch_id = await begin(sdk(hosts[0]), line("a"))
+            clock.move(BATCH_S)
+            other = sdk(hosts[1])
+            done = await other.batches.retrieve(batch_id)
+            assert done.output_file_id is not None
+            with pytest.raises(openai.InternalServerError, match="is not booked yet"):
+                await other.files.delete(done.output_file_id)
+            await settle(hosts[0])
+            (record,) = usage_records(hosts[0])
+            assert billed(provider, SMALL) == (record.tokens.total_input, record.tokens.total_output)
+            assert (await other.files.delete(done.output_file_id)).deleted
+    finally:
+        for host in hosts:
+            await host.stop()
+        redis.kill()
+
+
 async def test_a_client_that_leaves_while_a_batch_is_made_makes_it_all_the_same(
     world: World, provider: Provider, clock: ManualClock
 ) -> None:
