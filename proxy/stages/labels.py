@@ -8,6 +8,7 @@ from functools import lru_cache
 import msgspec
 
 from proxy.call import Call
+from proxy.ledger import SETTLES
 from proxy.view import LABEL_CHARS_MAX, label
 
 TAGS_MAX = 32
@@ -80,9 +81,9 @@ def text_of(value: bytes) -> str:
 
 
 def add_tag(tags: dict[str, str], name: str, value: str) -> None:
-    """Adds a tag, as long as there is room and it has a name."""
+    """Adds a tag, as long as there is room and it has a name, which is not the one that only the proxy gives."""
     name = label(name, TAG_NAME_CHARS_MAX)
-    if name and (len(tags) < TAGS_MAX or name in tags):
+    if name and name != SETTLES and (len(tags) < TAGS_MAX or name in tags):
         tags[name] = label(value)
 
 

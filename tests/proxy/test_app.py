@@ -289,14 +289,14 @@ async def test_without_a_snapshot_the_worker_is_not_ready_and_says_503(world: Wo
 
 
 async def test_labels_come_from_headers_aliases_and_the_body(world: World) -> None:
-    """Our own headers win, then the aliases of other proxies, then the body's own fields."""
+    """Our own headers win, then the aliases of other proxies, then the body's own fields; nobody can say that a call books another."""
     await world.upstream(GOOD)
     world.apply()
     trace = "0af7651916cd43dd8448eb211c80319c"
     await world.chat(
         headers={
             "x-heph-agent": "planner",
-            "x-heph-tags": '{"team":"a","n":1,"deep":{"x":1}}',
+            "x-heph-tags": '{"team":"a","n":1,"deep":{"x":1},"heph-settles":"resp_1"}',
             "x-claude-code-session-id": "s-1",
             "helicone-user-id": "u-alias",
             "x-heph-user": "u-own",
@@ -304,7 +304,7 @@ async def test_labels_come_from_headers_aliases_and_the_body(world: World) -> No
             "traceparent": f"00-{trace}-b7ad6b7169203331-01",
         },
         user="u-body",
-        metadata={"plan": "pro", "team": "b"},
+        metadata={"plan": "pro", "team": "b", "heph-settles": "resp_2"},
     )
     await world.chat(user="u-body")
     first, second = world.records()
