@@ -47,7 +47,7 @@ class LineLease:
     """What one worker has leased of one ceiling; keeps its line's cap up to date."""
 
     __slots__ = (
-        "_leases", "_others", "_own", "_total", "active", "degraded", "demand", "hungry_s", "line", "lock", "low", "name",
+        "_leases", "_others", "_own", "_total", "active", "asking", "degraded", "demand", "hungry_s", "line", "lock", "low", "name",
         "promised", "rate", "rows", "seen", "spare", "start_us", "synced_s", "unanswered", "until_s", "waiting", "went_back",
     )  # fmt: skip
 
@@ -63,6 +63,7 @@ class LineLease:
         self.start_us = -1  # the window that everything here is about
         self.until_s = 0.0  # the slice may be used before this moment, of the monotonic clock
         self.hungry_s = 0.0
+        self.asking = 0  # calls that wait for others to give back
         self.synced_s = leases.monotonic()
         self.demand = 0  # asked for since the last report
         self.seen = False  # since the keeper's last tick
@@ -360,18 +361,23 @@ class Leases:
             if await self._report_for(lease, want, promised):
                 return
             now_s = self.monotonic()
-            if lease.spare <= 0 or now_s < lease.hungry_s:
+            if lease.spare <= 0 or (now_s < lease.hungry_s and not lease.asking):
                 return
-            lease.hungry_s = now_s + _HUNGRY_S
-            lease.went_back.clear()
-            self.asked_back_total += 1
-            await self.shared.publish(self._channel, _ASK + lease.name)
-            async with asyncio.timeout(self._wait_s):
-                for _ in range(_ROUNDS):
-                    await lease.went_back.wait()
+            lease.asking += 1  # whoever comes now waits for the same answer
+            try:
+                if now_s >= lease.hungry_s:
+                    lease.hungry_s = now_s + _HUNGRY_S
                     lease.went_back.clear()
-                    if await self._report_for(lease, want, promised) or lease.spare <= 0:
-                        return
+                    self.asked_back_total += 1
+                    await self.shared.publish(self._channel, _ASK + lease.name)
+                async with asyncio.timeout(self._wait_s):
+                    for _ in range(_ROUNDS):
+                        await lease.went_back.wait()
+                        lease.went_back.clear()
+                        if await self._report_for(lease, want, promised) or lease.spare <= 0:
+                            return
+            finally:
+                lease.asking -= 1
         except (SharedUnavailable, TimeoutError):
             return
 
