@@ -286,7 +286,7 @@ class Owners:
         """Writes down that a response or a batch is to be settled; whether it is. What fails is counted."""
         ttl_s = None if item.batch is None else self._settings.batch_settle_s_max + _GRACE_S
         try:
-            await self._run(self._open.put, {self._key(item.tenant, item.name): msgspec.msgpack.encode(item)}, ttl_s)
+            await self._waited(self._open.put, {self._key(item.tenant, item.name): msgspec.msgpack.encode(item)}, ttl_s)
         except OwnersUnavailable:
             self.lost_total += 1
             return False
@@ -368,6 +368,10 @@ class Owners:
         if self.waiting >= self._settings.state_waiting_max:
             self.unavailable_total += 1
             raise OwnersUnavailable("too many calls wait for the file of owners")
+        return await self._waited(work, *arguments)
+
+    async def _waited(self, work: Callable[..., _Answer], *arguments: object) -> _Answer:
+        """The same, however many wait: of what must be written down, or it would be free. Raises OwnersUnavailable."""
         self.waiting += 1
         try:
             async with asyncio.timeout(self._settings.state_wait_s):

@@ -148,8 +148,7 @@ class Promises:
         claim = item.claim
         if claim is None or claim.life == self.life:
             return
-        gone = claim.worker.isdigit() and int(claim.worker) >= self._workers and self.worker == "0"
-        if claim.worker != self.worker and not gone:
+        if not self._succeeds(claim.worker):
             return
         if self._ledger.has_booked(claim.call_id):
             await self._owners.confirm(item)
@@ -157,10 +156,14 @@ class Promises:
             await self._owners.release(item)
             self.released_total += 1
 
+    def _succeeds(self, worker: str) -> bool:
+        """Whether what a worker had begun is this one's now: its own, and for the first one that of workers that there are no more."""
+        return worker == self.worker or (self.worker == "0" and worker.isdigit() and int(worker) >= self._workers)
+
     def _restore(self, item: Unsettled) -> bool:
         """Holds again what an earlier life of this worker held; False if its tenant is not known yet."""
         batch = item.batch
-        if batch is None or batch.worker != self.worker or (item.tenant, item.name) in self._held:
+        if batch is None or not self._succeeds(batch.worker) or (item.tenant, item.name) in self._held:
             return True
         policy = self._policy_of(item.tenant)
         if policy is None:

@@ -334,8 +334,9 @@ async def test_what_a_batch_may_cost_is_held_until_it_is_booked(
     await begin(client, line("c"))
 
 
-async def test_a_restart_holds_again_what_its_batches_may_cost(tmp_path: Path, clock: ManualClock) -> None:
-    """As long as they are not booked."""
+@pytest.mark.parametrize("worker", ["0", "3"])
+async def test_a_restart_holds_again_what_its_batches_may_cost(tmp_path: Path, clock: ManualClock, worker: str) -> None:
+    """As long as they are not booked; also what a worker had begun that there is no more."""
     budget = Budget("day", Window.DAY, nanousd=10**12)
     async with simulated(clock) as provider:
         made = snapshot(provider.ports, ann=TenantPolicy("ann", budgets=(budget,)))
@@ -346,6 +347,11 @@ async def test_a_restart_holds_again_what_its_batches_may_cost(tmp_path: Path, c
             if not held:
                 await begin(sdk(world), line("a"))
                 held = world.worker.ledger.reserved("ann")[1]
+                (item,) = await world.worker.owners.unsettled()
+                assert item.batch is not None
+                await world.worker.owners.promise(
+                    structs.replace(item, batch=structs.replace(item.batch, worker=worker))
+                )
             await world.worker.promises.look()
             assert held == world.worker.ledger.reserved("ann")[1] > 0
             await world.stop()

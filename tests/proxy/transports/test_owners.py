@@ -57,6 +57,20 @@ async def test_only_who_made_it_finds_it(owners: Owners) -> None:
     assert {"msg_1": OWNER} == await owners.find("ann", ["resp_1", "msg_1"])
 
 
+async def test_what_is_to_be_booked_is_written_down_however_many_wait(tmp_path: Path) -> None:
+    """Whoever keeps the file busy with questions makes no response and no batch free."""
+    owners = Owners(tmp_path / "owners", ProxySettings(state_waiting_max=1), shared=None, secret=SECRET)
+    item = Unsettled("ann", "k", "resp_1")
+    asking = asyncio.create_task(owners.find("ann", ["resp_1"]))
+    await asyncio.sleep(0)
+    with pytest.raises(OwnersUnavailable):
+        await owners.find("ann", ["resp_2"])
+    assert await owners.promise(item)
+    assert {} == await asking
+    assert [item] == await owners.unsettled()
+    await owners.aclose()
+
+
 async def test_workers_of_a_host_share_them(owners: Owners, tmp_path: Path) -> None:
     """What one worker wrote down another finds at once; a background response is settled by one of them, once."""
     other = Owners(tmp_path / "owners", SETTINGS, shared=None, secret=SECRET)
