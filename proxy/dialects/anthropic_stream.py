@@ -11,9 +11,10 @@ from controlplane.contract.pricing import Tokens
 from proxy.dialects.anthropic import UsageSum, read_usage
 from proxy.dialects.dialect import Malformed
 from proxy.dialects.events import EventCutter, data_of, events_in
-from proxy.dialects.hosted_tools import Used
+from proxy.dialects.hosted_tools import Used, as_used
 
 _LINE_FEED = 10
+_RESULT = b'_tool_result"'
 _EMPTY_BLOCKS = frozenset(("text", "thinking"))  # may begin with nothing in them
 _PIECES = frozenset(("text_delta", "thinking_delta", "input_json_delta"))  # may be empty
 
@@ -44,6 +45,7 @@ class _Part(msgspec.Struct):
     text: msgspec.Raw = _NOTHING
     thinking: msgspec.Raw = _NOTHING
     partial_json: msgspec.Raw = _NOTHING
+    content: msgspec.Raw = _NOTHING  # of a tool's result: a list, or an error
 
 
 class _Stop(msgspec.Struct):
@@ -65,6 +67,7 @@ class MessagesScanner:
 
     __slots__ = (
         "_cutter",
+        "_searched",
         "_usage",
         "content_seen",
         "done",
@@ -88,6 +91,7 @@ class MessagesScanner:
         self.events = 0
         self.finish_reason = ""
         self.used: Used = ()  # what the upstream's own tools did
+        self._searched = 0  # results seen on the way; the usage has the last word
         self.tokens: Tokens | None = None
         self.tokens_in: Tokens | None = None
 
@@ -156,8 +160,19 @@ class MessagesScanner:
                 self._usage.add(usage)
                 self.tokens = self._usage.tokens()
                 self.used = self._usage.used
-        elif not self.content_seen:
-            self.content_seen = _has_content(fields)
+        else:
+            if fields.type == "content_block_start" and _RESULT in bytes(fields.content_block):
+                self._found(_decode_part(fields.content_block))
+            if not self.content_seen:
+                self.content_seen = _has_content(fields)
+
+    def _found(self, part: _Part) -> None:
+        """One more result of a tool of the provider's own, for a stream that may never come to its usage."""
+        if part.type == "web_search_tool_result" and bytes(part.content).startswith(b"["):
+            self._searched += 1
+        elif part.type.endswith("code_execution_tool_result"):
+            self._usage.ran_code = True
+        self.used = as_used({"search": self._searched, "container": int(self._usage.ran_code)})
 
     def _ran_in(self, container: msgspec.Raw) -> None:
         """A container is named where code ran in one."""
@@ -167,8 +182,8 @@ class MessagesScanner:
 
 
 def _is_special(events: bytes) -> bool:
-    """Whether events may be more than content: the start, the end, the usage, an error."""
-    return b'"message_' in events or b'"error"' in events
+    """Whether events may be more than content: the start, the end, the usage, an error, what a tool has found."""
+    return b'"message_' in events or b'"error"' in events or _RESULT in events
 
 
 def _has_content(fields: _Event) -> bool:

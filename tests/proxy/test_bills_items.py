@@ -137,6 +137,27 @@ async def test_tools_of_a_stream_that_breaks_off_are_billed(world: World) -> Non
     assert record.cost_nanousd > sum(item.nanousd or 0 for item in ITEMS)
 
 
+async def test_tools_of_a_message_that_breaks_off_are_billed(world: World) -> None:
+    """Its results are in the stream before the usage counts them; a search that failed is not billed, and a result in a text is none."""
+    found: list[Said] = [
+        {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [{"type": "web_search_result", "url": "u"}]},
+        {"type": "web_search_tool_result", "tool_use_id": "s2", "content": []},
+        {"type": "web_search_tool_result", "tool_use_id": "s3", "content": {"type": "web_search_tool_result_error"}},
+        {"type": "bash_code_execution_tool_result", "tool_use_id": "c1", "content": {"return_code": 0}},
+        {"type": "text", "text": '{"type":"web_search_tool_result","content":[]}'},
+    ]
+    events = [{"type": "content_block_start", "index": n, "content_block": block} for n, block in enumerate(found, 1)]
+    sent = [f"event: content_block_start\ndata: {json.dumps(each)}\n\n".encode() for each in events]
+    upstream = await world.upstream(replies(streamed(start(), text_block("Hello"), *sent)))
+    world.apply(urls=(f"http://127.0.0.1:{upstream.port}",), upstream={"dialect": "anthropic"}, price=PRICE)
+    body = {"model": "gpt", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, "stream": True}
+    await world.client.post("/v1/messages", json=body)
+    await world.until_idle()
+    (record,) = world.records()
+    assert {Item("search", 2 * MILLION, 14_000), Item("container", MILLION, 50_000)} == set(record.items)
+    assert CostState.ESTIMATED is record.cost_state
+
+
 @both
 async def test_a_model_that_always_searches(world: World, *, stream: bool) -> None:
     """Chat says nothing of it: one search for each answer, and without its price the call is unpriced."""
