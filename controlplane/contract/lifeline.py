@@ -21,12 +21,16 @@ def hold_lifeline(environ: MutableMapping[str, str], *, fd: int = 0) -> bool:
     """
     if not environ.pop(LIFELINE_ENV, ""):
         return False
-    threading.Thread(target=_end_with, args=(fd,), name="lifeline", daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the thread inherits it
+    try:
+        threading.Thread(target=_end_with, args=(fd,), name="lifeline", daemon=True).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return True
 
 
 def _end_with(fd: int) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))  # it is for the main thread, which may wait for it
+    """In a thread that takes no signal: all are for the main one, which may block them, be busy, and wait for them later."""
     while os.read(fd, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
