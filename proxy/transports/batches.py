@@ -197,7 +197,8 @@ class Batches:
             self._metrics.bound_hit("background_responses_max")
             message = "too many batches and responses in the background are not finished; try again when some are"
             return refuse(refusals.OVERLOADED, message, retry_after_s=_RETRY_S)
-        refused = await self._promises.reserve(call, batched.nanousd, alias=batched.models[0].alias)
+        aliases = [model.alias for model in batched.models]
+        refused = await self._promises.reserve(call, batched.nanousd, aliases=aliases)
         if refused is not None:
             self._metrics.bound_hit("quota_hard")
             return self._over(call.identity.tenant, refused, time.time_ns() // 1000)

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from controlplane.contract.snapshot import TenantPolicy
 from proxy.call import Call, Reply
 from proxy.ledger import Ledger, Refused, Reservation
-from proxy.quotas.account import Line
+from proxy.quotas.account import Account, Line
 from proxy.quotas.plan import Who
 from proxy.transports.owners import Owners, OwnersUnavailable, Unsettled
 
@@ -72,19 +72,20 @@ class Promises:
         """Whether one more could push out one that is not settled, which would then be free."""
         return max(len(self._held), self._unsettled) >= self._unsettled_max
 
-    async def reserve(self, call: Call, nanousd: int, *, alias: str) -> Refused | None:
+    async def reserve(self, call: Call, nanousd: int, *, aliases: Sequence[str]) -> Refused | None:
         """Has the call hold what a batch may cost at worst; or says which ceiling is in its way.
 
-        Asks for larger leases once, where there are any.
+        Asks for larger leases once, where there are any. aliases: of all its models; what limits one of them holds the whole.
         """
         assert call.identity is not None, "identify comes first"  # noqa: S101
         policy = call.identity.tenant
         if self._ledger.plan(policy, now_us=self._now_us()).free:
             return None
-        who = Who(call.identity.key.id, call.agent, call.user, call.session, alias, call.tags)
+        key, tags = call.identity.key.id, call.tags
+        everybody = [Who(key, call.agent, call.user, call.session, alias, tags) for alias in aliases]
         for last in (False, True):
             now_us = self._now_us()
-            accounts, lines = self._ledger.meets(policy, who, now_us=now_us)
+            accounts, lines = self._meets(policy, everybody, now_us)
             held = self._ledger.hold(accounts, lines, tokens=0, nanousd=nanousd, now_us=now_us)
             if isinstance(held, Reservation):
                 call.reservation = held
@@ -156,6 +157,15 @@ class Promises:
             await self._owners.release(item)
             self.released_total += 1
 
+    def _meets(
+        self, policy: TenantPolicy, everybody: Sequence[Who], now_us: int
+    ) -> tuple[tuple[Account, ...], tuple[Line, ...]]:
+        """What any of these moves and meets, each once."""
+        met = [self._ledger.meets(policy, who, now_us=now_us) for who in everybody]
+        accounts = {id(account): account for found, _ in met for account in found}
+        lines = {id(line): line for _, found in met for line in found}
+        return tuple(accounts.values()), tuple(lines.values())
+
     def _succeeds(self, worker: str) -> bool:
         """Whether what a worker had begun is this one's now: its own, and for the first one that of workers that there are no more."""
         return worker == self.worker or (self.worker == "0" and worker.isdigit() and int(worker) >= self._workers)
@@ -168,9 +178,12 @@ class Promises:
         policy = self._policy_of(item.tenant)
         if policy is None:
             return False
-        model = batch.batched.models[0].alias if batch.batched.models else ""
-        who = Who(item.key_id, batch.agent, batch.user, batch.session, model, dict(batch.tags))
-        accounts, _ = self._ledger.meets(policy, who, now_us=self._now_us())
+        tags = dict(batch.tags)
+        everybody = [
+            Who(item.key_id, batch.agent, batch.user, batch.session, model.alias, tags)
+            for model in batch.batched.models
+        ]
+        accounts, _ = self._meets(policy, everybody, self._now_us())
         held = self._ledger.hold(accounts, (), tokens=0, nanousd=batch.batched.nanousd, now_us=self._now_us())
         if isinstance(held, Reservation):
             self._ledger.outlive(held)

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from controlplane.clock import ManualClock
 from controlplane.contract.records import CostState, Outcome
-from controlplane.contract.snapshot import Budget, TenantPolicy, Unpriced, Window
+from controlplane.contract.snapshot import Budget, Quota, QuotaMatch, TenantPolicy, Unpriced, Window
 from controlplane.demo.faults import Fault, FaultKind, FaultMatch
 from controlplane.demo.provider.server import Provider
 from tests.proxy.batch_world import (
@@ -332,6 +332,18 @@ async def test_what_a_batch_may_cost_is_held_until_it_is_booked(
     assert (0, 0) == world.worker.ledger.reserved("ann")
     assert record.cost_nanousd <= worst
     await begin(client, line("c"))
+
+
+async def test_a_budget_of_any_of_its_models_is_held(world: World, provider: Provider) -> None:
+    """Also of one that is not in the first line."""
+    quota = Quota("large", match=QuotaMatch(models=("large",)), nanousd=10_000_000)
+    world.worker.apply(snapshot(provider.ports, version=2, ann=TenantPolicy("ann", quotas=(quota,))))
+    client = sdk(world)
+    lines = [line("a"), *(line(str(n), model="large") for n in range(14))]
+    await begin(client, *lines)
+    with pytest.raises(openai.RateLimitError, match="`large`"):
+        await begin(client, *lines)
+    assert await begin(client, line("a"))
 
 
 @pytest.mark.parametrize("worker", ["0", "3"])
