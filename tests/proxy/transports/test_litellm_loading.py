@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from controlplane.contract.records import AttemptError
+from controlplane.contract.snapshot import Upstream
 from proxy.transports.litellm import LitellmTransport
 from tests.proxy.fakes import World, until
 
@@ -137,7 +138,8 @@ async def test_what_litellm_is_told(world: World) -> None:
     await world.chat(temperature=0.5, user="u", max_completion_tokens=7, store=True, metadata={"a": "b"})
     (asked,) = library.asked
     timeout = asked.pop("timeout")
-    assert 50 < timeout <= 60
+    allowed_s = Upstream("u0", "openai", "http://u0").first_byte_timeout_s
+    assert allowed_s - 60 < timeout <= allowed_s
     assert {
         "model": "upstream-model",
         "messages": [{"role": "user", "content": "hi"}],
