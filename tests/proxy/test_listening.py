@@ -40,6 +40,17 @@ def stops(world: World) -> bool:
     return cast("type[WorkerProtocol]", world.server.config.http_protocol_class).stopping
 
 
+async def busy_with_one(world: World) -> tuple[Gate, asyncio.StreamWriter]:
+    """What lets the one call end that keeps the server from stopping, and that call's connection."""
+    gate = Gate(*split(answer(completion())))
+    await world.upstream(gate)
+    world.apply()
+    _, busy = await dial(world)
+    busy.write(request("long"))
+    await gate.begun.wait()
+    return gate, busy
+
+
 async def late_socket(world: World) -> tuple[asyncio.Server, tuple[str, int]]:
     """A socket whose connections the server accepts although it stops, and its address."""
     sock = socket.create_server(("127.0.0.1", 0))
@@ -49,12 +60,7 @@ async def late_socket(world: World) -> tuple[asyncio.Server, tuple[str, int]]:
 
 async def test_a_connection_that_is_accepted_while_the_server_stops_ends_behind_its_answer(world: World) -> None:
     """It came in the moment in which the server stopped: its call is answered, with `connection: close`, and no other is taken."""
-    gate = Gate(*split(answer(completion())))
-    await world.upstream(gate)
-    world.apply()
-    _, busy = await dial(world)
-    busy.write(request("long"))
-    await gate.begun.wait()
+    gate, busy = await busy_with_one(world)
     drain(world.server, linger_s=5.0)
     await until(lambda: stops(world))
     late, address = await late_socket(world)
@@ -71,12 +77,7 @@ async def test_a_connection_that_is_accepted_while_the_server_stops_ends_behind_
 
 async def test_a_connection_that_says_nothing_does_not_keep_a_server_that_stops(world: World) -> None:
     """Accepted in the moment in which the server stopped, and silent: it is closed, and the server ends."""
-    gate = Gate(*split(answer(completion())))
-    await world.upstream(gate)
-    world.apply()
-    _, busy = await dial(world)
-    busy.write(request("long"))
-    await gate.begun.wait()
+    gate, busy = await busy_with_one(world)
     world.server.should_exit = True
     await until(lambda: stops(world))
     late, address = await late_socket(world)
