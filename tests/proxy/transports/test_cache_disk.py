@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
-import sqlite3
+import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import diskcache
 import msgspec
 import pytest
 
-from proxy.transports.cache_disk import BytesDisk, DiskTier
+from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry
+from tests.proxy.fakes import Clock
 from tests.proxy.state_fakes import NOON_US
 
 TIER_BYTES = 64 * 1024 * 1024
@@ -24,14 +24,20 @@ def _entry(name: str, *, size: int = 10) -> CacheEntry:
 
 
 async def _opened(directory: Path, *, bytes_max: int = TIER_BYTES, pending_bytes_max: int = 10**8) -> DiskTier:
-    tier = DiskTier(directory, bytes_max=bytes_max, pending_bytes_max=pending_bytes_max, read_timeout_s=10)
+    tier = DiskTier(
+        directory, bytes_max=bytes_max, pending_bytes_max=pending_bytes_max, read_timeout_s=10, now_us=lambda: NOON_US
+    )
     assert await tier.open()
     return tier
 
 
 def _files(directory: Path) -> list[Path]:
     """The files of the pages."""
-    return list(directory.rglob("*.val"))
+    return list(directory.glob("*.page"))
+
+
+def _all(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
 
 
 @pytest.fixture
@@ -117,28 +123,47 @@ async def test_a_file_that_is_gone_is_a_miss(tmp_path: Path) -> None:
     await tier.aclose()
 
 
-async def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
-    """A value that is not a file of plain bytes is refused, whoever put it there."""
-    tier = await _opened(tmp_path)
+async def test_a_directory_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    """Somebody who removes the whole directory costs what lay in it."""
+    tier = await _opened(tmp_path / "cache")
     tier.put(b"k", _entry("x"))
     await tier.flush()
-    with diskcache.Cache(str(tmp_path)) as foreign:
-        (page,) = foreign.iterkeys()
-        foreign.set(page, {"not": "bytes"})
-    assert await tier.get(b"k") is None
-    assert (1, False) == (tier.errors_total, tier.holds(b"k", now_us=NOON_US))
+    shutil.rmtree(tmp_path / "cache")
+    tier.put(b"l", _entry("y"))
+    await tier.flush()
+    assert (None, _entry("y"), 0) == (await tier.get(b"k"), await tier.get(b"l"), tier.errors_total)
     await tier.aclose()
 
 
-async def test_what_others_wrote_is_passed_over(tmp_path: Path) -> None:
-    """Keys that are not pages, as older versions wrote them, are no entries and do no harm."""
-    with diskcache.Cache(str(tmp_path)) as foreign:
-        foreign.set(b"twenty bytes of a key", b"an entry")
-        foreign.set(b"page-2:\0\0\0\0\0\0\0\7", b"no page", expire=60)
+async def test_what_an_older_version_left_is_removed_and_what_others_left_stays(tmp_path: Path) -> None:
+    """Its database and its folders are of no use any more; a stranger's file is none of our business."""
+    (tmp_path / "cache.db").write_bytes(b"a database" * 1000)
+    (tmp_path / "cache.db-wal").write_bytes(b"a journal")
+    (tmp_path / "a7").mkdir()
+    (tmp_path / "a7" / "page.val").write_bytes(b"a page")
+    (tmp_path / "notes.txt").write_text("mine")
     tier = await _opened(tmp_path)
     tier.put(b"k", _entry("x"))
     await tier.flush()
     assert (1, _entry("x")) == (len(tier), await tier.get(b"k"))
+    assert {"notes.txt", "000000000001.page"} == {path.name for path in _all(tmp_path)}
+    await tier.aclose()
+
+
+async def test_expired_pages_make_room_for_others(tmp_path: Path) -> None:
+    """When all entries of the oldest pages have expired, the next write takes them from the disk."""
+    now = Clock(NOON_US / 1e6)
+    tier = DiskTier(tmp_path, bytes_max=TIER_BYTES, read_timeout_s=10, now_us=now.us)
+    await tier.open()
+    for name, ttl_s in (("long", 7200), ("short", 60), ("next", 7200)):
+        tier.put(name.encode(), msgspec.structs.replace(_entry(name), ttl_s=ttl_s))
+        await tier.flush()
+        now.now += 100
+    assert 3 == len(_files(tmp_path))
+    now.now += 7200
+    tier.put(b"last", _entry("last"))
+    await tier.flush()
+    assert (1, sum(file.stat().st_size for file in _files(tmp_path))) == (len(_files(tmp_path)), tier.bytes_used)
     await tier.aclose()
 
 
@@ -181,23 +206,6 @@ async def test_a_page_whose_directory_is_damaged_is_passed_over(tmp_path: Path) 
     await second.aclose()
 
 
-def test_a_pickled_key_is_refused() -> None:
-    """Nor is a key that is not plain bytes."""
-    with pytest.raises(TypeError):
-        BytesDisk("/nowhere").get(pickle.dumps(b"k"), raw=False)
-
-
-async def test_a_ruined_database_is_thrown_away(tmp_path: Path) -> None:
-    """It is a cache: when it cannot be opened it starts empty."""
-    (tmp_path / "cache.db").write_bytes(b"this is no database" * 1000)
-    tier = await _opened(tmp_path)
-    assert (1, 0) == (tier.errors_total, len(tier))
-    tier.put(b"k", _entry("x"))
-    await tier.flush()
-    assert _entry("x") == await tier.get(b"k")
-    await tier.aclose()
-
-
 async def test_a_directory_that_cannot_be_used_leaves_an_empty_tier(tmp_path: Path) -> None:
     """The proxy starts without its second tier, and says so."""
     (tmp_path / "cache").write_text("a file")
@@ -210,18 +218,30 @@ async def test_a_directory_that_cannot_be_used_leaves_an_empty_tier(tmp_path: Pa
 
 
 async def test_trouble_while_writing_loses_only_entries(tmp_path: Path) -> None:
-    """A database that is locked or gone under us is counted, and the tier goes on."""
+    """A page that cannot be written is counted, and the tier goes on."""
     tier = await _opened(tmp_path)
-    lock = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
-    lock.execute("BEGIN EXCLUSIVE")
+    (tmp_path / "000000000001.page").mkdir()  # where the first page would go
     tier.put(b"k", _entry("x"))
     await tier.flush()
     assert (1, 0, False) == (tier.errors_total, tier.written_total, tier.holds(b"k", now_us=NOON_US))
-    lock.close()
     tier.put(b"k", _entry("x"))
     await tier.flush()
     assert _entry("x") == await tier.get(b"k")
     await tier.aclose()
+
+
+async def test_a_page_that_was_torn_gives_what_is_whole(tmp_path: Path) -> None:
+    """A process that was killed while it wrote leaves the entries that had been written, and no others are believed."""
+    first = await _opened(tmp_path)
+    first.put(b"whole", _entry("a", size=1000))
+    first.put(b"torn", _entry("b", size=1000))
+    await first.aclose()
+    (file,) = _files(tmp_path)
+    os.truncate(file, file.stat().st_size - 500)
+    second = await _opened(tmp_path)
+    assert [_entry("a", size=1000), None] == [await second.get(b"whole"), await second.get(b"torn")]
+    assert (1, 1) == (second.corrupt_total, len(second))
+    await second.aclose()
 
 
 async def test_what_waits_is_bounded(tmp_path: Path) -> None:
