@@ -157,7 +157,8 @@ def _read_directory(path: Path) -> Directory:
             if length > os.fstat(file.fileno()).st_size:
                 return []
             head = file.read(length)
-        return _decode_directory(head) if zlib.crc32(head) == checksum else []
+        directory = _decode_directory(head) if zlib.crc32(head) == checksum else []
+        return directory if all(len(place) == PLACE.size for _, place in directory) else []
     except (OSError, struct.error, msgspec.DecodeError):
         return []
 
