@@ -177,6 +177,10 @@ class Cache:
                 reply = await self._from_below(call, self._serve)
                 if reply is not None:
                     return reply
+            entry = self._memory.get(call.cache_key)  # of an identical call that has ended since the look-up
+            if entry is not None and (reply := self._serve(call, entry)) is not None:
+                self.store.hits_memory_total += 1
+                return reply
             self.misses_total += 1
         if call.request_cache is not PLAIN and _only_if_cached(call):
             return _not_cached()

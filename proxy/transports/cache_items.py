@@ -93,8 +93,12 @@ class Items:
         return self._whole(call, parts, CacheState.HIT)
 
     async def from_below(self, call: Call, parts: Parts) -> Reply | None:
-        """The whole answer if the tiers below memory have what memory lacks."""
+        """The whole answer if the tiers below memory have what memory lacks, or identical calls have brought it since."""
         await self.bring_up(call, parts)
+        for at in parts.missing:
+            entry = self._store.memory.get(parts.keys[at])
+            if entry is not None and self._may_serve(call, entry):
+                parts.found[parts.keys[at]] = entry
         return None if parts.missing else self._whole(call, parts, CacheState.HIT)
 
     async def bring_up(self, call: Call, parts: Parts) -> None:

@@ -404,3 +404,18 @@ async def test_the_pipeline_may_look_up_first_and_send_later() -> None:
     assert (1, 1, 0) == (len(inner.calls), cache.misses_total, cache.store.hits_memory_total)
     await cache.aclose()
     assert 1 == inner.closed
+
+
+async def test_what_an_identical_call_stored_since_the_look_up_is_not_asked_for_again() -> None:
+    """A call that was looked up while another was in flight, and is sent on after that has ended, is a hit."""
+    inner = FakeInner(gated=True)
+    cache = _cache(Coalesce(inner, calls_max=10, buffer_bytes_max=10**6, buffers_bytes_max=10**7))
+    first = asyncio.create_task(_ask(cache))
+    await settle_down()
+    late = make_call(BODY)
+    assert cache.lookup(late) is None
+    inner.gate.set()
+    _, _, said = await first
+    call, _, heard = await _ask(cache, late)
+    assert (CacheState.HIT, said) == (call.cache, heard)
+    assert (1, 1) == (len(inner.calls), cache.misses_total)

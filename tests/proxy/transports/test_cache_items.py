@@ -291,3 +291,16 @@ async def test_cache_control_holds_for_inputs_too() -> None:
     assert 200 == (await scene.ask(["a", "b"], headers={b"cache-control": b"only-if-cached"}))[1].status
     assert 504 == (await scene.ask(["a", "c"], headers={b"cache-control": b"only-if-cached"}))[1].status
     assert 3 == len(scene.provider.asked)
+
+
+async def test_inputs_that_others_have_brought_since_the_look_up_are_not_asked_for_again() -> None:
+    """A call that was looked up while another asked for an input of it asks for its other input alone."""
+    scene = Scene(gated=True)
+    first = asyncio.create_task(scene.ask(["known"]))
+    await settle_down()
+    late = make_call(json.dumps({"model": "small", "input": ["known", "new"]}).encode(), operation="embeddings")
+    assert scene.cache.lookup(late) is None
+    scene.provider.gate.set()
+    await first
+    assert 200 == (await scene.cache.send(late)).status
+    assert [["known"], ["new"]] == scene.provider.asked
