@@ -173,13 +173,9 @@ class Cache:
             if reply is not None:
                 return reply
         if call.cache is CacheState.MISS:
-            if self.store.may_hold(call.cache_key):
-                reply = await self._from_below(call, self._serve)
-                if reply is not None:
-                    return reply
-            entry = self._memory.get(call.cache_key)  # of an identical call that has ended since the look-up
-            if entry is not None and (reply := self._serve(call, entry)) is not None:
-                self.store.hits_memory_total += 1
+            below = await self._from_below(call, self._serve) if self.store.may_hold(call.cache_key) else None
+            reply = below or self._stored_since(call)
+            if reply is not None:
                 return reply
             self.misses_total += 1
         if call.request_cache is not PLAIN and _only_if_cached(call):
@@ -191,6 +187,13 @@ class Cache:
             return await self._stale_instead(call) or reply
         if call.cache is not CacheState.COALESCED:
             self._record(call, reply)
+        return reply
+
+    def _stored_since(self, call: Call) -> Reply | None:
+        """The answer to an identical call that has ended since the look-up."""
+        entry = self._memory.get(call.cache_key)
+        reply = None if entry is None else self._serve(call, entry)
+        self.store.hits_memory_total += reply is not None
         return reply
 
     def _record(self, call: Call, reply: Reply) -> None:
