@@ -96,6 +96,9 @@ def refusals_page() -> str:
         'Anthropic\'s clients get `{"type": "error", "error": {"type", "message"}, "request_id"}` with Anthropic\'s own names of types (inside a stream: `event: error`), '
         "`request-id`, and our code in `x-heph-error-code`.\nWho is whose client is decided by the path, and where both ask for the same path (`/v1/models`, `/passthrough/`, "
         "one that is not there) by the header `anthropic-version`.\nAn upstream's own error that is passed on keeps its status and its body to the byte.\n"
+        "\n## Ids\n\nEvery answer but those of `/`, `/livez`, `/readyz` and `/metrics` has an id in `x-heph-call-id`; that of a call is the key of its row.\nA request that becomes no call reaches no upstream and leaves no row: "
+        "a path that is not there, a wrong method, a worker without a snapshot, what is no HTTP or does not arrive.\nIts id only tells answers apart; such requests are counted in "
+        "`heph_proxy_refused_requests_total` by `code`, those that could not even be read in `heph_proxy_bound_hits_total` (`not_http`, `header_bytes_max`, `body_timeout_s`).\n"
         + "\n## Outcomes\n\nHow a call ended, as `calls.outcome` says it.\n\n"
         + _table(("outcome", "meaning"), outcomes)
     )

@@ -26,6 +26,10 @@ _LABELLED = {
     ),
     "fallbacks": ("kind", "Calls that another model was asked to serve."),
     "hedges": ("result", "Late calls of hedged routes: which try won, or why there was no second one."),
+    "refused_requests": (
+        "code",
+        "Requests that became no call and left no record, by the refusal that they got: no such path, a wrong method, no snapshot yet.",
+    ),
     "shed_calls": ("priority", "Calls refused because every place was taken and nobody worse waited."),
 }
 
@@ -134,6 +138,10 @@ class ProxyMetrics(Collector):
     def call_shed(self, priority: str) -> None:
         """Counts a call that was refused because there was too much to do."""
         self._count("shed_calls", priority)
+
+    def request_refused(self, code: str) -> None:
+        """Counts a request that became no call, by the code of its refusal."""
+        self._count("refused_requests", code)
 
     def _count(self, name: str, label: str) -> None:
         self._labelled[(name, label)] = self._labelled.get((name, label), 0) + 1

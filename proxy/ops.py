@@ -79,13 +79,18 @@ class Ops:
     def refuse(
         self, refusal: Refusal, message: str, exchange: Exchange, *, operation: str = "", allow: Sequence[str] = ()
     ) -> None:
-        """A refusal of something that never became a call.
+        """A refusal of something that never became a call: it is counted and has an id, for the client's log; no record has it.
 
         operation: what it would have been, if that is known. allow: the methods that the path takes, if this was none of them.
         """
-        reply = refuse(refusal, message)
-        shape(reply, protocol_of(operation, exchange.headers), new_id("call"))
-        headers = [*reply.headers, (b"x-heph-error-source", refusal.source.encode())]
+        self._metrics.request_refused(refusal.code)
+        reply, request_id = refuse(refusal, message), new_id("call")
+        shape(reply, protocol_of(operation, exchange.headers), request_id)
+        headers = [
+            *reply.headers,
+            (b"x-heph-call-id", request_id.encode()),
+            (b"x-heph-error-source", refusal.source.encode()),
+        ]
         if allow:
             headers.append((b"allow", ", ".join(allow).encode()))
         exchange.answer(reply.status, header_lines(headers), reply.body)

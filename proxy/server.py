@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 from uvicorn.server import ServerState
 
+from controlplane.contract.ids import new_id
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy.app import PATHS, ProxyApp
 from proxy.dialects import openai
@@ -444,8 +445,9 @@ class WorkerProtocol(asyncio.Protocol):
     def _answer_and_close(self, status: bytes, body: bytes) -> None:
         if self._current is None or not self._current.started:  # else it would end in the middle of another answer
             self.write(
-                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-                % (status, len(body), body)
+                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\nx-heph-call-id: %b\r\n"
+                b"x-heph-error-source: client\r\ncontent-length: %d\r\n\r\n%b"
+                % (status, new_id("call").encode(), len(body), body)
             )
         self._out.close()
 

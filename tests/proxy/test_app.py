@@ -259,6 +259,26 @@ async def test_a_base_url_with_something_too_many_is_told(world: World, path: st
     assert f"but {near} is" in response.json()["error"]["message"]
 
 
+async def test_what_became_no_call_has_an_id_and_is_counted(world: World) -> None:
+    """A path that is not there, a wrong method, a worker with no snapshot: an id each, the same in the body for Anthropic's clients."""
+    anthropic = {"anthropic-version": "2023-06-01"}
+    refused = [
+        await world.client.get(world.url + "/nowhere", headers=anthropic),
+        await world.client.put(world.url + "/v1/chat/completions"),
+        await world.client.post(world.url + "/metrics"),
+        await world.chat(),
+    ]
+    ids = [response.headers["x-heph-call-id"] for response in refused]
+    assert [404, 405, 405, 503] == [response.status_code for response in refused]
+    assert [("call_", len(new_id("call")))] * 4 == [(name[:5], len(name)) for name in ids]
+    assert 4 == len(set(ids))
+    assert ids[0] == refused[0].json()["request_id"] == refused[0].headers["request-id"]
+    text = (await world.client.get("/metrics")).text
+    for code, count in (("not_found", 1), ("method_not_allowed", 2), ("not_ready", 1)):
+        assert f'heph_proxy_refused_requests_total{{code="{code}",worker="0"}} {count}.0' in text
+    assert [] == world.records()
+
+
 @pytest.mark.parametrize(
     ("allow", "method", "path"),
     [
@@ -360,6 +380,8 @@ async def test_what_is_not_http_gets_a_clear_answer(world: World, data: bytes) -
     response = await raw(world, data)
     assert response.startswith(b"HTTP/1.1 400")
     assert b'"code":"malformed"' in response
+    assert b"\r\nx-heph-call-id: call_" in response
+    assert b"\r\nx-heph-error-source: client\r\n" in response
 
 
 async def test_slow_and_endless_requests_are_cut_off(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -368,7 +390,9 @@ async def test_slow_and_endless_requests_are_cut_off(tmp_path_factory: pytest.Te
     try:
         world.apply(urls=("http://127.0.0.1:9/v1",))
         head = b"POST /v1/chat/completions HTTP/1.1\r\n"
-        assert (await raw(world, head)).startswith(b"HTTP/1.1 408")
+        late = await raw(world, head)
+        assert late.startswith(b"HTTP/1.1 408")
+        assert b"\r\nx-heph-call-id: call_" in late
         assert b"" == await raw(world, head + b"content-length: 100\r\n\r\n{")
         for end in (b"", b"\r\n\r\n"):
             assert (await raw(world, head + b"x: " + b"y" * 5000 + end)).startswith(b"HTTP/1.1 431")
