@@ -25,15 +25,18 @@ _CACHE_LINES = {
 _UPSTREAM = frozenset((CacheState.MISS, CacheState.BYPASS))
 _SOURCE_LINES = {source: f"x-heph-error-source: {source}\r\n".encode() for source in ("gateway", "upstream", "client")}
 _ERROR_STATUS_MIN = 400
-# What is replaced when we have limits of our own; Anthropic's `unified` ones are of an account and stay.
+# How an upstream's limits begin, where we have limits of our own; Anthropic's `unified` ones are of an account.
 _RATE_LIMIT_PREFIXES = (b"x-ratelimit-",)
-_RATE_LIMIT_PREFIXES_ANTHROPIC = (
-    b"x-ratelimit-",
-    b"anthropic-ratelimit-requests-",
-    b"anthropic-ratelimit-tokens-",
-    b"anthropic-ratelimit-input-tokens-",
-    b"anthropic-ratelimit-output-tokens-",
+_RATE_LIMIT_PREFIXES_ANTHROPIC = (b"x-ratelimit-", b"anthropic-ratelimit-requests-", b"anthropic-ratelimit-tokens-")
+_RATE_LIMIT_NAMES = tuple(
+    tuple(b"x-ratelimit-%b-%b" % (part, what) for part in (b"limit", b"remaining", b"reset"))
+    for what in (b"requests", b"tokens")
 )
+_RATE_LIMIT_NAMES_ANTHROPIC = tuple(
+    tuple(b"anthropic-ratelimit-%b-%b" % (what, part) for part in (b"limit", b"remaining", b"reset"))
+    for what in (b"requests", b"tokens")
+)
+_REMAINING_DIGITS_MAX = 18
 _RATE_LIMIT_LINES = {
     what: b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
     % (what, what, what)
@@ -47,22 +50,16 @@ def response_lines(call: Call, reply: Reply, *, stream: bool) -> bytes:
 
     stream: the cost is not known yet and comes as a closing comment instead.
     """
-    limits = b""
-    theirs: tuple[bytes, ...] = ()
-    if call.ratelimit_requests is not None or call.ratelimit_tokens is not None:
-        anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
-        theirs = _RATE_LIMIT_PREFIXES_ANTHROPIC if anthropic else _RATE_LIMIT_PREFIXES
-        shown = _rate_limit_anthropic if anthropic else _rate_limit
-        limits = shown(b"requests", call.ratelimit_requests) + shown(b"tokens", call.ratelimit_tokens)
+    limited = call.ratelimit_requests is not None or call.ratelimit_tokens is not None
+    headers = _with_limits(call, reply.headers) if limited else header_lines(reply.headers)
     if call.quota_warning:
-        limits += b"x-heph-quota-warning: %b\r\n" % _header_safe(call.quota_warning)
+        headers += b"x-heph-quota-warning: %b\r\n" % _header_safe(call.quota_warning)
     running = stream and call.cache in _UPSTREAM  # its record is made when it ends
     overhead_us = (time.monotonic_ns() - call.started_ns - call.waited_ns) // 1000
     if overhead_us < 0:
         overhead_us = 0
-    return b"%b%bx-heph-call-id: %b\r\n%b%b%bx-heph-attempts: %d\r\nx-heph-overhead-ms: %d.%03d\r\n%b%b" % (
-        header_lines(reply.headers, without=theirs),
-        limits,
+    return b"%bx-heph-call-id: %b\r\n%b%b%bx-heph-attempts: %d\r\nx-heph-overhead-ms: %d.%03d\r\n%b%b" % (
+        headers,
         call.call_id.encode(),
         _served_lines(reply.model, reply.deployment) if reply.deployment else b"",
         _CACHE_LINES[call.cache],
@@ -108,6 +105,37 @@ def closing_comment(call: Call) -> bytes:
 def usd(nanousd: int) -> bytes:
     """Nano-USD as a decimal number of USD, exact."""
     return b"%d.%09d" % divmod(nanousd, NANOUSD_PER_USD)
+
+
+def _with_limits(call: Call, headers: Headers) -> bytes:
+    """An upstream's headers and our limits, in the words of the client's protocol: of two limits of a kind the one with less left, ours if equal."""
+    anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
+    shown = _rate_limit_anthropic if anthropic else _rate_limit
+    requests, tokens = call.ratelimit_requests, call.ratelimit_tokens
+    lines = header_lines(headers, without=_RATE_LIMIT_PREFIXES_ANTHROPIC if anthropic else _RATE_LIMIT_PREFIXES)
+    left_out = len(headers) - lines.count(b"\n")
+    if left_out:  # the upstream has limits, too
+        told = dict(headers)
+        count = len(told)
+        of_requests, of_tokens = _RATE_LIMIT_NAMES_ANTHROPIC if anthropic else _RATE_LIMIT_NAMES
+        requests = _if_tighter(requests, told, of_requests)
+        tokens = _if_tighter(tokens, told, of_tokens)
+        if count - len(told) != left_out:  # something of it is to be told
+            foreign = _RATE_LIMIT_PREFIXES if anthropic else ()
+            lines = header_lines([header for header in headers if header[0] in told], without=foreign)
+    return lines + shown(b"requests", requests) + shown(b"tokens", tokens)
+
+
+def _if_tighter(ours: RateLimit | None, told: dict[bytes, bytes], theirs: tuple[bytes, ...]) -> RateLimit | None:
+    """Our limit, and the upstream's is taken out of what is told; None where we have none, or the upstream's has less left."""
+    if ours is None:
+        return None
+    left = told.get(theirs[1], b"")
+    if left.isdigit() and len(left) <= _REMAINING_DIGITS_MAX and int(left) < ours[1]:
+        return None
+    for name in theirs:
+        told.pop(name, None)
+    return ours
 
 
 def _rate_limit(what: bytes, limit: RateLimit | None) -> bytes:

@@ -70,6 +70,95 @@ def test_our_limits_replace_the_upstreams() -> None:
     assert (b"x-request-id", b"r") in headers
 
 
+OURS = {
+    b"x-ratelimit-limit-requests": b"60",
+    b"x-ratelimit-remaining-requests": b"5",
+    b"x-ratelimit-reset-requests": b"55s",
+}
+OURS_TOKENS = {
+    b"x-ratelimit-limit-tokens": b"900",
+    b"x-ratelimit-remaining-tokens": b"400",
+    b"x-ratelimit-reset-tokens": b"34s",
+}
+
+
+def openai_limits(requests: bytes, tokens: bytes) -> dict[bytes, bytes]:
+    """Limits as OpenAI tells them, with so much left."""
+    return {
+        b"x-ratelimit-limit-requests": b"5000",
+        b"x-ratelimit-remaining-requests": requests,
+        b"x-ratelimit-reset-requests": b"12ms",
+        b"x-ratelimit-limit-tokens": b"80000",
+        b"x-ratelimit-remaining-tokens": tokens,
+        b"x-ratelimit-reset-tokens": b"6m0s",
+    }
+
+
+def limits_shown(target: Call, told: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """The rate-limit headers of an answer whose upstream told these; each must be there once."""
+    headers = [(b"x-request-id", b"r"), *told.items(), (b"openai-version", b"1")]
+    found = [(name, value) for name, value in shown(target, Reply(200, headers)) if b"ratelimit-" in name]
+    assert len(found) == len(dict(found))
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "ours"),
+    [
+        (b"4999", b"79999", "requests tokens"),
+        (b"4", b"79999", "tokens"),
+        (b"0", b"399", ""),
+        (b"4999", b"0", "requests"),
+        (b"5", b"400", "requests tokens"),  # as much: ours
+        (b"-1", b"", "requests tokens"),  # what cannot be read decides nothing
+        (b"0x0", b"1.5", "requests tokens"),
+        (b"9" * 400, b"unlimited", "requests tokens"),
+    ],
+)
+def test_of_two_limits_of_a_kind_the_tighter_is_shown(requests: bytes, tokens: bytes, ours: str) -> None:
+    """Whoever has less left, with its own limit and reset, so that a client's pace suits both."""
+    target = call()
+    target.ratelimit_requests, target.ratelimit_tokens = (60, 5, 55.0), (900, 400, 34.0)
+    told = openai_limits(requests, tokens)
+    theirs = {name: value for name, value in told.items() if not name.endswith(tuple(ours.encode().split()))}
+    expected = theirs | (OURS if "requests" in ours else {}) | (OURS_TOKENS if "tokens" in ours else {})
+    assert expected == limits_shown(target, told)
+
+
+def test_a_kind_that_we_do_not_limit_shows_the_upstreams() -> None:
+    """A tenant with a limit of requests sees what is left of the upstream's tokens, as one without any limit does."""
+    told = openai_limits(b"4999", b"79999") | {b"x-ratelimit-remaining-requests-day": b"3"}
+    target = call()
+    assert told == limits_shown(target, told)
+    target.ratelimit_requests = (60, 5, 55.0)
+    assert told | OURS == limits_shown(target, told)
+
+
+def test_anthropics_limits_are_compared_as_openais_are() -> None:
+    """By their names, with the moment of the reset as it was told; kinds of its own stay, OpenAI's family goes."""
+    target = call()
+    target.headers = {b"anthropic-version": b"2023-06-01"}
+    target.operation = "messages"
+    target.ratelimit_requests, target.ratelimit_tokens = (60, 5, 55.0), (900, 400, 34.0)
+    told = {
+        b"anthropic-ratelimit-requests-limit": b"50",
+        b"anthropic-ratelimit-requests-remaining": b"2",
+        b"anthropic-ratelimit-requests-reset": b"2026-01-01T00:00:00Z",
+        b"anthropic-ratelimit-tokens-limit": b"9000",
+        b"anthropic-ratelimit-tokens-remaining": b"8000",
+        b"anthropic-ratelimit-tokens-reset": b"2026-01-01T00:00:09Z",
+        b"anthropic-ratelimit-input-tokens-remaining": b"7",
+    }
+    headers = limits_shown(target, told | {b"x-ratelimit-remaining-requests": b"1"})
+    assert told.keys() == headers.keys()
+    changed = {name for name in told if told[name] != headers[name]}
+    assert {b"anthropic-ratelimit-tokens-" + part for part in (b"limit", b"remaining", b"reset")} == changed
+    assert (b"900", b"400") == (
+        headers[b"anthropic-ratelimit-tokens-limit"],
+        headers[b"anthropic-ratelimit-tokens-remaining"],
+    )
+
+
 def test_a_name_that_no_header_can_carry_is_made_safe() -> None:
     """A model's name cannot break the response."""
     reply = Reply(200, [])
