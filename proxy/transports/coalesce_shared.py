@@ -104,6 +104,7 @@ class SharedFlights:
         self.bills = Bills(
             shared,
             inbox=self._name,
+            seals=self._seals,
             lease_s=lease_s,
             count_after_s=lease_s * COUNT_LEASES if count_after_s is None else count_after_s,
             bills_max=flights_max,
@@ -223,7 +224,7 @@ class SharedFlights:
                 reply.stream = LedStream(self, led, call, reply, reply.stream)
                 return reply
             if led.followed and _is_shared(call, reply) and led.holds(reply):
-                bill = await self.bills.close(call, self.bill_key(led.tag, led.token))
+                bill = await self.bills.close(call, self.bill_key(led.tag, led.token), led.followers)
         except BaseException:
             if led.followed:
                 self.bills.void(self.bill_key(led.tag, led.token))

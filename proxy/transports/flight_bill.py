@@ -3,10 +3,11 @@
 Where the tenant's policy is to split, the flight has a hash in Redis beside its lease:
 
 1. *Seats.* A worker that follows writes down how many of its calls are in the flight, and keeps that right as they come and go. A seat is a
-   lease: that of a dead worker is empty when it runs out.
+   lease: that of a dead worker is empty when it runs out. Seats are sealed, and so is all that follows: see `flight_fields`.
 2. *The close.* When the upstream's answer has ended, and before anybody settles, the leader's worker puts the bill into the hash. The same
-   script reads the seats, and from then on they do not change. So the parts follow from the hash alone: largest remainders by the number of
-   calls, the leader's worker first. Without a seat there is no close, and nothing is asked of Redis.
+   script reads the seats, and from then on they do not change. Those count whose seals are right and whose workers the bill names, for they
+   follow and will hear it. So the parts follow from the hash alone: largest remainders by the number of calls, the leader's worker first.
+   Without a seat there is no close; without a follower nothing is asked of Redis.
 3. *Paying.* The leader's worker books its part and sends the bill behind the answer; who hears it books its own. Within a worker the calls
    that are in the flight then have equal parts.
 4. *The count.* Each worker writes into the hash what its settled calls have booked. Some time later the first of them to look takes what is
@@ -24,63 +25,67 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import structlog
 
 from controlplane.contract.records import AttemptRecord
 from controlplane.contract.snapshot import CoalesceCost
 from proxy.call import Call
-from proxy.savings import split_attempt
 from proxy.shared import Answer, Script, SharedState, SharedUnavailable
-from proxy.transports.flight_words import Bill
+from proxy.transports.flight_fields import (
+    BILL,
+    FIELDS_MAX,
+    PAID,
+    bill_of,
+    offer_text,
+    opened_fields,
+    opened_number,
+    parts_of,
+    sealed_field,
+    seat_text,
+)
+from proxy.transports.flight_words import Bill, Seals
 
 LOOK_S = 0.005  # how soon those who wait for settlements look again; then ever less often
 LOOKS = 10  # of those who wait for a count, at the least
 HASH_MS = 3_600_000  # seats that nobody leaves, and bills that nobody looks at, are forgotten after this
-_BILL, _PAID = b"!bill", b"$"  # fields that are no inbox's; the last before one
 _TAKER_BYTES = 8
 
-_NOW = "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000) "
 _SEAT = Script(
     "flight_seat",
-    _NOW + "if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return 0 end "
-    "if ARGV[2] == '0' then redis.call('HDEL', KEYS[1], ARGV[1]) return 1 end "
-    "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ':' .. string.format('%d', now + ARGV[3])) "
-    "redis.call('PEXPIRE', KEYS[1], ARGV[4]) return 1",
+    "if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return 0 end "
+    "if ARGV[2] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) return 1 end "
+    "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) redis.call('PEXPIRE', KEYS[1], ARGV[3]) return 1",
 )
 _CLOSE = Script(
     "flight_close",
-    _NOW + "if redis.call('HEXISTS', KEYS[1], '!taken') == 1 then return {} end "
-    "local found = redis.call('HGETALL', KEYS[1]) "
-    "if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return found end "
-    "local seats = {} for at = 1, #found, 2 do local count, till = string.match(found[at + 1], '^(%d+):(%d+)$') "
-    "if count and tonumber(till) >= now then redis.call('HSET', KEYS[1], found[at], count) "
-    "seats[#seats + 1] = found[at] seats[#seats + 1] = count else redis.call('HDEL', KEYS[1], found[at]) end end "
-    "if #seats > 0 then redis.call('HSET', KEYS[1], '!bill', ARGV[1]) redis.call('PEXPIRE', KEYS[1], ARGV[2]) end "
-    "return seats",
+    "if redis.call('HEXISTS', KEYS[1], '!taken') == 1 then return {} end "
+    "local found, seats = redis.call('HGETALL', KEYS[1]), false "
+    "if #found > 2 * ARGV[3] then return -1 end if redis.call('HEXISTS', KEYS[1], '!bill') == 1 then return found end "
+    "for at = 1, #found, 2 do local first = string.sub(found[at], 1, 1) seats = seats or (first ~= '!' and first ~= '$') end "
+    "if not seats then return {} end "
+    "redis.call('HSET', KEYS[1], '!bill', ARGV[1]) redis.call('PEXPIRE', KEYS[1], ARGV[2]) "
+    "found[#found + 1] = '!bill' found[#found + 1] = ARGV[1] return found",
 )
 _BOOKED = Script(
     "flight_booked",
     "if redis.call('HEXISTS', KEYS[1], '!bill') == 0 then return ARGV[2] end "
-    "if redis.call('HEXISTS', KEYS[1], '!taken') == 1 then return redis.call('HGET', KEYS[1], ARGV[1]) or '0' end "
+    "if redis.call('HEXISTS', KEYS[1], '!taken') == 1 then return redis.call('HGET', KEYS[1], ARGV[1]) or '' end "
     "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) return ARGV[2]",
 )
 _COUNT = Script(
     "flight_count",
     "if redis.call('HEXISTS', KEYS[1], '!bill') == 0 then return {} end "
     "if redis.call('HSETNX', KEYS[1], '!taken', ARGV[1]) == 0 and redis.call('HGET', KEYS[1], '!taken') ~= ARGV[1] "
-    "then return {} end return redis.call('HGETALL', KEYS[1])",  # asked again by the same, it says the same
+    "then return {} end "  # asked again by the same, it says the same
+    "local found = redis.call('HGETALL', KEYS[1]) if #found > 2 * ARGV[2] then return {} end return found",
 )
 _VOID = Script(
     "flight_void",
     "redis.call('HSET', KEYS[1], '!taken', 'void') redis.call('PEXPIRE', KEYS[1], ARGV[1]) return 1",
 )
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Bill).decode
 
 log = structlog.get_logger("proxy.flights")
 
@@ -134,18 +139,25 @@ class Bills:
         shared: SharedState | None,
         *,
         inbox: bytes,
+        seals: Seals,
         lease_s: float,
         count_after_s: float,
         bills_max: int,
         monotonic: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """inbox: this worker's. lease_s: of a seat. count_after_s: how long a part may remain unbooked. bills_max: seats and bills at any moment."""
+        """inbox: this worker's. seals: of what is written into Redis. lease_s: of a seat. now_ms: of this host's clock.
+
+        count_after_s: how long a part may remain unbooked. bills_max: seats and bills at any moment.
+        """
         self._shared = shared
         self._inbox = inbox
+        self._seals = seals
         self._lease_s = lease_s
         self._count_after_s = count_after_s
         self._bills_max = bills_max
         self._monotonic = monotonic
+        self._now_ms = now_ms
         self._seats: dict[bytes, Seat] = {}
         self._sitting: dict[str, Seat] = {}  # by the call that follows
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,6 +168,7 @@ class Bills:
         self.orphaned_total = 0
         self.orphaned_nanousd = 0
         self.returned_nanousd = 0
+        self.forged_total = 0
 
     @property
     def open(self) -> int:
@@ -200,9 +213,10 @@ class Bills:
             call.attempts.extend(own)
             self._see_to(seat.key, call)
 
-    async def close(self, call: Call, key: bytes) -> Bill | None:
+    async def close(self, call: Call, key: bytes, followers: Iterable[bytes]) -> Bill | None:
         """Closes the flight that this call leads to all who would pay, and leaves on it only this worker's part.
 
+        followers: inboxes that follow now and hear the bill; other seats do not count, for nobody would book what is theirs.
         None: nobody else pays, or Redis did not answer. May be cancelled, and asked again; whoever gives up in between calls `void`.
         """
         shared = self._shared
@@ -214,22 +228,25 @@ class Bills:
             return None
         attempts = tuple(call.attempts)
         count = len(self.members(call))
-        offer = _encode(Bill(attempts, ((self._inbox, count),)))
+        text = offer_text(attempts, leader=self._inbox, count=count, followers=followers, now_ms=self._now_ms())
+        offer = sealed_field(self._seals, key, BILL, text)
         began_ns = time.monotonic_ns()
         try:
-            answer = await shared.run(_CLOSE, [key], offer, HASH_MS)
+            answer = await shared.run(_CLOSE, [key], offer, HASH_MS, FIELDS_MAX)
         except SharedUnavailable:
             self.unsplit_total += 1
             self.void(key)
             return None
         finally:
             call.waited_ns += time.monotonic_ns() - began_ns
-        seats = _fields(answer)
-        if not seats:
+        if not answer:  # nobody has a seat
             return None
-        bill = bill_of({_BILL: offer} | seats)  # asked again, the offer of the first time counts
-        if bill is None or bill.attempts != attempts or bill.shares[0][0] != self._inbox:  # else somebody else wrote it
+        bill = bill_of(self._opened(key, answer))  # asked again, the offer of the first time counts
+        if bill is None or bill.attempts != attempts:  # another has written there in the leader's place
             self.unsplit_total += 1
+            self.void(key)
+            return None
+        if len(bill.shares) == 1:  # no seat that counts
             self.void(key)
             return None
         self.split_total += 1
@@ -259,7 +276,7 @@ class Bills:
                 leaving, count = seat.left, 0 if seat.left else len(self.members(seat.call))
                 with contextlib.suppress(SharedUnavailable):
                     closed = not await shared.run(
-                        _SEAT, [seat.key], self._inbox, count, round(self._lease_s * 1000), HASH_MS
+                        _SEAT, [seat.key], self._inbox, self._seat_field(seat.key, count), HASH_MS
                     )
                     seat.told = seat.told if closed else count
                 if leaving and seat.left:
@@ -275,6 +292,19 @@ class Bills:
         finally:
             if not seat.paid:
                 self._seats.pop(seat.key, None)
+
+    def _seat_field(self, key: bytes, count: int) -> bytes:
+        """A seat for so many calls; empty for none."""
+        if not count:
+            return b""
+        return sealed_field(
+            self._seals, key, self._inbox, seat_text(count, self._now_ms() + round(self._lease_s * 1000))
+        )
+
+    def _opened(self, key: bytes, answer: Answer) -> dict[bytes, bytes]:
+        fields = opened_fields(self._seals, key, answer)
+        self.forged_total += fields.refused
+        return fields.texts
 
     def _see_to(self, key: bytes, call: Call) -> None:
         self._spawn(self._watch(key, Booking(list(self.members(call)))))
@@ -313,23 +343,24 @@ class Bills:
 
     async def _say_booked(self, key: bytes, nanousd: int) -> int:
         """What Redis takes as booked by this worker: less, if it was counted before. Raises SharedUnavailable."""
-        shared = self._shared
-        answer = 0 if shared is None else await shared.run(_BOOKED, [key], _PAID + self._inbox, nanousd)
-        return int(answer) if isinstance(answer, (bytes, int)) else 0
+        shared, name = self._shared, PAID + self._inbox
+        if shared is None:
+            return 0
+        answer = await shared.run(_BOOKED, [key], name, sealed_field(self._seals, key, name, b"%d" % nanousd))
+        return opened_number(self._seals, key, name, answer) if isinstance(answer, bytes) else 0
 
     async def _count(self, key: bytes, *, taker: bytes) -> bool:
         """Counts what nobody has booked, unless somebody else does; False: Redis did not answer."""
         try:
-            answer = None if self._shared is None else await self._shared.run(_COUNT, [key], taker)
+            answer = None if self._shared is None else await self._shared.run(_COUNT, [key], taker, FIELDS_MAX)
         except SharedUnavailable:
             return False
-        found = _fields(answer)
+        found = self._opened(key, answer)
         bill = bill_of(found)
         if bill is None:
             return True
         for inbox, attempts in parts_of(bill).items():
-            booked = found.get(_PAID + inbox, b"")
-            missing = _nanousd(attempts) - (int(booked) if booked.isdigit() else 0)
+            missing = _nanousd(attempts) - int(found.get(PAID + inbox, b"0"))
             if missing > 0:
                 self.orphaned_total += 1
                 self.orphaned_nanousd += missing
@@ -355,7 +386,16 @@ def watch_bills(watch: Callable[[str, str, Callable[[], float]], None], bills: B
     """Shows what became of bills that workers share."""
     watch("flight_bills", "Seats and bills of flights between workers that are not done with.", lambda: bills.open)
     watch("flight_bills_split_total", "Bills split between workers.", lambda: bills.split_total)
-    watch("flight_bills_unsplit_total", "Bills left whole because Redis did not answer.", lambda: bills.unsplit_total)
+    watch(
+        "flight_bills_unsplit_total",
+        "Bills left whole because Redis did not answer, or not with the bill that it was given.",
+        lambda: bills.unsplit_total,
+    )
+    watch(
+        "flight_fields_forged_total",
+        "Seats, bills and bookings of flights in Redis that no proxy of ours has written there.",
+        lambda: bills.forged_total,
+    )
     watch("flight_bills_full_total", "Bills not split because too many were.", lambda: bills.full_total)
     watch("flight_parts_orphaned_total", "Parts of bills that nobody booked in time.", lambda: bills.orphaned_total)
     watch(
@@ -375,26 +415,6 @@ def splits(call: Call) -> bool:
     return call.identity is not None and call.identity.tenant.cache.coalesce_cost is CoalesceCost.SPLIT
 
 
-def bill_of(fields: dict[bytes, bytes]) -> Bill | None:
-    """The bill in a flight's hash; None if there is none, or one that no proxy of ours has written."""
-    try:
-        offered = _decode(fields[_BILL])
-        seats = sorted((name, int(count)) for name, count in fields.items() if name[:1] not in (b"!", _PAID))
-    except (KeyError, ValueError):  # msgspec's errors are ValueErrors
-        return None
-    if any(count < 1 for _, count in seats) or len(offered.shares) != 1:
-        return None
-    leader = offered.shares[0]
-    return Bill(offered.attempts, (leader, *(seat for seat in seats if seat[0] != leader[0])))
-
-
-def parts_of(bill: Bill) -> dict[bytes, list[AttemptRecord]]:
-    """Each worker's part: all tries, whose tokens and costs sum to the bill's."""
-    counts = [count for _, count in bill.shares]
-    split = [split_attempt(attempt, counts) for attempt in bill.attempts]
-    return {inbox: [parts[at] for parts in split] for at, (inbox, _) in enumerate(bill.shares)}
-
-
 def _nanousd(attempts: Sequence[AttemptRecord]) -> int:
     return sum(attempt.cost_nanousd for attempt in attempts)
 
@@ -408,9 +428,3 @@ async def _within(seconds: float, event: asyncio.Event) -> None:
 def _taker() -> bytes:
     """Whoever counts, among all workers."""
     return os.urandom(_TAKER_BYTES).hex().encode()
-
-
-def _fields(answer: Answer) -> dict[bytes, bytes]:
-    """A hash as Redis tells it: names and values in turn."""
-    items = [item for item in answer if isinstance(item, bytes)] if isinstance(answer, list) else []
-    return dict(zip(items[::2], items[1::2], strict=False))

@@ -110,7 +110,8 @@ class LedStream:
             return
         if led.followed:
             self._closing = True
-            bill = await self._flights.bills.close(self._call, self._flights.bill_key(led.tag, led.token))
+            key = self._flights.bill_key(led.tag, led.token)
+            bill = await self._flights.bills.close(self._call, key, led.followers)
             self._closing = False
         led.finish(self._reply, self._failure, bill=bill)
         self._flights.end(led, linger=self._failure is None)

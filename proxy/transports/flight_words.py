@@ -34,12 +34,16 @@ class Detach(msgspec.Struct, frozen=True, tag="detach"):
 
 
 class Bill(msgspec.Struct, frozen=True, tag="bill"):
-    """What the upstream call cost, and between how many calls of which workers it is split; the leader's worker is the first."""
+    """What the upstream call cost, and between how many calls of which workers it is split; the leader's worker is the first.
+
+    closed_ms: when, by the clock of the leader's host.
+    """
 
     attempts: tuple[AttemptRecord, ...]
     shares: tuple[
         tuple[bytes, int], ...
     ]  # a worker's inbox, and how many of its calls were in the flight when it was closed
+    closed_ms: int = 0
 
 
 class Head(msgspec.Struct, frozen=True, tag="head", omit_defaults=True):
@@ -121,13 +125,12 @@ class Seals:
 
     def sealed(self, channel: bytes, word: Word) -> bytes:
         """A word for a channel; it is worth nothing in another."""
-        payload = _encode(word)
-        return self._seal(channel, payload) + payload
+        return self.seal(channel, _encode(word))
 
     def opened(self, channel: bytes, data: bytes) -> Word | None:
         """The word, or None if it is not one of ours for this channel."""
-        payload = memoryview(data)[SEAL_BYTES:]
-        if not hmac.compare_digest(self._seal(channel, payload), data[:SEAL_BYTES]):
+        payload = self.unseal(channel, data)
+        if payload is None:
             return None
         try:
             word: Word = _decode(payload)
@@ -135,7 +138,16 @@ class Seals:
             return None
         return word
 
-    def _seal(self, channel: bytes, payload: bytes | memoryview) -> bytes:
-        seal = hashlib.blake2b(channel, key=self._secret, digest_size=SEAL_BYTES, person=_PERSON)
+    def seal(self, place: bytes, payload: bytes) -> bytes:
+        """Bytes for a place in Redis: a channel, or a field of a hash."""
+        return self._seal(place, payload) + payload
+
+    def unseal(self, place: bytes, data: bytes) -> memoryview | None:
+        """The bytes, or None if a proxy of this installation did not seal them for this place."""
+        payload = memoryview(data)[SEAL_BYTES:]
+        return payload if hmac.compare_digest(self._seal(place, payload), data[:SEAL_BYTES]) else None
+
+    def _seal(self, place: bytes, payload: bytes | memoryview) -> bytes:
+        seal = hashlib.blake2b(place, key=self._secret, digest_size=SEAL_BYTES, person=_PERSON)
         seal.update(payload)
         return seal.digest()

@@ -18,7 +18,7 @@ from proxy.transports.flight_bill import Bills
 from proxy.transports.flight_follow import Followed
 from proxy.transports.flight_lead import Led
 from proxy.transports.flight_streams import LedStream
-from proxy.transports.flight_words import Gone
+from proxy.transports.flight_words import Gone, Seals
 from tests.proxy.state_fakes import FakeInner, make_call, settle_down, stream_reply
 from tests.proxy.transports.test_flight import Tapped
 
@@ -33,7 +33,7 @@ class Leader(FakeInner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bills = Bills(None, inbox=b"me", lease_s=1.0, count_after_s=1.0, bills_max=1)
+        self.bills = Bills(None, inbox=b"me", seals=Seals(b"pepper"), lease_s=1.0, count_after_s=1.0, bills_max=1)
         self.led = Led(TAG, TOKEN, b"key", leader=b"me", pump=lambda *_: None, bytes_max=10**6)
         self.stream = Tapped()
 
