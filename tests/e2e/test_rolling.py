@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
+import jwt
 import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from tests.e2e.processes import DEFAULT_CATALOG, World, eventually
 
 pytestmark = pytest.mark.e2e
 CALLERS = 4
+REVOKED_US_MAX = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,66 @@ def test_a_revoked_key_is_refused_by_every_worker(rolling: World) -> None:
         )
 
     assert {"ok"} == set(while_called(rolling, change))
+
+
+def test_a_revocation_holds_everywhere_within_a_second(rolling: World) -> None:
+    """No worker lets a call in that began a second after its key was revoked; a machine that is busy may try three times."""
+    took_us: list[int] = []
+    while len(took_us) < 3 and min(took_us, default=REVOKED_US_MAX + 1) > REVOKED_US_MAX:
+        rolling.keys.pop("globex", None)
+        headers = {"authorization": f"Bearer {rolling.key('globex')}"}
+        eventually(partial(served_everywhere, rolling, headers), what="both workers know the key")
+        (record,) = [key for key in rolling.api("/keys?tenant=globex").json()["keys"] if not key["revoked_us"]]
+        url = f"http://127.0.0.1:{rolling.port}/api/v1/keys/{record['id']}"
+        revoked_us = httpx.delete(url, headers=rolling.operator, timeout=20).json()["revoked_us"]
+        took_us.append(last_served_us(rolling, headers) - revoked_us)
+    assert min(took_us) <= REVOKED_US_MAX, took_us
+
+
+def served_everywhere(rolling: World, headers: dict[str, str]) -> bool:
+    """Whether calls with these headers are answered, on as many connections as reach every worker."""
+    return {200} == {rolling.get(f"{rolling.base_url}/models", headers=headers).status_code for _ in range(16)}
+
+
+def last_served_us(rolling: World, headers: dict[str, str]) -> int:
+    """When the last call began that was answered, once as many in a row are refused as reach every worker; 0 if none was."""
+    last_us, refused, until = 0, 0, time.monotonic() + 30
+    while refused < 16:
+        assert time.monotonic() < until, "still served"
+        began_us = time.time_ns() // 1000
+        if rolling.get(f"{rolling.base_url}/models", headers=headers).status_code == 200:
+            last_us, refused = began_us, 0
+        else:
+            refused += 1
+    return last_us
+
+
+def test_tokens_of_an_issuer_are_keys_as_long_as_the_configuration_names_it(rolling: World) -> None:
+    """What the issuer's key has signed is let in by every worker, and is its bearer's on record; without the issuer it is worthless."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    claims = {"iss": "https://id.example", "aud": "heph", "sub": "ana", "exp": time.time() + 600}
+    token = jwt.encode(claims, private, algorithm="ES256", headers={"kid": "1"})
+    public = json.loads(ECAlgorithm.to_jwk(private.public_key())) | {"kid": "1"}
+    keys = rolling.folder / "jwks.json"
+    keys.write_text(json.dumps({"keys": [public]}))
+    headers = {"authorization": f"Bearer {token}"}
+    assert 401 == rolling.get(f"{rolling.base_url}/models", headers=headers).status_code
+    before = rolling.catalog = rolling.catalog or DEFAULT_CATALOG
+    rolling.catalog += f"""
+issuers:
+  - {{name: corp, issuer: "https://id.example", audience: [heph], jwks_file: {keys}, tenant: globex}}
+"""
+    rolling.write_config()
+    eventually(partial(served_everywhere, rolling, headers), what="both workers take the token")
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
+    answer = httpx.post(f"{rolling.base_url}/chat/completions", json=body, headers=headers, timeout=30)
+    query = f"SELECT tenant, user FROM calls WHERE call_id = '{answer.headers['x-heph-call-id']}'"
+    assert [{"tenant": "globex", "user": "ana"}] == eventually(
+        lambda: rolling.sql(query), what="the record of the call"
+    )
+    rolling.catalog = before
+    rolling.write_config()
+    last_served_us(rolling, headers)  # until all refuse it
 
 
 def test_after_a_kill_of_up_nothing_of_it_stays_and_the_next_start_serves(rolling: World) -> None:
