@@ -124,8 +124,7 @@ def cost_of(answered: Answered, model: BatchModel) -> tuple[int, CostState, str,
     if state is CostState.FINAL and price is not None and not any(one.name == BATCH for one in price.service):
         state = CostState.ESTIMATED
     used = used_in(bytes(answered.body)) or (SEARCHED if tokens.total and always_searches(model.model) else ())
-    items = meter.priced_items(used, price)
-    cost, state = meter.with_items(cost, state, items)
+    cost, state, items = meter.with_tools(cost, state, used, price)
     return cost, state, version, items
 
 

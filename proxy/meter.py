@@ -46,13 +46,18 @@ def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -
         return 0, CostState.UNPRICED, price.version
 
 
-def priced_items(used: Used, price: Price | None) -> tuple[Item, ...]:
-    """What a provider's own tools did, each with its part of the cost; without one where the price does not know it."""
+def with_tools(cost: int, state: CostState, used: Used, price: Price | None) -> tuple[int, CostState, tuple[Item, ...]]:
+    """Cost and state of a try with what its provider's own tools did, and that as items; a count that is a guess makes it an estimate.
+
+    A kind that the price does not know has no cost.
+    """
     items = []
     for kind, count in used:
         unit_price = None if price is None else getattr(price, kind)
-        items.append(Item(kind, count * _MICRO, None if unit_price is None else count * unit_price))
-    return tuple(items)
+        items.append(Item(kind, abs(count) * _MICRO, None if unit_price is None else abs(count) * unit_price))
+        if count < 0 and state is CostState.FINAL:
+            state = CostState.ESTIMATED
+    return *with_items(cost, state, tuple(items)), tuple(items)
 
 
 def with_items(cost: int, state: CostState, items: tuple[Item, ...]) -> tuple[int, CostState]:

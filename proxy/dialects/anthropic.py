@@ -78,6 +78,8 @@ class UsageSum:
 
     __slots__ = (
         "_beside",
+        "_code_unread",
+        "_searches_unread",
         "cache_read",
         "cache_write",
         "cache_write_1h",
@@ -86,11 +88,14 @@ class UsageSum:
         "output",
         "ran_code",
         "searches",
+        "searches_seen",
         "thinking",
     )
 
     def __init__(self) -> None:
         self.input = self.output = self.thinking = self.searches = 0
+        self.searches_seen = 0  # by their results: what is assumed where the count cannot be read
+        self._searches_unread = self._code_unread = False  # some report counts them in a way that cannot be read
         self.ran_code = False
         self._beside: UsageSum | None = None  # runs that are in no sum: a compaction of the context, an advisor
         self.cache_read = self.cache_write = self.cache_write_5m = self.cache_write_1h = 0
@@ -111,9 +116,11 @@ class UsageSum:
         if bytes(usage.iterations) not in _EMPTY:
             self._add_beside(_iterations(usage.iterations))
         if usage.server_tool_use:
-            searches, ran_code = use_of(usage.server_tool_use)
-            self.searches = max(self.searches, searches)
-            self.ran_code = self.ran_code or ran_code
+            use = use_of(usage.server_tool_use)
+            self._searches_unread = self._searches_unread or use.searches is None
+            self._code_unread = self._code_unread or use.ran_code is None
+            self.searches = max(self.searches, use.searches or 0)
+            self.ran_code = self.ran_code or bool(use.ran_code)
 
     def _add_beside(self, iterations: list[Iteration]) -> None:
         """Takes the latest list of runs, which holds those of the lists before."""
@@ -130,8 +137,13 @@ class UsageSum:
 
     @property
     def used(self) -> Used:
-        """What the provider's own tools did."""
-        return as_used({"search": self.searches, "container": int(self.ran_code)})
+        """What the provider's own tools did; a guess where a report of it cannot be read."""
+        searches, containers = self.searches, int(self.ran_code)
+        if self._searches_unread:
+            searches = -max(1, searches, self.searches_seen)
+        if self._code_unread and not containers:
+            containers = -1
+        return as_used({"search": searches, "container": containers})
 
     def tokens(self) -> Tokens | None:
         """Tokens by disjoint kinds, which sum to the provider's counts; None if they make no sense, as an answer to nothing does not.

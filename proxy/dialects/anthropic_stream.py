@@ -67,7 +67,6 @@ class MessagesScanner:
 
     __slots__ = (
         "_cutter",
-        "_searched",
         "_usage",
         "content_seen",
         "done",
@@ -91,7 +90,6 @@ class MessagesScanner:
         self.events = 0
         self.finish_reason = ""
         self.used: Used = ()  # what the upstream's own tools did
-        self._searched = 0  # results seen on the way; the usage has the last word
         self.tokens: Tokens | None = None
         self.tokens_in: Tokens | None = None
 
@@ -169,10 +167,10 @@ class MessagesScanner:
     def _found(self, part: _Part) -> None:
         """One more result of a tool of the provider's own, for a stream that may never come to its usage."""
         if part.type == "web_search_tool_result" and bytes(part.content).startswith(b"["):
-            self._searched += 1
+            self._usage.searches_seen += 1
         elif part.type.endswith("code_execution_tool_result"):
             self._usage.ran_code = True
-        self.used = as_used({"search": self._searched, "container": int(self._usage.ran_code)})
+        self.used = as_used({"search": self._usage.searches_seen, "container": int(self._usage.ran_code)})
 
     def _ran_in(self, container: msgspec.Raw) -> None:
         """A container is named where code ran in one."""

@@ -157,8 +157,7 @@ class Attempt:
         if self.candidate.searches and tokens.total and not self.used:
             self.used = SEARCHED
         if self.used:
-            items = meter.priced_items(self.used, deployment.price)
-            cost, state = meter.with_items(cost, state, items)
+            cost, state, items = meter.with_tools(cost, state, self.used, deployment.price)
         if items:
             self._metrics.items_found(items)
         record = AttemptRecord(

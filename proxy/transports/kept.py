@@ -286,8 +286,7 @@ class Kept:
         if place is None:
             return
         cost, state, version = meter.priced(tokens, place.deployment, service_class=service_class_of(said))
-        items = meter.priced_items(used_in(said), place.deployment.price)
-        cost, state = meter.with_items(cost, state, items)
+        cost, state, items = meter.with_tools(cost, state, used_in(said), place.deployment.price)
         self._metrics.items_found(items)
         call.attempts[-1] = msgspec.structs.replace(
             call.attempts[-1], tokens=tokens, cost_nanousd=cost, cost_state=state, price_version=version, items=items

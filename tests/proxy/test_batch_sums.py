@@ -64,6 +64,16 @@ def test_what_cannot_be_read_makes_an_estimate() -> None:
         assert (10, CostState.ESTIMATED, 1) == (bill.used["m"].nanousd, bill.used["m"].state, bill.unknown)
 
 
+def test_searches_whose_count_cannot_be_read_are_an_estimate() -> None:
+    """One is booked for such a line, and the state of its model says that it is a guess."""
+    odd = {"prompt_tokens": 10, "completion_tokens": 0, "server_tool_use": {"web_search_requests": "3"}}
+    bill = Bill(batch(model("m")), 1000)
+    bill.feed(line("m") + line("m", usage=odd))
+    bill.finish()
+    assert (10 + 10 + 7, CostState.ESTIMATED) == (bill.used["m"].nanousd, bill.used["m"].state)
+    assert {"search": Item("search", 1_000_000, 7)} == bill.used["m"].items
+
+
 def test_a_sum_stands_for_results_that_are_gone() -> None:
     """Where the batch has one."""
     said = {"id": "b", "model": "m", "usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}}

@@ -54,9 +54,9 @@ def responded(*, stream: bool, end: bool = True) -> bytes:
     return STREAM_HEAD + chunk(sent) + STREAM_END
 
 
-def messaged(*, stream: bool) -> bytes:
+def messaged(*, stream: bool, searches: Any = 2) -> bytes:
     """A message whose model searched twice and ran code."""
-    use = {"server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1}}
+    use = {"server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 1}}
     usage: Said = {"input_tokens": 100, "output_tokens": 40}
     container = {"id": "container_1", "expires_at": "2026-11-20T00:00:00Z"}
     if not stream:
@@ -115,6 +115,19 @@ async def test_an_item_without_a_price_leaves_the_call_unpriced(world: World, *,
     assert Item("container", MILLION) in record.items
     shown = world.worker.metrics.render().decode()
     assert 'heph_proxy_unpriced_items_total{kind="container"' in shown
+
+
+@both
+@pytest.mark.parametrize("count", ["2", -2, 2.5, 10**30])
+async def test_a_count_of_tools_that_cannot_be_read_is_an_estimate(world: World, *, stream: bool, count: Any) -> None:
+    """It was counted, so it is not free: one search at its price, the container that is named, and a state that says it is no more than a guess."""
+    reply = messaged(stream=stream, searches=count)
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, "stream": stream}
+    record = await asked(world, "/v1/messages", body, reply, PRICE)
+    assert {Item("search", MILLION, 7_000), Item("container", MILLION, 50_000)} == set(record.items)
+    assert (TOKENS_NANOUSD + 57_000, CostState.ESTIMATED) == (record.cost_nanousd, record.cost_state)
+    record = await asked(world, "/v1/messages", body | {"top_k": 1}, reply, BARE)
+    assert (TOKENS_NANOUSD, CostState.UNPRICED) == (record.cost_nanousd, record.cost_state)
 
 
 async def test_a_price_of_zero_is_a_price(world: World) -> None:

@@ -68,7 +68,6 @@ def response(*output: Any, **more: Any) -> bytes:
         ({"search": 4}, json.dumps({"usage": {"server_tool_use": {"web_search_requests": 4, "web_fetch_requests": 9}}}).encode()),
         ({"container": 1}, json.dumps({"usage": {"server_tool_use": {"code_execution_requests": 3}}}).encode()),
         ({"container": 1}, json.dumps({"container": {"id": "c", "expires_at": "x"}, "usage": {"server_tool_use": None}}).encode()),
-        ({}, json.dumps({"container": None, "usage": {"server_tool_use": {"web_search_requests": -4}}}).encode()),
         ({}, json.dumps({"content": [{"text": '"web_search_requests": 3'}], "web_search_requests": 3}).encode()),
         ({"search": 2}, json.dumps({"usage": {"prompt_tokens_details": {"web_search_requests": 2}}}).encode()),
     ],
@@ -76,6 +75,64 @@ def response(*output: Any, **more: Any) -> bytes:
 def test_what_an_answer_says(expected: dict[str, int], answer: bytes) -> None:
     """Only the protocol's own places count; what makes no sense is not counted, what is new in form is."""
     assert expected == dict(used_in(answer))
+
+
+@pytest.mark.parametrize(
+    ("expected", "use"),
+    [
+        ({"search": -1}, {"web_search_requests": "3"}),
+        ({"search": -1}, {"web_search_requests": -4}),
+        ({"search": -1}, {"web_search_requests": 1.5}),
+        ({"search": -1}, {"web_search_requests": CALLS_MAX + 1}),
+        ({"search": -1}, {"web_search_requests": 10**40}),
+        ({"search": -1}, {"web_search_requests": True}),
+        ({"search": -1}, {"web_search_requests": {}}),
+        ({"search": -1}, {"web_search_requests": []}),
+        ({"search": -1}, "3"),
+        ({"search": -1}, 3),
+        ({"search": -1}, [{"web_search_requests": 3}]),
+        ({"search": -1, "container": 1}, {"web_search_requests": "3", "code_execution_requests": 2}),
+        ({"search": 3, "container": -1}, {"web_search_requests": 3, "code_execution_requests": "2"}),
+        ({"container": -1}, {"web_search_requests": None, "code_execution_requests": -1}),
+        ({}, {"web_fetch_requests": "3", "new_tool_requests": []}),  # of these none is billed
+        ({}, {"web_search_requests": None}),
+        ({}, {}),
+        ({}, None),
+    ],
+)
+def test_a_count_that_cannot_be_read_is_a_guess_and_not_free(expected: dict[str, int], use: Any) -> None:
+    """At least one, marked by its sign, in an answer as in its stream; also where it stands beside the tokens of a chat."""
+    usage = {"input_tokens": 9, "output_tokens": 3, "server_tool_use": use}
+    assert expected == dict(used_in(json.dumps({"usage": usage}).encode()))
+    scanner = MessagesScanner(100_000)
+    scanner.feed(
+        events({"type": "message_start", "message": {"usage": usage}}, {"type": "message_delta", "usage": usage})
+    )
+    assert expected == dict(scanner.used)
+    if isinstance(use, dict):
+        chat = json.dumps({"usage": {"prompt_tokens": 9, "prompt_tokens_details": use}}).encode()
+        assert {kind: count for kind, count in expected.items() if kind == "search"} == dict(used_in(chat))
+
+
+def test_a_guess_is_as_many_as_were_seen() -> None:
+    """Results of searches in the stream; a count that can be read beside one that cannot; what a response lists needs no guess."""
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    scanner = MessagesScanner(100_000)
+    scanner.feed(
+        events(
+            {"type": "message_start", "message": {"usage": {"input_tokens": 9}}},
+            {"type": "content_block_start", "index": 0, "content_block": found},
+            {"type": "content_block_start", "index": 1, "content_block": found},
+            {"type": "message_delta", "usage": {"output_tokens": 3, "server_tool_use": {"web_search_requests": "2"}}},
+            {"type": "message_delta", "usage": {"output_tokens": 4, "server_tool_use": None}},
+        )
+    )
+    assert {"search": -2} == dict(scanner.used)
+    details = {"server_tool_use": {"web_search_requests": 4}, "prompt_tokens_details": {"web_search_requests": "4"}}
+    assert {"search": 4} == dict(used_in(json.dumps({"usage": details}).encode()))
+    odd = {"web_search": {"num_requests": "2"}}
+    assert {"search": 2} == dict(used_in(response(SEARCH, SEARCH, tool_usage=odd)))
+    assert {"search": -1} == dict(used_in(response(TEXT, tool_usage=odd)))
 
 
 @pytest.mark.parametrize(
