@@ -179,6 +179,24 @@ async def test_the_window_ends_the_wait() -> None:
     await _finish(scene, tasks)
 
 
+async def test_the_window_is_the_shorter_the_faster_calls_come() -> None:
+    """Calls so dense that a full batch is near wait for a part of the window, rare ones for all of it."""
+    policy = BatchPolicy(window_s=0.2, items_max=8)
+    slow, fast = Scene(policy), Scene(policy)
+    asked: list[list[object]] = []
+    slow.provider.asked = fast.provider.asked = asked
+    tasks = []
+    for scene, name, gap_s in ((slow, "slow", 0.1), (fast, "fast", 0.001)):  # the slow ones begin first
+        for text in (f"{name} 1", f"{name} 2"):
+            tasks.append(scene.send(scene.call(text), after_s=gap_s))
+            await asyncio.sleep(0)
+    await until(lambda: len(asked) == 4)
+    assert [["slow 1"], ["fast 1"], ["fast 2"], ["slow 2"]] == asked
+    for scene in (slow, fast):
+        scene.provider.gate.set()
+    await asyncio.gather(*tasks)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -169,6 +169,23 @@ async def test_a_second_try_must_be_worth_its_price(world: World, hedge: dict[st
     assert 0 == len(world.upstreams[1].received)
 
 
+async def test_a_second_try_is_made_where_the_time_is_worth_more_than_its_price(world: World) -> None:
+    """What is gained counts, at what a second is worth: nothing is gained where the other deployment usually takes longer still."""
+    await hedged(world, sends_then_hangs(b""), GOOD, second_nanousd=10**12)
+    assert "u1/m" == (await world.chat()).headers["x-heph-deployment"]
+    gate = asyncio.Event()
+    world.upstreams[0].scripts = [gated(gate, answer(completion()))]
+    for _ in range(2):
+        world.worker.loads.of("u1/m").sketch.observe(20.0)
+    asking = asyncio.create_task(world.chat())
+    seen = 0.0
+    while not seen:
+        seen = await metric(world, "not_worth_it")
+    gate.set()
+    assert "u0/m" == (await asking).headers["x-heph-deployment"]
+    assert 1 == len(world.upstreams[1].received)
+
+
 async def test_the_percentile_is_learned(world: World) -> None:
     """Without enough answers nobody knows when a call is late; with them the next silent one is hedged."""
     good = [GOOD] * 30
