@@ -141,6 +141,9 @@ class ConcurrencyTransport:
         room = queue_max if rank < _LOW else (queue_max + 1) // 2
         if len(queue) < room:
             return True
+        queue[:] = [one for one in queue if not one.got.done()]  # who has left in this turn of the loop
+        if len(queue) < room:
+            return True
         if not queue or rank >= queue[-1].rank:
             return False
         queue.pop().got.set_result(False)

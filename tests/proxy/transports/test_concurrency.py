@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from controlplane.contract.records import Outcome
-from controlplane.contract.routing import Priority
+from controlplane.contract.records import AttemptError, Outcome
+from controlplane.contract.routing import Concurrency, Priority
 from controlplane.contract.snapshot import BreakerPolicy, CachePolicy, TenantPolicy
+from proxy.call import Reply
+from proxy.load import Loads
+from proxy.metrics import ProxyMetrics
+from proxy.runtime import Candidate
+from proxy.transports.attempt import Attempt
+from proxy.transports.concurrency import ConcurrencyTransport
 from tests.proxy.fakes import (
     Received,
     Script,
@@ -22,6 +29,7 @@ from tests.proxy.fakes import (
     until,
     whole_stream,
 )
+from tests.proxy.state_fakes import DEPLOYMENT, UPSTREAM, make_call, settle_down
 
 GOOD = replies(answer(completion()))
 HIGH = TenantPolicy(id="acme", cache=CachePolicy(enabled=False), priority_max=Priority.HIGH)
@@ -232,3 +240,50 @@ async def test_an_open_breaker_takes_no_place(world: World) -> None:
     )
     assert [502, 503, 503, 503] == [(await world.chat()).status_code for _ in range(4)]
     assert 0 == world.worker.loads.places_taken()
+
+
+class Stays:
+    """Tries that last until the test ends them."""
+
+    def __init__(self) -> None:
+        self.began: list[Attempt] = []
+        self.gate = asyncio.Event()
+
+    async def send(self, attempt: Attempt) -> Reply:
+        """One try."""
+        self.began.append(attempt)
+        await self.gate.wait()
+        attempt.finish(AttemptError.NONE)
+        return Reply(200, [])
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+async def test_the_place_of_one_that_left_a_full_queue_is_free_at_once() -> None:
+    """A call that comes in the turn in which the worst one's client leaves takes its place in the queue, whatever its own rank."""
+    for rank in ("normal", "low"):
+        inner, loads, metrics = Stays(), Loads(), ProxyMetrics("0")
+        concurrency = ConcurrencyTransport(inner, loads, metrics)
+        loads.configure({DEPLOYMENT.id: Concurrency(max=1, adaptive=False, queue_max=1)})
+
+        def tries(
+            priority: str, concurrency: ConcurrencyTransport = concurrency, metrics: ProxyMetrics = metrics
+        ) -> asyncio.Task[Reply]:
+            call = make_call()
+            call.priority, call.deadline = priority, time.monotonic() + 60.0
+            candidate = Candidate(DEPLOYMENT, UPSTREAM, None, measured=True)
+            attempt = Attempt(call, candidate, metrics=metrics, tokens_per_s=100.0)
+            attempt.patient = True
+            return asyncio.create_task(concurrency.send(attempt))
+
+        first, left = tries("normal"), tries("low")
+        await settle_down()
+        assert 1 == concurrency.waiting
+        comes = tries(rank)
+        left.cancel()
+        await settle_down()
+        assert (1, True, False) == (concurrency.waiting, left.cancelled(), comes.done())
+        inner.gate.set()
+        assert [200, 200] == [(await one).status for one in (first, comes)]
+        assert (0, 2, 0.0) == (concurrency.waiting, len(inner.began), loads.places_taken())
