@@ -23,9 +23,10 @@ The protocol between the pipeline and a flight:
 
 Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can
 take a chunk away. Chunks are kept for those who join later, up to a limit in bytes; above it nobody joins any more and what all
-have read is dropped; a reader that is further behind than the limit loses its stream. If that is the leader's, its task goes on to the end of the
-flight before it says so, because it alone can settle the upstream call. A leader whose task ends before the stream without having been
-told that it may (a shutdown, a bug) takes the stream with it: what it used so far is settled, and the followers' streams break.
+have read is dropped; a reader that is further behind than the limit loses its stream, and a follower that finds the beginning dropped starts
+over. If the reader is the leader's, its task goes on to the end of the flight before it says so, because it alone can settle the upstream
+call. A leader whose task ends before the stream without having been told that it may (a shutdown, a bug) takes the stream with it: what it
+used so far is settled, and the followers' streams break.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ class Coalesce:
     def left_elsewhere(self, key: bytes) -> None:
         """Another worker does not follow the flight of a key any more; if nobody else does, it is given up."""
         for flight in tuple(self._members.values()):
-            if flight.key == key and flight.leader_gone and not flight.followers and not flight.leader.aborted:
+            if flight.key != key or not flight.leader_gone or flight.followers:
+                continue
+            if not flight.ended and not flight.leader.aborted:
                 self._give_up(flight)
 
     async def aclose(self) -> None:
@@ -189,6 +192,10 @@ class Coalesce:
         if self._members.get(call.call_id) is not flight:
             return None
         if in_time and head is not None and head.stream is not None:
+            if flight.dropped:  # the leader has read on beyond the buffer since it woke this task
+                self.ejected_total += 1
+                self.forget(call, flight)
+                return None
             call.fell_back = flight.leader.fell_back
             call.first_token_us = (time.monotonic_ns() - call.started_ns) // 1000
             reply = copy_of(head)
