@@ -60,7 +60,9 @@ class Refreshes:
         if len(self._running) >= self._running_max:
             self.skipped_total += 1
             return
-        self._running[key] = asyncio.get_running_loop().create_task(self._refresh(key, call), name="cache-refresh")
+        task = asyncio.get_running_loop().create_task(self._refresh(key, call), name="cache-refresh")
+        self._running[key] = task
+        task.add_done_callback(lambda _: self._running.pop(key))  # also if it ends before it has begun
 
     async def settled(self) -> None:
         """Waits until no background call is under way."""
@@ -74,16 +76,13 @@ class Refreshes:
         await self.settled()
 
     async def _refresh(self, key: bytes, call: Call) -> None:
-        try:
-            if self._elsewhere is not None and await self._elsewhere(call):
-                self._pause(key)
-                return
-            self.started_total += 1
-            if not await self._ask(call):
-                self.failed_total += 1
-                self._pause(key)
-        finally:
-            del self._running[key]
+        if self._elsewhere is not None and await self._elsewhere(call):
+            self._pause(key)
+            return
+        self.started_total += 1
+        if not await self._ask(call):
+            self.failed_total += 1
+            self._pause(key)
 
     def _pause(self, key: bytes) -> None:
         if len(self._paused) >= PAUSED_MAX:

@@ -227,6 +227,21 @@ async def test_another_worker_s_background_call_is_enough() -> None:
     assert ([], 0) == (asked, refreshes.started_total)
 
 
+async def test_a_background_call_that_has_not_begun_does_not_hold_up_the_end() -> None:
+    """It was wanted in the moment in which the proxy stops."""
+
+    async def ask(_: Call) -> bool:
+        return True
+
+    refreshes = Refreshes(ask, running_max=1, pause_s=1.0)
+    call = make_call()
+    call.cache_key = b"key"
+    refreshes.want(call)
+    async with asyncio.timeout(10):
+        await refreshes.aclose()
+    assert (0, 0) == (refreshes.running, refreshes.started_total)
+
+
 async def test_stale_answers_survive_a_restart(tmp_path: Path) -> None:
     """The disk keeps an answer until it is of no more use, so that an outage is served through after a restart too."""
     first = Scene(disk=DiskTier(tmp_path, bytes_max=10**8))
