@@ -11,7 +11,7 @@ from proxy.call import Reply, StreamBroken
 from proxy.refusals import TABLE, Refused
 from proxy.transports.flight_words import Bill, End, Head, News
 
-UNKNOWN_MAX = 3  # looks in a row that could not tell
+UNKNOWN_MAX = 3  # looks in a row that could not tell, and no word in between
 MISSING_MAX = 2  # looks in a row that found no lease, and no word in between, before a stream that has begun is broken
 UNHEARD_MAX = 3  # wishes in a row to which a leader that lives said nothing
 _REFUSALS = {line.code: line for line in TABLE}
@@ -39,7 +39,7 @@ class Followed:
 
     def take(self, news: News) -> None:
         """More has come; what came before is passed over, and what is missing is asked for."""
-        self._unheard = self._missing = 0
+        self._unheard = self._missing = self._unknown = 0
         if news.position > self._have:
             self.ask(self._have)
             return

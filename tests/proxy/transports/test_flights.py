@@ -276,6 +276,22 @@ async def test_a_stream_that_has_begun_outlives_its_lease(heard: bool) -> None:
     assert (5 if heard else MISSING_MAX) == looks
 
 
+async def test_a_leader_that_is_heard_lives_though_redis_says_nothing_of_it() -> None:
+    """Redis answers no look in time, but the leader's words come, one after each silence: the follower has all of them."""
+    line = Line()
+    line.led.begin(stream_reply(FakeStream()))
+    await line.exchange()
+    left = [b"%d" % number for number in range(2 * UNKNOWN_MAX)]
+
+    async def alive() -> None:
+        line.led.add(left.pop(0))
+        line.pump()
+        line.deliver()
+
+    expected = left.copy()
+    assert expected == [await line.followed.next(silence_s=0.0001, alive=alive) for _ in expected]
+
+
 @given(st.binary(max_size=20), st.binary(max_size=20), st.integers(0, 200), st.integers(0, 7))
 def test_only_our_own_words_are_heard(secret: bytes, channel: bytes, at: int, bit: int) -> None:
     """A word comes back as it was said; with one bit changed, for another channel or under another secret it is nothing."""
