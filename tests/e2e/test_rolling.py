@@ -142,6 +142,21 @@ def test_a_revocation_holds_everywhere_within_a_second(rolling: World) -> None:
     assert min(took_us) <= REVOKED_US_MAX, took_us
 
 
+def test_a_rotated_key_has_two_secrets_until_its_grace_is_over(rolling: World) -> None:
+    """Every worker takes both secrets for as long as the operator said, then the new one alone."""
+    rolling.keys.pop("globex", None)
+    former = {"authorization": f"Bearer {rolling.key('globex')}"}
+    eventually(partial(served_everywhere, rolling, former), what="both workers know the key")
+    (record,) = [key for key in rolling.api("/keys?tenant=globex").json()["keys"] if not key["revoked_us"]]
+    rotated = json.loads(rolling.cli("keys", "rotate", record["id"], "--grace", "6s", "--json").stdout)
+    fresh = {"authorization": f"Bearer {rotated['key']}"}
+    eventually(partial(served_everywhere, rolling, fresh), what="both workers know the new secret")
+    assert served_everywhere(rolling, former)
+    assert abs(rotated["grace_until_us"] - last_served_us(rolling, former)) <= REVOKED_US_MAX
+    assert served_everywhere(rolling, fresh)
+    rolling.cli("keys", "revoke", record["id"])
+
+
 def served_everywhere(rolling: World, headers: dict[str, str]) -> bool:
     """Whether calls with these headers are answered, on as many connections as reach every worker."""
     return {200} == {rolling.get(f"{rolling.base_url}/models", headers=headers).status_code for _ in range(16)}
