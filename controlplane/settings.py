@@ -385,6 +385,7 @@ PROXY_SENTENCES = {
     "trusted_proxies": "Networks of load balancers whose `x-forwarded-for` tells a client's address, for keys that are limited to some.",
     "keep_alive_s": "How long an idle client connection is kept.",
     "timeout_s_max": "Longest deadline that a route or a client may ask for.",
+    "download_s_max": "Longest that a file or the results of a batch may take to come, while more of it comes within each `idle_timeout_s` of its upstream.",
     "reported_cost_ratio_max": "How many times our figure for a cost an upstream's own may be, or ours its, before it is counted as out of bounds.",
     "retry_ratio": "Asking an upstream again may be at most this share of the calls of the last ten seconds.",
     "retry_min_per_s": "Retries that are always allowed, so that a quiet proxy can retry at all.",

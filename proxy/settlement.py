@@ -27,7 +27,10 @@ from proxy.transports.owners import Owners, OwnersUnavailable, Unsettled
 CHANNEL = SETTLEMENT
 LOOK_S_MAX = 60.0  # between two looks at the same response
 BATCH_LOOK_S_MAX = 300.0  # and at the same batch, which may take a day
+ASIDE_AFTER_S = 2.0  # a look that takes longer, such as at large results, keeps no other waiting
+ASIDE_MAX = 4  # such looks at once
 _GONE = 404
+_Name = tuple[str, str]  # tenant and id
 _Place = tuple[str, str, bool]  # tenant, id, and whether it is known to have ended
 
 log = structlog.get_logger("proxy.settlement")
@@ -45,14 +48,20 @@ class Settlement:
         every_s: float,
         bills: BatchBills | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        aside_after_s: float = ASIDE_AFTER_S,
     ) -> None:
-        """every_s: how soon a new one is looked at; the pause doubles with each look that finds it unfinished. bills: None: batches are left alone."""
+        """every_s: how soon a new one is looked at; the pause doubles with each look that finds it unfinished. bills: None: batches are left alone.
+
+        aside_after_s: a look that takes longer goes on beside the others.
+        """
         self._pipeline = pipeline
         self._owners = owners
         self._runtime = runtime
         self._every_s = every_s
         self._bills = bills
         self._monotonic = monotonic
+        self._aside_after_s = aside_after_s
+        self._aside: dict[_Name, asyncio.Task[None]] = {}  # looks under way
         self._next: dict[_Place, tuple[float, float]] = {}  # when to look again, and the pause after that
         self.looks_total = 0
         self.given_up_total = 0  # responses whose usage nobody can learn any more
@@ -62,26 +71,53 @@ class Settlement:
         """Unsettled responses, as of the last round."""
         return len(self._next)
 
+    @property
+    def aside(self) -> int:
+        """Looks that are under way."""
+        return len(self._aside)
+
     async def run(self) -> None:
-        """Looks, round after round, until it is cancelled."""
-        while True:
-            await asyncio.sleep(self._every_s)
-            try:
-                await self.look_at_all()
-            except OwnersUnavailable as error:
-                log.warning("unsettled responses cannot be listed", reason=str(error))
+        """Looks, round after round, until it is cancelled; then the looks that are under way end, too."""
+        try:
+            while True:
+                await asyncio.sleep(self._every_s)
+                try:
+                    await self.look_at_all()
+                except OwnersUnavailable as error:
+                    log.warning("unsettled responses cannot be listed", reason=str(error))
+        finally:
+            for task in self._aside.values():
+                task.cancel()
+            await asyncio.gather(*self._aside.values(), return_exceptions=True)
 
     async def look_at_all(self) -> None:
         """One round: every response that is due. Raises OwnersUnavailable."""
+        for name, task in list(self._aside.items()):
+            if task.done():
+                self._aside.pop(name).result()
         open_now = {_place_of(item): item for item in await self._owners.unsettled() if item.claim is None}
         self._next = {place: self._next.get(place, (self._monotonic(), self._every_s)) for place in open_now}
         for place, item in open_now.items():
             due, pause_s = self._next[place]
-            if self._monotonic() < due:
+            if self._monotonic() < due or (item.tenant, item.name) in self._aside:
                 continue
+            if len(self._aside) >= ASIDE_MAX:
+                break
             most_s = LOOK_S_MAX if item.batch is None else BATCH_LOOK_S_MAX
             self._next[place] = (self._monotonic() + pause_s, min(2 * pause_s, most_s))
-            await self.look(item)
+            await self.look_soon(item)
+
+    async def look_soon(self, item: Unsettled) -> None:
+        """Looks at one, unless somebody does or too many are looked at; one that takes long goes on when this returns. Raises OwnersUnavailable."""
+        name = item.tenant, item.name
+        task = self._aside.get(name)
+        if task is None:
+            if len(self._aside) >= ASIDE_MAX:
+                return
+            task = self._aside[name] = asyncio.create_task(self.look(item), name="settlement-look")
+        await asyncio.wait([task], timeout=self._aside_after_s)
+        if task.done() and self._aside.get(name) is task:
+            self._aside.pop(name).result()
 
     async def look(self, item: Unsettled) -> None:
         """Asks for one as its tenant; it is booked on the way if it is finished. Raises OwnersUnavailable."""
@@ -169,6 +205,11 @@ def watch_kept(
         lambda: kept.promises.held,
     )
     watch("owners_unsettled_looks_total", "Looks at those.", lambda: settlement.looks_total)
+    watch(
+        "owners_unsettled_looks",
+        "Looks at those that are under way: long ones, at large results, go on beside the others.",
+        lambda: settlement.aside,
+    )
     watch(
         "owners_claims_released_total",
         "Responses in the background that were about to be booked when a worker was killed, and are looked at again.",

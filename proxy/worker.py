@@ -295,7 +295,7 @@ class Worker:
         )
         self.kept.look = self.settlement.look
         if not self._share.worker:  # it alone books batches
-            self.batches.look = self.settlement.look
+            self.batches.look = self.settlement.look_soon
 
     def _policy_of(self, tenant: str) -> TenantPolicy | None:
         runtime = self.app.runtime

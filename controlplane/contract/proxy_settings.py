@@ -35,6 +35,9 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     # calls
     timeout_s_max: float = 600.0
+    download_s_max: Annotated[float, Meta(gt=0)] = (
+        21_600.0  # of a file or a batch's results, as long as more of it comes
+    )
     retry_ratio: float = 0.2  # retries may be at most this share of calls, over the last ten seconds
     retry_min_per_s: float = 3.0  # and at least this many, so that a quiet proxy can retry at all
     retry_after_s_max: float = 5.0  # wait for an upstream's `retry-after` only up to this

@@ -129,7 +129,9 @@ class HttpTransport:
             if connection.status == 200 and view is not None and content_type.startswith(b"text/event-stream"):
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers)
-            elif wire.raw and connection.status == 200 and view is not None and not _is_json(content_type):
+            elif (
+                wire.raw and connection.status == 200 and view is not None and (view.free or not _is_json(content_type))
+            ):
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers, raw=True)
             else:
@@ -159,6 +161,7 @@ class HttpTransport:
         scanner: Scanner = (
             SoundScanner(free=view.free) if raw else reader.scanner(view=view, event_bytes_max=event_bytes_max)
         )
+        download = raw and view.free  # a file, whose size nobody knows before
         if wire.reports_cost:
             scanner = CostReader(scanner, attempt)
             attempt.reported_ratio_max = self._settings.reported_cost_ratio_max
@@ -169,7 +172,8 @@ class HttpTransport:
             connection,
             scanner,
             self._metrics,
-            timeout_s_max=self._settings.timeout_s_max,
+            timeout_s_max=self._settings.download_s_max if download else self._settings.timeout_s_max,
+            bound="download_s_max" if download else "timeout_s_max",
             beginning_bytes_max=self._settings.stream_event_bytes_max,
             hold_s_max=self._settings.stream_hold_s_max,
         )

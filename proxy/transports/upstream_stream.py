@@ -29,7 +29,7 @@ class UpstreamStream:
     """The chunks of one try. Before the first content it may fail as a try; after it, only as a broken stream."""
 
     __slots__ = (
-        "_attempt", "_beginning_bytes_max", "_connection", "_ended", "_expires", "_failure", "_hold_s_max", "_idle_s", "_metrics", "_opened",
+        "_attempt", "_beginning_bytes_max", "_bound", "_connection", "_ended", "_expires", "_failure", "_hold_s_max", "_idle_s", "_metrics", "_opened",
         "_pool", "_ready", "_scanner", "_sink", "_waits",
     )  # fmt: skip
 
@@ -44,8 +44,13 @@ class UpstreamStream:
         timeout_s_max: float,
         beginning_bytes_max: int,
         hold_s_max: float,
+        bound: str = "timeout_s_max",
     ) -> None:
-        """beginning_bytes_max: what may come before the first content, and is held back until then, or for hold_s_max."""
+        """beginning_bytes_max: what may come before the first content, and is held back until then, or for hold_s_max.
+
+        bound: the name of the setting that timeout_s_max comes from.
+        """
+        self._bound = bound
         self._beginning_bytes_max = beginning_bytes_max
         self._hold_s_max = hold_s_max
         self._metrics = metrics
@@ -150,7 +155,7 @@ class UpstreamStream:
         except Malformed as error:
             raise self._broken(AttemptError.MALFORMED, str(error)) from error
         except ConnectionFailed as failure:
-            raise self._broken(*_after_content(failure)) from failure
+            raise self._cut(failure) from failure
 
     def tap(self, sink: Sink) -> None:
         """Hands ordinary chunks to a sink while `read` waits; see `proxy.call.tap`."""
@@ -185,6 +190,12 @@ class UpstreamStream:
             self._ended = True
             self._tell()
             self._give_up()
+
+    def _cut(self, failure: ConnectionFailed) -> StreamBroken:
+        """A stream that its connection has ended, or the time that all of it may take."""
+        if failure.failure is Failure.TIMED_OUT and time.monotonic() >= self._expires - 0.002:
+            self._metrics.bound_hit(self._bound)
+        return self._broken(*_after_content(failure))
 
     def _broken(self, error: AttemptError, message: str, *, event: bytes = b"") -> StreamBroken:
         self._end(error)
