@@ -110,7 +110,7 @@ class Cache:
 
     def configure(self, rules: tuple[CacheInvalidation, ...]) -> None:
         """Takes the invalidations in force; from now on nothing that fits one is served."""
-        self._rules = Rules(rules) if rules else None
+        self._rules = self._items.rules = Rules(rules) if rules else None
 
     def lookup(self, call: Call) -> Reply | None:
         """A stored answer from memory, at once; None if there is none there, and then `send` goes on from here.
@@ -382,6 +382,8 @@ class Cache:
             self._count_large()
             return False
         entry = self._entry_of(call, reply, ttl_s=call.cache_ttl_s, body=body, blocks=blocks, ending=ending)
+        if self._rules is not None and self._rules.forbid(entry):  # since it was asked for
+            return False
         self.store.put(call.cache_key, entry)
         self.stored_total += 1
         return True

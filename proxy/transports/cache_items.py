@@ -21,6 +21,7 @@ from proxy.savings import avoided_nanousd, split, split_tokens
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_key import IGNORED_FIELDS, KEY_BYTES, item_keys, variant_of
 from proxy.transports.cache_policy import staleness
+from proxy.transports.cache_rules import Rules
 from proxy.transports.cache_store import Store
 from proxy.transports.embeddings import Ask, read_answer, read_ask, write_answer, write_ask
 
@@ -38,6 +39,7 @@ class Parts:
     found: dict[bytes, CacheEntry]
     body: bytes  # of the whole request
     whole_key: bytes
+    rules: Rules | None  # as they were when these were found
 
     @property
     def missing(self) -> list[int]:
@@ -64,6 +66,7 @@ class Items:
         self._may_serve_on_error = may_serve_on_error
         self._entry_bytes_max = entry_bytes_max
         self._now_us = now_us
+        self.rules: Rules | None = None  # the invalidations in force
         self.known_total = 0
         self.asked_total = 0
 
@@ -80,7 +83,7 @@ class Items:
             items=ask.items,
             variant=variant_of(call.headers),
         )
-        parts = call.parts = Parts(ask, keys, {}, call.body, call.cache_key)
+        parts = call.parts = Parts(ask, keys, {}, call.body, call.cache_key, self.rules)
         if call.cache is not CacheState.MISS:
             return None
         for key in set(keys):
@@ -95,6 +98,7 @@ class Items:
     async def from_below(self, call: Call, parts: Parts) -> Reply | None:
         """The whole answer if the tiers below memory have what memory lacks, or identical calls have brought it since."""
         await self.bring_up(call, parts)
+        self._drop_forbidden(parts)
         for at in parts.missing:
             entry = self._store.memory.get(parts.keys[at])
             if entry is not None and self._may_serve(call, entry):
@@ -133,7 +137,7 @@ class Items:
         call.body, call.cache_key = parts.body, parts.whole_key
 
     def complete(self, call: Call, parts: Parts, missing: Sequence[int], reply: Reply) -> Reply | None:
-        """Keeps what a good reply brought, and returns the whole answer; None if it cannot be read by inputs.
+        """Keeps what a good reply brought, and returns the whole answer; None if it cannot be read by inputs, or the others are invalidated.
 
         The reply is left as it is: others who share it have to make their own of it.
         """
@@ -149,6 +153,8 @@ class Items:
             fresh[parts.keys[at]] = (item, count)
         if call.cache is not CacheState.COALESCED:
             self._keep(call, parts, missing, reply, answered.items, answered.model)
+        if self._drop_forbidden(parts):
+            return None
         self.asked_total += len(missing)
         self.known_total += len(parts.keys) - len(missing)
         call.saved_nanousd += known
@@ -163,8 +169,19 @@ class Items:
         whole.complete, whole.usage_known, whole.finish_reason = True, reply.usage_known, reply.finish_reason
         return whole
 
+    def _drop_forbidden(self, parts: Parts) -> bool:
+        """Forgets what was invalidated since it was found; whether there was anything."""
+        if parts.rules is self.rules:
+            return False
+        rules = parts.rules = self.rules
+        gone = [key for key, entry in parts.found.items() if rules is not None and rules.forbid(entry)]
+        for key in gone:
+            del parts.found[key]
+        return bool(gone)
+
     def stale_whole(self, call: Call, parts: Parts) -> Reply | None:
         """The whole answer, what is missing from what is stale in memory; None if that is not all."""
+        self._drop_forbidden(parts)
         for at in parts.missing:
             entry = self._store.memory.get(parts.keys[at])
             if entry is None or not self._may_serve_on_error(call, entry):
@@ -207,6 +224,8 @@ class Items:
             agent=call.agent,
             tags=call.tags,
         )
+        if self.rules is not None and self.rules.forbid(plain):  # since it was asked for
+            return
         stale_s = max(staleness(call))
         for at, item, own, cost in zip(missing, items, tokens, nanousd, strict=True):
             entry = msgspec.structs.replace(plain, blocks=(item, model), tokens=own, nanousd=cost, stale_s=stale_s)

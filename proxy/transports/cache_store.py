@@ -45,11 +45,16 @@ class Store:
         disk = self.disk
         if disk is None or not disk.holds(key, now_us=self._now_us()):
             return None
-        return await disk.get(key)
+        return self._newest(key, await disk.get(key))
 
     async def from_redis(self, key: bytes) -> CacheEntry | None:
         """What Redis has under a key."""
-        return None if self.redis is None else await self.redis.get(key)
+        return None if self.redis is None else self._newest(key, await self.redis.get(key))
+
+    def _newest(self, key: bytes, found: CacheEntry | None) -> CacheEntry | None:
+        """What was found below, or what memory has been given during the look, if that is newer."""
+        known = None if found is None else self.memory.get(key)
+        return found if known is None or found is None or found.created_us >= known.created_us else known
 
     def put(self, key: bytes, entry: CacheEntry) -> None:
         """Keeps a fresh answer."""
