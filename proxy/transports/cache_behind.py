@@ -35,14 +35,19 @@ class WriteBehind(ABC):
         """Writes some entries at once; returns how many. Never raises."""
 
     def put(self, key: bytes, entry: CacheEntry) -> None:
-        """Has an entry written some time soon, or not at all; never waits."""
+        """Has an entry written some time soon, or not at all; never waits. It takes the place of one that waits under the same key."""
+        before = self._pending.get(key)
+        before_bytes = 0 if before is None else before.size_bytes
         if entry.size_bytes > self._settings.redis_entry_bytes_max:
             self.too_large_total += 1
-        elif self.degraded or self._pending_bytes + entry.size_bytes > self._settings.redis_pending_bytes_max:
+        elif (
+            self.degraded
+            or self._pending_bytes - before_bytes + entry.size_bytes > self._settings.redis_pending_bytes_max
+        ):
             self.dropped_total += 1
-        elif key not in self._pending:
+        else:
             self._pending[key] = entry
-            self._pending_bytes += entry.size_bytes
+            self._pending_bytes += entry.size_bytes - before_bytes
             if self._task is None:
                 self._task = asyncio.get_running_loop().create_task(self._run(), name="redis-writes")
 
@@ -64,7 +69,8 @@ class WriteBehind(ABC):
                 self.written_total += written
                 self.dropped_total += len(batch) - written
                 for key, entry in batch:
-                    del self._pending[key]
-                    self._pending_bytes -= entry.size_bytes
+                    if self._pending[key] is entry:  # else a newer one has come
+                        del self._pending[key]
+                        self._pending_bytes -= entry.size_bytes
         finally:
             self._task = None

@@ -113,6 +113,19 @@ async def test_two_workers_share_an_answer(server: RedisServer) -> None:
     await second.aclose()
 
 
+async def test_of_two_answers_that_wait_the_newer_one_is_written(server: RedisServer, tier: RedisTier) -> None:
+    """One that comes before the one before it is written, or while it is being written, takes its place; nothing is counted twice."""
+    other = await _opened(server.url)
+    tier.put(KEY, _entry("a"))
+    tier.put(KEY, _entry("b", size=20))
+    await asyncio.sleep(0)  # it is on its way
+    tier.put(KEY, newest := _entry("c"))
+    await tier.flush()
+    assert newest == await other.get(KEY)
+    assert (2, 0, 0) == (tier.written_total, tier.dropped_total, tier._pending_bytes)
+    await other.aclose()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_two_hosts_serve_each_other_s_answers(server: RedisServer, tmp_path: Path, *, stream: bool) -> None:
     """Over HTTP: what came through one proxy is a hit with the same bytes at another, and without Redis the other asks for itself."""
