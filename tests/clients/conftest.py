@@ -39,6 +39,7 @@ tenants:
   - {{name: brisk-node, cache: {{enabled: false}}, limits: {{requests_per_minute: 60}}}}
   - {{name: brisk-node-too, cache: {{enabled: false}}, limits: {{requests_per_minute: 60}}}}
   - {{name: brisk, cache: {{enabled: false}}, limits: {{requests_per_minute: 60}}}}
+  - {{name: brisk-frameworks, cache: {{enabled: false}}, limits: {{requests_per_minute: 30}}}}
 """
 
 

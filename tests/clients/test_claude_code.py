@@ -86,6 +86,7 @@ def test_its_sessions_and_agents_are_labels(gateway: World, client: httpx.Client
     assert {"session": "session-7", "agent": "agent-3", "operation": "messages"} == row
 
 
+@shows("Claude Code, gateway protocol", "plain", "usage")
 def test_a_body_it_sends_is_the_body_that_arrives(gateway: World, client: httpx.Client) -> None:
     """Unknown fields and the order of `system` are forwarded untouched: counting at the provider itself gives the same number."""
     through = client.post("/v1/messages", json=BODY).json()["usage"]
