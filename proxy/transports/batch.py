@@ -20,6 +20,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -179,9 +180,9 @@ class Batch:
         if not members:
             return
         group.under_way += 1
-        task = asyncio.get_running_loop().create_task(self._run(group, members), name="batch")
+        task = asyncio.get_running_loop().create_task(self._ask(members), name="batch")
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(partial(self._ended, group, members))
 
     def _came_back(self, group: _Group) -> None:
         group.under_way -= 1
@@ -193,19 +194,16 @@ class Batch:
         if not group.under_way and not group.waiting and self._groups.get(group.key) is group:
             del self._groups[group.key]
 
-    async def _run(self, group: _Group, members: list[_Member]) -> None:
-        try:
-            await self._ask(members)
-        except asyncio.CancelledError:
-            for member in members:
+    def _ended(self, group: _Group, members: list[_Member], task: asyncio.Task[None]) -> None:
+        """A request is over, perhaps before it began: whoever has no answer is told."""
+        self._running.discard(task)
+        error = None if task.cancelled() else task.exception()
+        for member in members:
+            if task.cancelled():
                 member.reply.cancel()
-            raise
-        except Exception as error:  # noqa: BLE001 - it belongs to the calls, whose pipeline tells of it
-            for member in members:
-                if not member.reply.done():
-                    member.reply.set_exception(error)
-        finally:
-            self._came_back(group)
+            elif error is not None and not member.reply.done():  # it belongs to the calls, whose pipeline tells of it
+                member.reply.set_exception(error)
+        self._came_back(group)
 
     async def _ask(self, members: list[_Member]) -> None:
         """One request for all of them that still wait, and theirs what comes."""

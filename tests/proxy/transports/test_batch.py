@@ -377,3 +377,16 @@ async def test_closing_ends_what_is_shared() -> None:
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(one, asyncio.CancelledError) for one in results)
     assert 1 == scene.provider.closed
+
+
+async def test_a_request_that_has_not_begun_when_the_proxy_stops_ends_its_calls() -> None:
+    """A batch that became full in the last turn: its calls are told, and nobody waits for their deadlines."""
+    scene = Scene(BatchPolicy(window_s=60.0, items_max=2))
+    _, (first, *_) = await scene.begin("first", "second")
+    last = scene.send(scene.call("third"))
+    await asyncio.sleep(0)
+    await scene.batch.aclose()
+    await settle_down()
+    assert (True, 1, 0) == (last.done(), len(scene.provider.asked), scene.batch.waiting)
+    scene.provider.gate.set()
+    assert 200 == (await first).status
