@@ -17,6 +17,7 @@ What can go wrong, and what then happens:
 - The leader lost its lease though it lives: another may ask upstream too. Words carry the token of their flight, so its followers
   never mix two answers.
 - The follower's client leaves: the leader's worker hears of it, and counts it out as one of its own.
+- The follower's worker dies: it says no longer that it stays, and is counted out two leases later.
 - No upstream could answer: that is shared too, or each worker would find it out anew. A refusal for which none was asked (every breaker is
   open, no place is free) says something of the leader's worker alone, and one for want of time of the leader alone: the others ask.
 - The follower's key may use other models than the leader's, on a route where others can stand in: it gets what it could have got itself,
@@ -43,7 +44,7 @@ from proxy.transports.flight_bill import Bills, watch_bills
 from proxy.transports.flight_follow import Followed
 from proxy.transports.flight_lead import Buffers, Led
 from proxy.transports.flight_streams import FollowedStream, LedStream
-from proxy.transports.flight_words import Attach, Detach, Gone, News, Seals, Word
+from proxy.transports.flight_words import Attach, Detach, Gone, News, Seals, Stay, Word
 
 LINGER_S = 1.0
 REFRESH_MS = 10_000  # how long a stale answer is left to the worker that asks it anew
@@ -101,6 +102,7 @@ class SharedFlights:
         self._followed: dict[bytes, Followed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
+        self._staying: asyncio.Task[None] | None = None
         self.bills = Bills(
             shared,
             inbox=self._name,
@@ -116,6 +118,7 @@ class SharedFlights:
         self.taken_over_total = 0
         self.full_total = 0
         self.parted_total = 0
+        self.counted_out_total = 0  # followers of which nothing was heard for long
         self.unheard_total = 0  # words that were not ours
         if shared is not None:
             shared.subscribe(self._channel(self._name), self._hear)
@@ -183,8 +186,9 @@ class SharedFlights:
 
     async def aclose(self) -> None:
         """Ends all flights, and closes the inner transport; safe to call twice."""
-        if self._renewing is not None:
-            self._renewing.cancel()
+        for loop in (self._renewing, self._staying):
+            if loop is not None:
+                loop.cancel()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -265,6 +269,7 @@ class SharedFlights:
         try:
             while self._led and shared is not None:
                 await asyncio.sleep(self._lease_s / 3)
+                self._count_out(deaf=shared.degraded or not shared.listening)
                 for led in tuple(self._led.values()):
                     if led.ended:
                         continue
@@ -274,6 +279,24 @@ class SharedFlights:
                         break
         finally:
             self._renewing = None
+
+    def _count_out(self, *, deaf: bool) -> None:
+        """Followers that have died take no part any more, as those that have left."""
+        for led in tuple(self._led.values()):
+            silent = 0 if led.ended else led.count_out(deaf=deaf)
+            self.counted_out_total += silent
+            if silent and not led.followers:
+                self.on_left(led.key)
+
+    async def _stay(self) -> None:
+        """Tells each leader a few times a lease that its flight is still wanted here, while any is followed."""
+        try:
+            while self._followed:
+                await asyncio.sleep(self._lease_s / 3)
+                for followed in tuple(self._followed.values()):
+                    self._say(followed.leader, Stay(followed.tag, followed.token, self._name))
+        finally:
+            self._staying = None
 
     async def _follow(self, call: Call, tag: bytes, held: bytes) -> tuple[Reply | None, bool]:
         """The leader's reply, or None; then whether another leader may be looked for."""
@@ -285,8 +308,11 @@ class SharedFlights:
             token,
             ask=lambda position: self._say(leader, Attach(tag, token, self._name, position)),
             bytes_max=self._buffer_bytes_max,
+            leader=leader,
         )
         self._followed[tag] = followed
+        if self._staying is None:
+            self._staying = asyncio.get_running_loop().create_task(self._stay(), name="flight-stays")
         self.followed_total += 1
         call.cache = CacheState.COALESCED
         if self._uses(call, models):  # else it is not known yet whether the answer is for this call
@@ -377,11 +403,13 @@ class SharedFlights:
         else:
             self._serve(word)
 
-    def _serve(self, word: Attach | Detach) -> None:
+    def _serve(self, word: Attach | Detach | Stay) -> None:
         led = self._led.get(word.flight)
         if led is None or led.token != word.token:
             if isinstance(word, Attach):
                 self._say(word.inbox, Gone(word.flight, word.token))
+        elif isinstance(word, Stay):
+            led.hear(word.inbox)
         elif isinstance(word, Detach):
             led.followers.pop(word.inbox, None)
             if not led.followers:
@@ -438,6 +466,7 @@ def watch_flights(watch: Callable[[str, str, Callable[[], float]], None], flight
         "Answers of other workers that were not for a call's key, because it may use other models.",
         lambda: flights.parted_total,
     )
+    watch("flights_counted_out_total", "Workers that followed a flight and died.", lambda: flights.counted_out_total)
     watch_bills(watch, flights.bills)
     watch("flights_unheard_total", "Messages that no proxy of ours sent.", lambda: flights.unheard_total)
 

@@ -19,11 +19,14 @@ Alive = Callable[[], Awaitable[bool | None]]  # None: it cannot be found out
 
 
 class Followed:
-    """Chunks that came and were not read yet. ask: asks the leader for everything from a position on."""
+    """Chunks that came and were not read yet. ask: asks the leader for everything from a position on. leader: its worker's inbox."""
 
-    def __init__(self, tag: bytes, token: bytes, *, ask: Callable[[int], None], bytes_max: int) -> None:
+    def __init__(
+        self, tag: bytes, token: bytes, *, ask: Callable[[int], None], bytes_max: int, leader: bytes = b""
+    ) -> None:
         self.tag = tag
         self.token = token
+        self.leader = leader
         self.ask = ask
         self.alone = False  # the flight cannot be shared at all
         self._bytes_max = bytes_max

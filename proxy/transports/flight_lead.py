@@ -14,16 +14,18 @@ from proxy.transports.flight_words import Bill, End, Gone, Head, News
 
 CHUNKS_MAX = 256  # of one message
 MESSAGE_BYTES = 256 * 1024  # about
+SILENT_MAX = 6  # rounds without a word of a follower, which says one in each: two leases long
 
 
 @dataclass(slots=True)
 class Place:
     """How far one follower has come. pumping: somebody is sending to it. greeted: it was told since it asked that it is heard.
 
-    late: it came when the answer had ended and the bill was made, so it pays nothing.
+    late: it came when the answer had ended and the bill was made, so it pays nothing. silent: rounds without a word of it.
     """
 
     position: int
+    silent: int = 0
     late: bool = False
     greeted: bool = False
     head_sent: bool = False
@@ -90,8 +92,26 @@ class Led:
         self.followed = True
         place = self.followers.setdefault(inbox, Place(position, late=self._end is not None))
         place.position, place.greeted, place.head_sent, place.end_sent = position, False, False, False
+        place.silent = 0
         self._tell(inbox)
         return True
+
+    def hear(self, inbox: bytes) -> None:
+        """A follower lives."""
+        place = self.followers.get(inbox)
+        if place is not None:
+            place.silent = 0
+
+    def count_out(self, *, deaf: bool) -> int:
+        """One more round: takes out who has said nothing for long, and returns how many. deaf: nobody could be heard in it."""
+        silent = []
+        for inbox, place in self.followers.items():
+            place.silent = 0 if deaf else place.silent + 1
+            if place.silent > SILENT_MAX:
+                silent.append(inbox)
+        for inbox in silent:
+            del self.followers[inbox]
+        return len(silent)
 
     def holds(self, reply: Reply) -> bool:
         """Whether an answer is small enough to be given to others."""

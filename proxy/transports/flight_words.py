@@ -13,7 +13,7 @@ from controlplane.contract.records import AttemptRecord
 
 SEAL_BYTES = 16
 TAG_BYTES = 16
-_PERSON = b"heph-flight-2"  # words of another meaning of this module are not heard
+_PERSON = b"heph-flight-3"  # words of another meaning of this module are not heard
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):
@@ -27,6 +27,14 @@ class Attach(msgspec.Struct, frozen=True, tag="attach"):
 
 class Detach(msgspec.Struct, frozen=True, tag="detach"):
     """A follower's worker wants no more of it."""
+
+    flight: bytes
+    token: bytes
+    inbox: bytes
+
+
+class Stay(msgspec.Struct, frozen=True, tag="stay"):
+    """A follower's worker still wants it: who says nothing for long is counted out."""
 
     flight: bytes
     token: bytes
@@ -102,10 +110,10 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
     alone: bool = False
 
 
-Word: TypeAlias = Attach | Detach | News | Gone
+Word: TypeAlias = Attach | Detach | Stay | News | Gone
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Attach | Detach | News | Gone).decode
+_decode = msgspec.msgpack.Decoder(Attach | Detach | Stay | News | Gone).decode
 
 
 class Seals:

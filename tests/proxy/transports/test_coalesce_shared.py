@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,12 +27,13 @@ from tests.proxy.transports.test_coalesce import ANSWER_NANOUSD, Client
 
 SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("token"))
 DEADLINE_S = 30.0
+LEASE_S = 0.4
 
 
 class Host:
     """A worker's part: local flights above shared ones above an upstream."""
 
-    def __init__(self, url: str | None, *, lease_s: float = 0.4, secret: bytes = b"pepper") -> None:
+    def __init__(self, url: str | None, *, lease_s: float = LEASE_S, secret: bytes = b"pepper") -> None:
         self.shared = None
         if url is not None:
             self.shared = SharedState(ProxySettings(redis=url, redis_timeout_s=5.0, redis_pause_s=0.05), SECRETS)
@@ -42,7 +44,7 @@ class Host:
         shared: SharedState | None,
         inner: FakeInner,
         *,
-        lease_s: float = 0.4,
+        lease_s: float = LEASE_S,
         secret: bytes = b"pepper",
         count_after_s: float | None = None,
     ) -> None:
@@ -177,6 +179,48 @@ async def test_the_call_goes_on_for_another_worker_when_the_leader_s_client_leav
     assert follower.leave()
     await until(lambda: leader.ended)
     assert ("cancelled", True, True) == (leader.ended, leader.call.aborted, stream.closed > 0)
+
+
+async def test_the_call_is_given_up_when_the_worker_that_follows_dies(hosts: tuple[Host, Host]) -> None:
+    """It says no word any more: soon it is counted out, and what nobody wants is cancelled."""
+    one, two = hosts
+    one.inner.streaming = True
+    one.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: one.inner.streams)
+    (stream,) = one.inner.streams
+    stream.feed(b"one")
+    follower = await _follow(one, two)
+    await until(lambda: follower.got)
+    assert not leader.leave()
+    assert two.shared is not None
+    await two.shared.aclose()  # from here on nothing of it is heard
+    async with asyncio.timeout(10 * LEASE_S):
+        await until(lambda: leader.ended)
+    assert ("cancelled", True, True) == (leader.ended, leader.call.aborted, stream.closed > 0)
+    assert (0, 1) == (one.flights.followers(b"key"), one.flights.counted_out_total)
+
+
+@pytest.mark.parametrize("pieces", [0, 40])
+async def test_a_worker_that_follows_for_long_is_not_counted_out(hosts: tuple[Host, Host], pieces: int) -> None:
+    """Whether the upstream says nothing for many leases or a lot, those who live say so."""
+    one, two = hosts
+    one.inner.streaming = True
+    one.inner.gate.set()
+    leader = await _lead(one)
+    await until(lambda: one.inner.streams)
+    (stream,) = one.inner.streams
+    stream.feed(b"one")
+    follower = await _follow(one, two)
+    await until(lambda: follower.got)
+    assert not leader.leave()
+    began = time.monotonic()
+    for piece in range(1, 41):
+        await until(lambda at=began + piece * LEASE_S / 10: time.monotonic() >= at)  # type: ignore[misc]
+        stream.feed(*[b"more"] * (pieces > 0))
+    stream.end()
+    await until(lambda: follower.ended)
+    assert ("complete", 1 + pieces, 0) == (follower.ended, len(follower.got), one.flights.counted_out_total)
 
 
 async def test_a_dead_leader_s_flight_is_taken_over(hosts: tuple[Host, Host], server: RedisServer) -> None:

@@ -13,7 +13,7 @@ from controlplane.contract.records import Outcome
 from proxy.call import Reply, StreamBroken
 from proxy.refusals import EXHAUSTED, Refused, refuse
 from proxy.transports.flight_follow import MISSING_MAX, UNHEARD_MAX, UNKNOWN_MAX, Followed
-from proxy.transports.flight_lead import Buffers, Led
+from proxy.transports.flight_lead import SILENT_MAX, Buffers, Led
 from proxy.transports.flight_words import Attach, Bill, Detach, End, Gone, Head, News, Seals
 from tests.proxy.state_fakes import FakeStream, complete_reply, stream_reply
 
@@ -309,3 +309,22 @@ def test_only_our_own_words_are_heard(secret: bytes, channel: bytes, at: int, bi
         damaged = bytearray(sealed)
         damaged[at % len(sealed)] ^= 1 << bit
         assert seals.opened(channel, bytes(damaged)) is None
+
+
+@given(st.lists(st.sampled_from(["stay", "attach", "deaf", "silent"]), max_size=4 * SILENT_MAX))
+@settings(max_examples=50, deadline=None)
+def test_only_who_says_nothing_for_long_is_counted_out(rounds: list[str]) -> None:
+    """Any word counts, and rounds in which nobody could be heard count for nobody; who was counted out may come again."""
+    line, silent = Line(), 0
+    assert line.led.attach(INBOX, 0)
+    for heard in rounds:
+        if heard == "stay":
+            line.led.hear(INBOX)
+        elif heard == "attach":
+            line.led.attach(INBOX, 0)
+        follows = INBOX in line.led.followers
+        silent = 0 if heard == "deaf" else 1 if heard != "silent" else silent + 1
+        out = follows and silent > SILENT_MAX
+        assert int(out) == line.led.count_out(deaf=heard == "deaf")
+        assert (follows and not out) == (INBOX in line.led.followers)
+    assert line.led.attach(INBOX, 0)
