@@ -39,7 +39,7 @@ from controlplane.contract.records import CacheState, Outcome
 from proxy.call import Call, Reply, Transport
 from proxy.refusals import TIMED_OUT, refuse
 from proxy.shared import Script, SharedState, SharedUnavailable
-from proxy.transports.flight import may_have, saved_nanousd
+from proxy.transports.flight import is_shared, may_have, saved_nanousd
 from proxy.transports.flight_bill import Bills, watch_bills
 from proxy.transports.flight_follow import Followed
 from proxy.transports.flight_lead import Buffers, Led
@@ -99,6 +99,7 @@ class SharedFlights:
         self._monotonic = monotonic
         self._name = os.urandom(_NAME_BYTES).hex().encode()
         self._led: dict[bytes, Led] = {}  # by the flight's tag
+        self._claimed: dict[bytes, Led] = {}  # by token: what may be led, as soon as Redis has answered
         self._followed: dict[bytes, Followed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
@@ -125,8 +126,8 @@ class SharedFlights:
 
     @property
     def active(self) -> int:
-        """Flights led or followed now."""
-        return len(self._led) + len(self._followed)
+        """Flights led or followed now, or about to be."""
+        return len(self._led) + len(self._followed) + len(self._claimed)
 
     @property
     def silence_s(self) -> float:
@@ -138,7 +139,7 @@ class SharedFlights:
         if not self._led:
             return 0
         led = self._led.get(self._seals.tag_of(key))
-        return 0 if led is None else len(led.followers)
+        return 0 if led is None or led.ended else len(led.followers)
 
     async def send(self, call: Call) -> Reply:
         """The reply of this call's flight, wherever it is led."""
@@ -153,15 +154,18 @@ class SharedFlights:
                 self.full_total += 1
                 break
             led = self._new_led(call, tag)
+            self._claimed[led.token] = led  # others may know that it leads before this worker does
             began_ns = time.monotonic_ns()
             try:
                 held = await shared.run(_CLAIM, [self._lease_key(tag)], led.held, self._lease_ms)
             except BaseException as trouble:
+                led.give_up()
                 self._spawn(self._release(led))  # it may be ours all the same
                 if isinstance(trouble, SharedUnavailable):
                     break
                 raise
             finally:
+                del self._claimed[led.token]
                 call.waited_ns += time.monotonic_ns() - began_ns
             if not isinstance(held, bytes):
                 return await self._lead(call, led)
@@ -227,14 +231,14 @@ class SharedFlights:
                 led.begin(reply, fell_back=call.fell_back)
                 reply.stream = LedStream(self, led, call, reply, reply.stream)
                 return reply
-            if led.followed and _is_shared(call, reply) and led.holds(reply):
+            if led.followed and is_shared(call, reply) and led.holds(reply):
                 bill = await self.bills.close(call, self.bill_key(led.tag, led.token), led.followers)
         except BaseException:
             if led.followed:
                 self.bills.void(self.bill_key(led.tag, led.token))
             self.end(led, linger=False)
             raise
-        if _is_shared(call, reply):
+        if is_shared(call, reply):
             led.begin(reply, fell_back=call.fell_back, bill=bill)
         else:
             led.give_up()
@@ -277,6 +281,8 @@ class SharedFlights:
                         await shared.run(_RENEW, [self._lease_key(led.tag)], led.held, self._lease_ms)
                     except SharedUnavailable:
                         break
+                    if self._led.get(led.tag) is not led:  # it has ended meanwhile, and may have been let go of before
+                        self._spawn(self._release(led))
         finally:
             self._renewing = None
 
@@ -303,17 +309,18 @@ class SharedFlights:
         leader, token, models = held.split(b"/") if held.count(b"/") == 2 else (b"", b"", b"")  # 2: ours
         if tag in self._followed or leader in (self._name, b""):
             return None, False
+        self.followed_total += 1
+        number = self.followed_total
         followed = Followed(
             tag,
             token,
-            ask=lambda position: self._say(leader, Attach(tag, token, self._name, position)),
+            ask=lambda position: self._say(leader, Attach(tag, token, self._name, position, number)),
             bytes_max=self._buffer_bytes_max,
             leader=leader,
         )
         self._followed[tag] = followed
         if self._staying is None:
             self._staying = asyncio.get_running_loop().create_task(self._stay(), name="flight-stays")
-        self.followed_total += 1
         call.cache = CacheState.COALESCED
         if self._uses(call, models):  # else it is not known yet whether the answer is for this call
             self.bills.sit(call, self.bill_key(tag, token))
@@ -383,7 +390,7 @@ class SharedFlights:
         self.bills.rise(call)
         if self._followed.get(followed.tag) is followed:
             del self._followed[followed.tag]
-            self._say(leader, Detach(followed.tag, followed.token, self._name))
+            self._say(leader, self._detach(followed.tag, followed.token))
 
     def _hear(self, data: bytes) -> None:
         """A word in this worker's inbox."""
@@ -395,7 +402,7 @@ class SharedFlights:
             if followed is not None and followed.token == word.token:
                 followed.take(word)
             else:
-                self._say(word.leader, Detach(word.flight, word.token, self._name))
+                self._say(word.leader, self._detach(word.flight, word.token))
         elif isinstance(word, Gone):
             followed = self._followed.get(word.flight)
             if followed is not None and followed.token == word.token:
@@ -406,16 +413,22 @@ class SharedFlights:
     def _serve(self, word: Attach | Detach | Stay) -> None:
         led = self._led.get(word.flight)
         if led is None or led.token != word.token:
+            led = self._claimed.get(word.token)
+        if led is None or led.tag != word.flight:
             if isinstance(word, Attach):
                 self._say(word.inbox, Gone(word.flight, word.token))
         elif isinstance(word, Stay):
             led.hear(word.inbox)
         elif isinstance(word, Detach):
-            led.followers.pop(word.inbox, None)
+            led.detach(word.inbox, word.number)
             if not led.followers:
                 self.on_left(led.key)
-        elif not led.attach(word.inbox, word.position):
+        elif not led.attach(word.inbox, word.position, word.number):
             self._say(word.inbox, Gone(word.flight, word.token, alone=True))
+
+    def _detach(self, tag: bytes, token: bytes) -> Detach:
+        """No more of a flight, whatever was asked for until now."""
+        return Detach(tag, token, self._name, self.followed_total)
 
     def _pump(self, led: Led, inbox: bytes) -> None:
         """Begins to send a follower what it does not have yet."""
@@ -469,13 +482,6 @@ def watch_flights(watch: Callable[[str, str, Callable[[], float]], None], flight
     watch("flights_counted_out_total", "Workers that followed a flight and died.", lambda: flights.counted_out_total)
     watch_bills(watch, flights.bills)
     watch("flights_unheard_total", "Messages that no proxy of ours sent.", lambda: flights.unheard_total)
-
-
-def _is_shared(call: Call, reply: Reply) -> bool:
-    """Whether a whole answer is also for others: a refusal only if upstreams were asked for it, and time was not what lacked."""
-    if reply.outcome is Outcome.TIMED_OUT:
-        return False
-    return reply.refusal is None or bool(call.attempts)
 
 
 async def _quietly(work: Awaitable[None]) -> None:

@@ -326,6 +326,13 @@ def may_have(call: Call, reply: Reply, *, fell_back: str) -> bool:
     )
 
 
+def is_shared(call: Call, reply: Reply) -> bool:
+    """Whether a whole answer is also for other workers: a refusal only if upstreams were asked for it, and time was not what lacked."""
+    if reply.outcome is Outcome.TIMED_OUT:
+        return False
+    return reply.refusal is None or bool(call.attempts)
+
+
 def know_the_end(reply: Reply, head: Reply) -> None:
     """Tells a follower's reply what is known when an answer is whole."""
     reply.finish_reason = head.finish_reason

@@ -21,10 +21,11 @@ SILENT_MAX = 6  # rounds without a word of a follower, which says one in each: t
 class Place:
     """How far one follower has come. pumping: somebody is sending to it. greeted: it was told since it asked that it is heard.
 
-    late: it came when the answer had ended and the bill was made, so it pays nothing. silent: rounds without a word of it.
+    number: of its last wish. late: it came when the answer had ended and the bill was made, so it pays nothing. silent: rounds without a word of it.
     """
 
     position: int
+    number: int = 0
     silent: int = 0
     late: bool = False
     greeted: bool = False
@@ -85,16 +86,22 @@ class Led:
         """Whether there is an answer, or will be none."""
         return self._head is not None or self._given_up
 
-    def attach(self, inbox: bytes, position: int) -> bool:
+    def attach(self, inbox: bytes, position: int, number: int = 0) -> bool:
         """One more follower, or one that has missed something; False if it cannot have the flight."""
         if not self.may_attach or self._given_up or not self._dropped <= position <= self._dropped + len(self._chunks):
             return False
         self.followed = True
         place = self.followers.setdefault(inbox, Place(position, late=self._end is not None))
         place.position, place.greeted, place.head_sent, place.end_sent = position, False, False, False
-        place.silent = 0
+        place.silent, place.number = 0, max(place.number, number)
         self._tell(inbox)
         return True
+
+    def detach(self, inbox: bytes, number: int = 0) -> None:
+        """A follower less, unless it has asked again since it said so."""
+        place = self.followers.get(inbox)
+        if place is not None and place.number <= number:
+            del self.followers[inbox]
 
     def hear(self, inbox: bytes) -> None:
         """A follower lives."""

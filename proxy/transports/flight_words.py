@@ -17,20 +17,25 @@ _PERSON = b"heph-flight-3"  # words of another meaning of this module are not he
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):
-    """A follower's worker wants a flight from a chunk on. inbox: where its answers go; position: chunks that it has."""
+    """A follower's worker wants a flight from a chunk on. inbox: where its answers go; position: chunks that it has.
+
+    number: of all that its worker has followed, so that words that overtake each other can be told apart.
+    """
 
     flight: bytes
     token: bytes
     inbox: bytes
     position: int = 0
+    number: int = 0
 
 
 class Detach(msgspec.Struct, frozen=True, tag="detach"):
-    """A follower's worker wants no more of it."""
+    """A follower's worker wants no more of it. number: of the last `Attach` that this takes back."""
 
     flight: bytes
     token: bytes
     inbox: bytes
+    number: int = 0
 
 
 class Stay(msgspec.Struct, frozen=True, tag="stay"):
