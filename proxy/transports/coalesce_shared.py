@@ -48,6 +48,7 @@ from proxy.transports.flight_words import Attach, Detach, Gone, News, Seals, Sta
 
 LINGER_S = 1.0
 REFRESH_MS = 10_000  # how long a stale answer is left to the worker that asks it anew
+RENEWED_AT_ONCE = 16  # leases
 TRIES_MAX = 3  # leaders that a call waits for, one after the other
 COUNT_LEASES = 10  # so many leases long a part of a bill may remain unbooked before it is counted
 _NAME_BYTES = 8
@@ -274,17 +275,19 @@ class SharedFlights:
             while self._led and shared is not None:
                 await asyncio.sleep(self._lease_s / 3)
                 self._count_out(deaf=shared.degraded or not shared.listening)
-                for led in tuple(self._led.values()):
-                    if led.ended:
-                        continue
-                    try:
-                        await shared.run(_RENEW, [self._lease_key(led.tag)], led.held, self._lease_ms)
-                    except SharedUnavailable:
-                        break
-                    if self._led.get(led.tag) is not led:  # it has ended meanwhile, and may have been let go of before
-                        self._spawn(self._release(led))
+                leds = tuple(self._led.values())
+                for at in range(0, len(leds), RENEWED_AT_ONCE):
+                    await asyncio.gather(*(self._renew_lease(led, shared) for led in leds[at : at + RENEWED_AT_ONCE]))
         finally:
             self._renewing = None
+
+    async def _renew_lease(self, led: Led, shared: SharedState) -> None:
+        if led.ended:
+            return
+        with contextlib.suppress(SharedUnavailable):
+            await shared.run(_RENEW, [self._lease_key(led.tag)], led.held, self._lease_ms)
+        if self._led.get(led.tag) is not led:  # it has ended meanwhile, and may have been let go of before
+            self._spawn(self._release(led))
 
     def _count_out(self, *, deaf: bool) -> None:
         """Followers that have died take no part any more, as those that have left."""

@@ -114,6 +114,20 @@ async def test_a_lease_that_is_renewed_after_its_end_is_given_back(server: Redis
     await host.close()
 
 
+async def test_a_lease_whose_renewal_is_slow_keeps_no_other_from_being_renewed(
+    server: RedisServer, way: GatedWay
+) -> None:
+    """Each is asked for by itself, several at once."""
+    host = await Host(way.url).open()
+    way.requests = _RENEW.sha.encode()
+    clients = [Client(host.coalesce, key=b"%d" % number) for number in range(3)]
+    await until(lambda: 3 == way.held)
+    way.gate.set()
+    host.inner.gate.set()
+    await until(lambda: all(client.ended for client in clients))
+    await host.close()
+
+
 async def test_a_word_of_one_that_left_does_not_end_what_came_after_it(server: RedisServer) -> None:
     """A worker leaves a flight and follows it again; its words arrive in the other order."""
     host = await Host(server.url).open()
