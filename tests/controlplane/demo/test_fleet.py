@@ -82,6 +82,19 @@ async def test_habits_differ(provider: Provider) -> None:
     assert len(provider._inference.memory) < calls / 2  # half of the bodies or more were seen before
 
 
+async def test_it_speaks_three_protocols(provider: Provider) -> None:
+    """Chat completions and embeddings, responses, and messages: each is asked for, in calls that succeed."""
+    paths = ("*/chat/completions", "*/embeddings", "*/responses", "*/messages")
+    for path in paths:  # a fault that does nothing but count
+        provider.faults.add(Fault(FaultKind.SLOW_FIRST_TOKEN, id=path, match=FaultMatch(path=path), delay_s=0.0))
+    async with at_work(provider) as run:
+        await run.pass_time(20)
+        counters = run.fleet.counters
+    met = {status.fault.id: status.hits for status in provider.faults.status()}
+    assert set(paths) == {path for path, hits in met.items() if hits}
+    assert (counters.calls, {}) == (sum(met.values()), counters.failed_by_code)
+
+
 async def test_same_seed_asks_the_same(provider: Provider) -> None:
     """Two fleets with one seed make the same calls in the same time."""
     seen = []
