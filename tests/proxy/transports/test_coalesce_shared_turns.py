@@ -122,6 +122,8 @@ async def test_a_lease_whose_renewal_is_slow_keeps_no_other_from_being_renewed(
     way.requests = _RENEW.sha.encode()
     clients = [Client(host.coalesce, key=b"%d" % number) for number in range(3)]
     await until(lambda: 3 == way.held)
+    assert host.shared is not None
+    assert 0 == host.shared.errors_total  # none had to be given up first
     way.gate.set()
     host.inner.gate.set()
     await until(lambda: all(client.ended for client in clients))
