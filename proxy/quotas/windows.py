@@ -22,8 +22,8 @@ CLOCK_STEP_US = _MINUTE_US  # a clock that was put back by more than this goes b
 def window_bounds(window: Window, at_us: int, timezone: str = "UTC") -> tuple[int, int]:
     """Start (included) and end (excluded) of the window that holds a moment, in Unix microseconds.
 
-    timezone: an IANA name; its midnights begin days and months, which are 23 or 25 hours longer or shorter where its clocks change. Minutes
-    and hours are the same everywhere: those of UTC.
+    timezone: an IANA name; its midnights begin days and months, and a day in which its clocks change is shorter or longer. Minutes and
+    hours are the same everywhere: those of UTC.
     Raises ZoneInfoNotFoundError for a zone that this machine does not know.
     """
     match window:

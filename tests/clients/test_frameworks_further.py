@@ -140,3 +140,32 @@ async def test_the_agents_sdk(gateway: World) -> None:
         lost = agents.Agent(name="lost", model=agents.OpenAIResponsesModel("gpt-nothing", client))
         with pytest.raises(openai.NotFoundError):
             await agents.Runner.run(lost, QUESTION)
+
+
+@shows("LiteLLM, Python", "plain", "stream", "tools")
+def test_the_blocking_litellm_client(gateway: World) -> None:
+    """Whole and streamed say the same, and a tool is called, without an event loop."""
+    import litellm  # noqa: PLC0415 - takes seconds to import
+
+    places: Any = {"api_base": gateway.base_url, "api_key": gateway.key(), "num_retries": 0}
+    asked: Any = [{"role": "user", "content": QUESTION}]
+    whole: Any = litellm.completion(model="openai/gpt-4o-mini", messages=asked, **places)
+    stream: Any = litellm.completion(model="openai/gpt-4o-mini", messages=asked, stream=True, **places)
+    assert whole.choices[0].message.content == "".join(part.choices[0].delta.content or "" for part in stream)
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": schema}}]
+    called: Any = litellm.completion(
+        model="openai/gpt-4o-mini", messages=asked, tools=tools, tool_choice="required", **places
+    )
+    assert ["weather"] == [call.function.name for call in called.choices[0].message.tool_calls]
+
+
+@shows("OpenAI Agents SDK", "plain")
+def test_the_blocking_agents_sdk(gateway: World) -> None:
+    """A run without an event loop of the program's own."""
+    import agents  # noqa: PLC0415 - takes seconds to import
+
+    agents.set_tracing_disabled(True)
+    client = openai.AsyncOpenAI(base_url=gateway.base_url, api_key=gateway.key(), max_retries=0)
+    agent = agents.Agent(name="plain", model=agents.OpenAIResponsesModel("gpt-4o-mini", client))
+    assert agents.Runner.run_sync(agent, QUESTION).final_output
