@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from controlplane.contract.ids import new_id
@@ -129,6 +131,56 @@ async def test_an_expired_key_is_denied(world: World) -> None:
     await world.upstream(GOOD)
     world.apply(keys=(KeyEntry(hash=hash_key(KEY.encode(), PEPPER), id="k", tenant="acme", expires_us=1),))
     assert 401 == (await world.chat()).status_code
+
+
+@pytest.mark.parametrize(
+    ("trusted", "lines", "status"),
+    [
+        ((), [], 403),
+        ((), ["X-Forwarded-For: 192.0.2.7"], 403),  # a client's own word
+        (("127.0.0.0/8",), ["X-Forwarded-For: 192.0.2.7"], 200),
+        (
+            ("127.0.0.0/8",),
+            ["X-Forwarded-For: 192.0.2.7, 198.51.100.1"],
+            403,
+        ),  # the load balancer added to what the client wrote
+        (
+            ("127.0.0.0/8",),
+            ["X-Forwarded-For: 192.0.2.7", "X-Forwarded-For: 198.51.100.1"],
+            403,
+        ),  # or a line of its own
+        (("127.0.0.0/8",), ["X-Forwarded-For: 198.51.100.1", "X-Forwarded-For: 192.0.2.7"], 200),
+        (("127.0.0.0/8",), [], 403),
+    ],
+)
+async def test_a_key_may_be_used_from_its_networks_alone(
+    tmp_path: Path, trusted: tuple[str, ...], lines: list[str], status: int
+) -> None:
+    """Through a whole worker: by the address of the connection, or by what a load balancer that is trusted says of it."""
+    world = await World(tmp_path).start(trusted_proxies=trusted)
+    try:
+        await world.upstream(GOOD)
+        key = KeyEntry(hash_key(KEY.encode(), PEPPER), "k", "acme", addresses=("192.0.2.0/24",))
+        world.apply(keys=(key,))
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(world.url.rpartition(":")[2]))
+        head = [
+            "GET /v1/models HTTP/1.1",
+            "Host: x",
+            f"Authorization: Bearer {KEY}",
+            *lines,
+            "Connection: close",
+            "",
+            "",
+        ]
+        writer.write("\r\n".join(head).encode())
+        answered = await reader.read()
+        writer.close()
+        assert status == int(answered.split(b" ", 2)[1])
+        local = msgspec.structs.replace(key, addresses=("127.0.0.0/8",))
+        world.apply(keys=(local,))
+        assert 200 == (await world.client.get("/v1/models")).status_code
+    finally:
+        await world.stop()
 
 
 async def test_models_that_are_not_allowed_are_forbidden_and_not_listed(world: World) -> None:
