@@ -351,6 +351,24 @@ async def test_calls_go_on_through_trouble_and_nothing_is_spent_twice(tmp_path: 
         assert LIMIT - WORST < hosts.spent <= LIMIT
 
 
+async def test_hosts_that_hear_nothing_of_each_other_spend_their_parts(tmp_path: Path) -> None:
+    """Redis is gone before the first call: each lets in half of the budget, and both together never more than all of it."""
+    server = await RedisServer(tmp_path).start()
+    settings: dict[str, object] = {"redis_pause_s": 0.05, "redis_failures_max": 1, "quota_lease_s": 0.5}
+    try:
+        async with hosts_of(tmp_path, (server.url, server.url), settings) as hosts:
+            server.kill()
+            hosts.apply(POCKET)
+            await hosts.call(4)  # of which each host hears that Redis is gone
+            for world in hosts.worlds:
+                await until(partial(_on_its_own, world))
+            await hosts.spend_all()
+            assert {200, 429} == set(hosts.served)
+            assert all(LIMIT // 2 - WORST < world.worker.ledger.tokens <= LIMIT // 2 for world in hosts.worlds)
+    finally:
+        server.kill()
+
+
 async def test_flights_on_a_slow_redis_are_each_host_s_own(tmp_path: Path) -> None:
     """Nobody waits for another host longer than for one answer of Redis, and then not at all: each host asks once."""
     settings: dict[str, object] = {"redis_timeout_s": 0.5, "redis_pause_s": 0.05, "redis_failures_max": 1}
