@@ -88,11 +88,13 @@ async def test_without_redis_workers_go_on_within_their_parts_and_say_so(tmp_pat
         await fleet.start(2)
         await fleet.call(20)
         redis.kill()
-        for _ in range(20):  # until the slices that were leased have ended
+        said = ""
+        for _ in range(20):  # until the slices that were leased have ended, at whichever worker answers
             await fleet.call(10)
-            if any(["degraded" in await _ready(fleet) for _ in range(10)]):
+            said = max([(await _ready(fleet)).get("degraded", "") for _ in range(10)])
+            if said:
                 break
-        assert "Redis does not answer" in (await _ready(fleet)).get("degraded", "")
+        assert "Redis does not answer" in said
         await fleet.stop()
     rows = fleet.rows()
     assert (len(rows), sum(row.cost_nanousd for row in rows)) == fleet.ledgers()
