@@ -25,9 +25,6 @@ _CACHE_LINES = {
 _UPSTREAM = frozenset((CacheState.MISS, CacheState.BYPASS))
 _SOURCE_LINES = {source: f"x-heph-error-source: {source}\r\n".encode() for source in ("gateway", "upstream", "client")}
 _ERROR_STATUS_MIN = 400
-# How an upstream's limits begin, where we have limits of our own; Anthropic's `unified` ones are of an account.
-_RATE_LIMIT_PREFIXES = (b"x-ratelimit-",)
-_RATE_LIMIT_PREFIXES_ANTHROPIC = (b"x-ratelimit-", b"anthropic-ratelimit-requests-", b"anthropic-ratelimit-tokens-")
 _RATE_LIMIT_NAMES = tuple(
     tuple(b"x-ratelimit-%b-%b" % (part, what) for part in (b"limit", b"remaining", b"reset"))
     for what in (b"requests", b"tokens")
@@ -36,6 +33,18 @@ _RATE_LIMIT_NAMES_ANTHROPIC = tuple(
     tuple(b"anthropic-ratelimit-%b-%b" % (what, part) for part in (b"limit", b"remaining", b"reset"))
     for what in (b"requests", b"tokens")
 )
+# What is left out of an upstream's headers, by the client's protocol and by whose limits of requests and tokens are shown: all of the other
+# protocol's, and of each kind where ours is shown. Other kinds than these stay, as Anthropic's `unified` ones, which are of an account.
+_THEIRS = {
+    (anthropic, requests, tokens): (
+        *((b"x-ratelimit-",) if anthropic else ()),
+        *(names[0] if requests else ()),
+        *(names[1] if tokens else ()),
+    )
+    for anthropic, names in ((False, _RATE_LIMIT_NAMES), (True, _RATE_LIMIT_NAMES_ANTHROPIC))
+    for requests in (False, True)
+    for tokens in (False, True)
+}
 _REMAINING_DIGITS_MAX = 18
 _RATE_LIMIT_LINES = {
     what: b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
@@ -75,10 +84,14 @@ def response_lines(call: Call, reply: Reply, *, stream: bool) -> bytes:
 
 
 def header_lines(headers: Headers, *, without: tuple[bytes, ...] = ()) -> bytes:
-    """Headers as they go over the wire, less those whose names begin so. Raises ValueError if one would break out of its line."""
+    """Headers as they go over the wire, less those named, or beginning so where that ends in `-`. Raises ValueError if one would break out of its line."""
     if not headers:
         return b""
     names, values = zip(*headers, strict=True)
+    return _lines(names, values, without)
+
+
+def _lines(names: tuple[bytes, ...], values: tuple[bytes, ...], without: tuple[bytes, ...]) -> bytes:
     count, pattern = _pattern(names, without)
     text: bytes = pattern % values
     if text.count(b"\n") != count or text.count(b"\r") != count:
@@ -89,7 +102,8 @@ def header_lines(headers: Headers, *, without: tuple[bytes, ...] = ()) -> bytes:
 @lru_cache(maxsize=256)
 def _pattern(names: tuple[bytes, ...], without: tuple[bytes, ...]) -> tuple[int, bytes]:
     """How many headers are shown, and their lines with a place for each value; an upstream nearly always sends the same names."""
-    shown = [not name.startswith(without) for name in names]
+    beginnings = tuple([name for name in without if name.endswith(b"-")])
+    shown = [name not in without and not name.startswith(beginnings) for name in names]
     places = [
         name.replace(b"%", b"%%") + b": %b\r\n" if show else b"%.0b"  # which takes a value and writes nothing
         for name, show in zip(names, shown, strict=True)
@@ -112,30 +126,29 @@ def _with_limits(call: Call, headers: Headers) -> bytes:
     anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
     shown = _rate_limit_anthropic if anthropic else _rate_limit
     requests, tokens = call.ratelimit_requests, call.ratelimit_tokens
-    lines = header_lines(headers, without=_RATE_LIMIT_PREFIXES_ANTHROPIC if anthropic else _RATE_LIMIT_PREFIXES)
-    left_out = len(headers) - lines.count(b"\n")
-    if left_out:  # the upstream has limits, too
-        told = dict(headers)
-        count = len(told)
-        of_requests, of_tokens = _RATE_LIMIT_NAMES_ANTHROPIC if anthropic else _RATE_LIMIT_NAMES
-        requests = _if_tighter(requests, told, of_requests)
-        tokens = _if_tighter(tokens, told, of_tokens)
-        if count - len(told) != left_out:  # something of it is to be told
-            foreign = _RATE_LIMIT_PREFIXES if anthropic else ()
-            lines = header_lines([header for header in headers if header[0] in told], without=foreign)
+    lines = b""
+    if headers:
+        names, values = zip(*headers, strict=True)
+        of_requests, of_tokens = _places_of_left(names, anthropic=anthropic)
+        if requests is not None and of_requests >= 0 and _is_less(values[of_requests], requests[1]):
+            requests = None
+        if tokens is not None and of_tokens >= 0 and _is_less(values[of_tokens], tokens[1]):
+            tokens = None
+        lines = _lines(names, values, _THEIRS[anthropic, requests is not None, tokens is not None])
     return lines + shown(b"requests", requests) + shown(b"tokens", tokens)
 
 
-def _if_tighter(ours: RateLimit | None, told: dict[bytes, bytes], theirs: tuple[bytes, ...]) -> RateLimit | None:
-    """Our limit, and the upstream's is taken out of what is told; None where we have none, or the upstream's has less left."""
-    if ours is None:
-        return None
-    left = told.get(theirs[1], b"")
-    if left.isdigit() and len(left) <= _REMAINING_DIGITS_MAX and int(left) < ours[1]:
-        return None
-    for name in theirs:
-        told.pop(name, None)
-    return ours
+def _is_less(theirs: bytes, ours: int) -> bool:
+    """Whether an upstream has less left than we; what cannot be read decides nothing."""
+    return theirs.isdigit() and len(theirs) <= _REMAINING_DIGITS_MAX and int(theirs) < ours
+
+
+@lru_cache(maxsize=256)
+def _places_of_left(names: tuple[bytes, ...], *, anthropic: bool) -> tuple[int, int]:
+    """Which headers say what the upstream has left of requests and of tokens; -1: none does. Of equal names the last."""
+    last = {name: place for place, name in enumerate(names)}
+    requests, tokens = _RATE_LIMIT_NAMES_ANTHROPIC if anthropic else _RATE_LIMIT_NAMES
+    return last.get(requests[1], -1), last.get(tokens[1], -1)
 
 
 def _rate_limit(what: bytes, limit: RateLimit | None) -> bytes:

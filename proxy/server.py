@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -28,6 +29,7 @@ from proxy.outbox import HeldWrites, Outbox
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _LENGTH_DIGITS_MAX = 18
 _STRANGERS_BODY_BYTES_MAX = 64 * 1024  # without a key of ours; more would let anybody fill our memory
+_NAMES_PIECE_BYTES_MAX = 8 * 1024
 _PATHS = {path.encode(): path for path in PATHS}  # the usual ones need no parsing
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -207,7 +209,11 @@ class WorkerProtocol(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole; one that came in few large pieces may still be too large, and a body may say that it will be."""
-        self._headers = headers = {name.lower(): value for name, value in self._raw.items()}
+        raw = self._raw
+        if self._piece_bytes <= _NAMES_PIECE_BYTES_MAX:  # what is remembered stays small
+            self._headers = headers = dict(zip(_lowered(tuple(raw)), raw.values(), strict=True))
+        else:
+            self._headers = headers = {name.lower(): value for name, value in raw.items()}
         limit = self.settings.header_bytes_max
         if self._head_bytes + self._piece_bytes > limit:
             size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())
@@ -450,6 +456,12 @@ class WorkerProtocol(asyncio.Protocol):
                 % (status, new_id("call").encode(), len(body), body)
             )
         self._out.close()
+
+
+@lru_cache(maxsize=256)
+def _lowered(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The names of a request's headers in lower case; a client nearly always sends the same ones."""
+    return tuple([name.lower() for name in names])
 
 
 def _path_of(target: bytes) -> str:

@@ -41,7 +41,7 @@ _NAME_BYTES_MAX = 128
 
 def read_labels(call: Call, *, aliases: bool) -> None:
     """Fills in the call's labels from its headers; our own names win over the aliases of other proxies."""
-    found = [name for name in call.headers if len(name) <= _NAME_BYTES_MAX and _is_label(name)]
+    found = _labels_in(tuple(call.headers))
     if not found:
         return
     tags: dict[str, str] = {}
@@ -59,9 +59,10 @@ def read_labels(call: Call, *, aliases: bool) -> None:
     call.tags = tags
 
 
-@lru_cache(maxsize=1024)
-def _is_label(name: bytes) -> bool:
-    return name.startswith(_PREFIXES)
+@lru_cache(maxsize=256)
+def _labels_in(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Which headers are labels; a client nearly always sends the same ones."""
+    return tuple([name for name in names if len(name) <= _NAME_BYTES_MAX and name.startswith(_PREFIXES)])
 
 
 def _read_alias(call: Call, name: bytes, tags: dict[str, str]) -> None:

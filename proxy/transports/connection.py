@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from enum import Enum
+from itertools import compress
 from typing import cast
 
 import httptools
@@ -42,14 +43,14 @@ class Connection(asyncio.Protocol):
     Waiting is bounded by `expire_at`, which costs no task and, while connections are reused, hardly ever a timer: the timer that
     is armed looks at the time when it fires and is armed again for what is left.
 
-    shown_name: a header's name in lower case if it is wanted, b"" if not.
+    shown: of the names of an answer's headers, which are wanted, one by one, and how those are called from here on.
     on_closed: called once when the connection is gone, whoever closed it.
     """
 
     __slots__ = (  # there are thousands of them
         "_body_bytes", "_body_bytes_max", "_busy", "_error", "_expires", "_head_bytes", "_header_bytes_max",
         "_high_water_bytes", "_loop", "_on_closed", "_on_complete", "_on_data", "_out", "_outbox", "_parser",
-        "_parts", "_parts_bytes", "_paused", "_raw", "_shown_name", "_tail", "_timer", "_timer_at", "_transport",
+        "_parts", "_parts_bytes", "_paused", "_raw", "_shown", "_tail", "_timer", "_timer_at", "_transport",
         "_waiter", "answered", "closed", "complete", "head_done", "headers", "idle_since", "keep_alive", "on_header",
         "status", "uses",
     )  # fmt: skip
@@ -60,13 +61,13 @@ class Connection(asyncio.Protocol):
         *,
         header_bytes_max: int,
         high_water_bytes: int,
-        shown_name: Callable[[bytes], bytes],
+        shown: Callable[[tuple[bytes, ...]], tuple[tuple[bool, ...], tuple[bytes, ...]]],
         on_closed: Callable[[Connection], None],
         outbox: Outbox,
     ) -> None:
         self._loop = loop
         self._outbox = outbox
-        self._shown_name = shown_name
+        self._shown = shown
         self._raw: dict[bytes, bytes] = {}
         self.on_header = (
             self._raw.__setitem__
@@ -262,8 +263,9 @@ class Connection(asyncio.Protocol):
             return
         self.status = status
         self.head_done = True
-        shown_name = self._shown_name
-        self.headers = [(shown, value) for name, value in self._raw.items() if (shown := shown_name(name))]
+        raw = self._raw
+        wanted, names = self._shown(tuple(raw))
+        self.headers = list(zip(names, compress(raw.values(), wanted), strict=True))
         if self._head_bytes > self._header_bytes_max:  # with some of the body, perhaps
             self._check_head(sum(len(name) + len(value) for name, value in self._raw.items()))
 

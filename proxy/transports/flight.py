@@ -161,7 +161,8 @@ class Flight:
 
     def discard(self) -> None:
         """Nobody is left: gives up the buffer and the upstream connection."""
-        self.drop(len(self.chunks))
+        if self.chunks:
+            self.drop(len(self.chunks))
         self.close_stream()
 
     def close_stream(self) -> None:

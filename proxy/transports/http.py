@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from itertools import compress
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError
@@ -239,7 +240,7 @@ class HttpTransport:
                 connections_max=upstream.connections_max,
                 header_bytes_max=self._settings.header_bytes_max,
                 high_water_bytes=self._settings.stream_buffer_bytes,
-                shown_name=_shown_name,
+                shown=_shown,
             )
         pool.connections_max = upstream.connections_max  # a newer snapshot may say otherwise
         return pool
@@ -310,11 +311,12 @@ def _value_of(headers: Headers, wanted: bytes) -> bytes:
     return b""
 
 
-@lru_cache(maxsize=512)
-def _shown_name(name: bytes) -> bytes:
-    """A header's name in lower case if the client may see it, b"" if not."""
-    name = name.lower()
-    return name if name in _RETURNED or name.startswith(_RETURNED_PREFIXES) else b""
+@lru_cache(maxsize=256)
+def _shown(names: tuple[bytes, ...]) -> tuple[tuple[bool, ...], tuple[bytes, ...]]:
+    """Which headers of an answer the client may see, one by one, and their names in lower case; an upstream nearly always sends the same ones."""
+    names = tuple([name.lower() for name in names])
+    shown = tuple([name in _RETURNED or name.startswith(_RETURNED_PREFIXES) for name in names])
+    return shown, tuple(compress(names, shown))
 
 
 def _with_whole_seconds(headers: Headers) -> Headers:

@@ -36,7 +36,7 @@ class Pool:
         connections_max: int,
         header_bytes_max: int,
         high_water_bytes: int,
-        shown_name: Callable[[bytes], bytes],
+        shown: Callable[[tuple[bytes, ...]], tuple[tuple[bool, ...], tuple[bytes, ...]]],
     ) -> None:
         self._loop = loop
         self._host = host
@@ -48,7 +48,7 @@ class Pool:
             loop,
             header_bytes_max=header_bytes_max,
             high_water_bytes=high_water_bytes,
-            shown_name=shown_name,
+            shown=shown,
             on_closed=self._on_closed,
             outbox=Outbox(),
         )
