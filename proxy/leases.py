@@ -101,6 +101,11 @@ class LineLease:
         elif left < self.low:
             leases.ask(self)
 
+    def left(self, line: Line, now_us: int) -> int:
+        """What of the whole limit nobody has used or leased elsewhere, as far as this worker has heard; below 0 when it is passed."""
+        own = line.settled(now_us)
+        return line.limit - (own if self._total < 0 else self._total + self._others + own - self._own)
+
     async def report(self, *, ahead: bool = True, shrink: bool = False) -> None:
         """Tells Redis how things stand, and takes the slice that it gives. Raises SharedUnavailable.
 

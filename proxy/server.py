@@ -214,6 +214,10 @@ class WorkerProtocol(asyncio.Protocol):
             self._headers = headers = dict(zip(_lowered(tuple(raw)), raw.values(), strict=True))
         else:
             self._headers = headers = {name.lower(): value for name, value in raw.items()}
+        if len(headers) != len(raw) and sum(name.lower() == b"x-forwarded-for" for name in raw) > 1:
+            headers[b"x-forwarded-for"] = (
+                b"unknown"  # in two spellings: nobody knows which line the load balancer added
+            )
         limit = self.settings.header_bytes_max
         if self._head_bytes + self._piece_bytes > limit:
             size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())

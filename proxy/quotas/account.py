@@ -138,6 +138,10 @@ class Lease(Protocol):
         """Makes the cap what it is at this moment, and asks for more ahead of need; never waits."""
         ...
 
+    def left(self, line: Line, now_us: int) -> int:
+        """What of the whole limit nobody has used or leased elsewhere, as far as this worker has heard; below 0 when it is passed."""
+        ...
+
 
 class Line:
     """One ceiling over one account.
@@ -190,12 +194,18 @@ def empty(window: Window, at_us: int, timezone: str = "UTC") -> Settled:
 
 
 def left_of(lines: tuple[Line, ...], unit: int, now_us: int) -> tuple[int, int, float] | None:
-    """Of the ceilings about a unit the tightest: its cap, what is neither settled nor held of it, and the seconds until it is whole."""
+    """Of the ceilings about a unit the tightest: its cap, what is neither settled nor held of it, and the seconds until it is whole.
+
+    Of a limit that workers share the whole, and what is left of it as far as is known: a slice is no limit of the client's.
+    """
     found: tuple[int, int, float] | None = None
     for line in lines:
         if line.unit != unit or line.action is not QuotaAction.HARD or line.meter is None:
             continue
-        left = max(0, line.cap - line.settled(now_us) - line.held())
+        cap, left = line.cap, line.cap - line.settled(now_us)
+        if line.lease is not None and not line.lease.degraded:
+            cap, left = line.limit, line.lease.left(line, now_us)
+        left = max(0, left - line.held())
         if found is None or left < found[1]:
-            found = line.cap, left, max(0, line.meter.now.end_us - now_us) / 1e6
+            found = cap, left, max(0, line.meter.now.end_us - now_us) / 1e6
     return found

@@ -18,7 +18,7 @@ Who is over a ceiling is not always refused. First the cache is asked: a stored 
 below may have one, the pipeline waits for it (`Call.shortage`) and comes back once. Then a quota may downgrade the call to another model, or
 the route may name other models for this case; what they may cost is held instead. A soft quota lets the call pass with a warning. With a Redis the
 ceiling on this worker is what it has leased; then a call that finds it too small says so, in the same way, and the pipeline asks for more
-once before the refusal counts.
+once before the refusal or the warning counts, and once for each model that is to serve instead.
 
 What is outside the bound: documents that a request names by file id, and attempts that fail after they have begun to cost. A call
 that costs more than its reservation is booked in full and counted (`Ledger.exceeded_total`).
@@ -54,6 +54,7 @@ _CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a to
 _WAITED = 4  # for larger leases
 _LOOKED = 8  # for a stored answer below memory
 _CHAINED = 16  # for the size of what it builds on
+_ELSEWHERE = 32  # for larger leases of a model that is to serve instead: a bit for each, from here on
 _PASSTHROUGH = "passthrough"
 _TAG = "heph-quota"  # on the record of a call that passed a soft quota or was downgraded
 
@@ -123,6 +124,9 @@ class Reserve:
         held = self._hold(call, view, plan, now_us)
         if isinstance(held, Refused):
             return self._over(call, view, plan, held, now_us)
+        if held.warnings and self._waits(call, _WAITED):
+            self._ledger.release(held)
+            return refuse_over(policy, held.warnings[0], now_us=now_us)
         self._keep(call, held)
         return None
 
@@ -169,10 +173,7 @@ class Reserve:
 
     def _over(self, call: Call, view: RequestView, plan: Plan, refused: Refused, now_us: int) -> Reply | None:
         """What a call gets instead, when a ceiling is in its way: a larger lease, a stored answer, another model, or a refusal."""
-        short = self._ledger.short
-        if short and self._refill is not None and not call.refilled & _WAITED:
-            call.refilled |= _WAITED
-            call.shortage = partial(self._refill, short)
+        if self._waits(call, _WAITED):
             return refuse_over(plan.policy, refused, now_us=now_us)
         reply = self._stored(call)
         if reply is not None:
@@ -182,11 +183,15 @@ class Reserve:
             call.shortage = self._deeper(call)
             if call.shortage is not None:
                 return refuse_over(plan.policy, refused, now_us=now_us)
-        asked, why = call.route, ""
+        return self._elsewhere(call, view, plan, refused, now_us)
+
+    def _elsewhere(self, call: Call, view: RequestView, plan: Plan, refused: Refused, now_us: int) -> Reply | None:
+        """Sends the call to the models that a quota or its route names for this case, until one has room; or refuses it."""
+        asked, candidates, why = call.route, call.candidates, ""
         passed: tuple[str, ...] = ()
         fallbacks = () if asked is None else asked.route.fallbacks.budget
         first = refused
-        for _ in range(_CHANGES_MAX):
+        for change in range(_CHANGES_MAX):
             if refused.action is QuotaAction.DOWNGRADE:
                 alias, why = refused.to, "downgraded"
                 passed += (refused.scope,)
@@ -197,6 +202,12 @@ class Reserve:
             if not self._reroute(call, view, plan.policy, alias):
                 continue
             held = self._hold(call, view, plan, now_us, passed=passed)
+            over = held if isinstance(held, Refused) else next(iter(held.warnings), None)
+            if over is not None and self._waits(call, _ELSEWHERE << change):
+                if isinstance(held, Reservation):
+                    self._ledger.release(held)
+                call.route, call.candidates = asked, candidates  # from where it is sent here once more
+                return refuse_over(plan.policy, over, now_us=now_us)
             if isinstance(held, Reservation):
                 self._changed(call, why, first, held)
                 return None
@@ -204,6 +215,15 @@ class Reserve:
         if self._metrics is not None:
             self._metrics.bound_hit("quota_hard")
         return refuse_over(plan.policy, refused, now_us=now_us)
+
+    def _waits(self, call: Call, once: int) -> bool:
+        """Whether larger leases may change what the ledger has just said, and are waited for: once for each bit."""
+        short = self._ledger.short
+        if not short or self._refill is None or call.refilled & once:
+            return False
+        call.refilled |= once
+        call.shortage = partial(self._refill, short)
+        return True
 
     def _changed(self, call: Call, why: str, first: Refused, held: Reservation) -> None:
         """Another model serves: its answer is nobody's who asks for the first one."""

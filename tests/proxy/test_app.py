@@ -136,6 +136,11 @@ async def test_an_expired_key_is_denied(world: World) -> None:
 @pytest.mark.parametrize(
     ("trusted", "lines", "status"),
     [
+        (
+            ("127.0.0.0/8",),
+            ["X-Forwarded-For: 198.51.100.9", "x-forwarded-for: 192.0.2.7", "X-Forwarded-For: 198.51.100.1"],
+            403,
+        ),  # in two spellings
         ((), [], 403),
         ((), ["X-Forwarded-For: 192.0.2.7"], 403),  # a client's own word
         (("127.0.0.0/8",), ["X-Forwarded-For: 192.0.2.7"], 200),

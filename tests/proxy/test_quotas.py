@@ -147,6 +147,48 @@ async def test_a_route_s_budget_fallback_serves_when_the_budget_is_too_small(wor
     assert "over_budget" == refused.json()["error"]["code"]
 
 
+@pytest.mark.parametrize("why", ["downgraded", "fell back"])
+async def test_the_other_model_serves_though_nothing_of_its_quota_is_leased_yet(tmp_path: Path, why: str) -> None:
+    """With Redis: a slice of the quota of the model that serves instead is waited for, as it is for the model asked for."""
+    redis = await RedisServer(tmp_path).start()
+    world = await World(tmp_path / "world").start(redis=redis.url, redis_timeout_s=5.0)
+    try:
+        large = await world.upstream(replies(answer(completion())))
+        await world.upstream(replies(answer(completion())))
+        quotas: tuple[Quota, ...] = (_quota(id="per-model", per=QuotaScope.MODEL, tokens=100_000),)
+        budgets: tuple[Budget, ...] = ()
+        if why == "downgraded":
+            quotas += (_quota(QuotaAction.DOWNGRADE, to="small"),)
+        else:
+            budgets = (Budget("b", Window.TOTAL, nanousd=2_000),)
+        _with_small(world, TenantPolicy("acme", cache=UNCACHED, quotas=quotas, budgets=budgets), budget=bool(budgets))
+        assert world.worker.shared is not None
+        await world.worker.shared.ready()
+        response = await world.chat(max_tokens=3)
+        assert (200, "small-model") == (response.status_code, response.headers["x-heph-model"])
+        assert response.headers["x-heph-quota-warning"].startswith(why)
+        assert ([], ("gpt", "small")) == (large.received, (_last(world).alias, _last(world).routed))
+    finally:
+        await world.stop()
+        redis.kill()
+
+
+async def test_a_soft_quota_of_which_nothing_is_leased_yet_warns_nobody(tmp_path: Path) -> None:
+    """With Redis: whether it is passed is not known before a slice was asked for; afterwards it warns as ever."""
+    redis = await RedisServer(tmp_path).start()
+    world = await World(tmp_path / "world").start(redis=redis.url, redis_timeout_s=5.0)
+    try:
+        await world.upstream(replies(answer(completion())))
+        world.apply(tenant=TenantPolicy("acme", cache=UNCACHED, quotas=(_quota(QuotaAction.SOFT, tokens=1_000),)))
+        assert world.worker.shared is not None
+        await world.worker.shared.ready()
+        said = [(await world.chat(max_tokens=500)).headers.get("x-heph-quota-warning") for _ in range(50)]
+        assert ([None] * 30, "soft q") == (said[:30], said[-1])
+    finally:
+        await world.stop()
+        redis.kill()
+
+
 async def test_a_downgrade_that_nobody_can_serve_ends_in_a_refusal(world: World) -> None:
     """A quota that names a model that is gone refuses, and does not let the dear one pass."""
     large = await world.upstream(replies(answer(completion())))
@@ -272,3 +314,21 @@ async def test_the_tightest_ceiling_is_in_the_headers(world: World) -> None:
         response.headers["x-ratelimit-limit-requests"],
     )
     assert "2" == response.headers["x-ratelimit-remaining-requests"]
+
+
+async def test_the_headers_are_about_the_whole_limit_not_about_a_slice_of_it(tmp_path: Path) -> None:
+    """With Redis: from the first call on limit and rest are those of all workers, whatever has been leased here."""
+    redis = await RedisServer(tmp_path).start()
+    world = await World(tmp_path / "world").start(redis=redis.url, redis_timeout_s=5.0)
+    try:
+        await world.upstream(replies(answer(completion())))
+        quota = _quota(id="r", tokens=None, requests=100, window=Window.DAY)
+        world.apply(tenant=TenantPolicy("acme", cache=UNCACHED, quotas=(quota,)))
+        assert world.worker.shared is not None
+        await world.worker.shared.ready()
+        headers = [(await world.chat(max_tokens=3)).headers for _ in range(3)]
+        assert ["100"] * 3 == [each["x-ratelimit-limit-requests"] for each in headers]
+        assert ["99", "98", "97"] == [each["x-ratelimit-remaining-requests"] for each in headers]
+    finally:
+        await world.stop()
+        redis.kill()
