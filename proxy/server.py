@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -23,6 +22,7 @@ from controlplane.contract.proxy_settings import ProxySettings
 from proxy.app import PATHS, ProxyApp
 from proxy.dialects import openai
 from proxy.exchange import Exchange
+from proxy.head import LISTS, by_name, whole_list
 from proxy.metrics import ProxyMetrics
 from proxy.outbox import HeldWrites, Outbox
 
@@ -43,9 +43,9 @@ class WorkerProtocol(asyncio.Protocol):
     """
 
     __slots__ = (  # there are thousands of them
-        "_advancing", "_arrival", "_arrived", "_arriving", "_current", "_date_line", "_dated", "_head_bytes",
+        "_advancing", "_arrival", "_arrived", "_arriving", "_current", "_date_line", "_dated", "_head",
         "_headers", "_idle", "_idle_since", "_in_head", "_known", "_loop", "_out", "_parser", "_parts",
-        "_parts_bytes", "_peer", "_piece_bytes", "_raw", "_read_paused", "_server", "_skipped", "_stall",
+        "_parts_bytes", "_peer", "_piece", "_raw", "_read_paused", "_server", "_skipped", "_stall",
         "_transport", "_unsent_bytes", "_url", "_waiting", "_writable", "on_header", "write",
         "write_paused",
     )  # fmt: skip
@@ -91,8 +91,8 @@ class WorkerProtocol(asyncio.Protocol):
         self._advancing = False
         self._read_paused = False
         self._writable: asyncio.Event | None = None  # made when somebody waits
-        self._head_bytes = 0  # of the head that has not ended yet
-        self._piece_bytes = 0  # of the data being read
+        self._head = bytearray()  # of a head that has not ended yet, the pieces before the one being read
+        self._piece = b""  # the data being read
         self._dated: list[tuple[bytes, bytes]] = []
         self._date_line = b""
         self.write_paused = False
@@ -151,7 +151,7 @@ class WorkerProtocol(asyncio.Protocol):
         """Parses, starts what has become whole, and watches the clock and the head's size while a request is incomplete."""
         if self._parser is None:
             return
-        self._piece_bytes = len(data)
+        self._piece = data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # an offer that a server may ignore; the request is served as it is
@@ -159,6 +159,8 @@ class WorkerProtocol(asyncio.Protocol):
         except httptools.HttpParserError:  # counted, not logged: whoever sends it could fill the log
             self._not_http()
             return
+        finally:
+            self._piece = b""
         arrived = self._arrived
         if arrived:
             self._arrived = []
@@ -166,8 +168,8 @@ class WorkerProtocol(asyncio.Protocol):
                 self._accept(exchange)
         if self._in_head:
             if not arrived:  # else most of the data was not this head's
-                self._head_bytes += len(data)
-            if self._head_bytes > self.settings.header_bytes_max:
+                self._head += data
+            if len(self._head) > self.settings.header_bytes_max:
                 self._refuse_head()
         if self._arriving:
             if self._arrival is None and not self._transport.is_closing():
@@ -209,23 +211,19 @@ class WorkerProtocol(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole; one that came in few large pieces may still be too large, and a body may say that it will be."""
-        raw = self._raw
-        if self._piece_bytes <= _NAMES_PIECE_BYTES_MAX:  # what is remembered stays small
-            self._headers = headers = dict(zip(_lowered(tuple(raw)), raw.values(), strict=True))
-        else:
-            self._headers = headers = {name.lower(): value for name, value in raw.items()}
-        if len(headers) != len(raw) and sum(name.lower() == b"x-forwarded-for" for name in raw) > 1:
-            headers[b"x-forwarded-for"] = (
-                b"unknown"  # in two spellings: nobody knows which line the load balancer added
-            )
+        piece = self._piece
+        self._headers = headers = by_name(self._raw, remember=len(piece) <= _NAMES_PIECE_BYTES_MAX)
+        for name in LISTS:
+            if name in headers and not self._arrived:  # else the piece begins with another request
+                headers[name] = whole_list(name, bytes(self._head) + piece, last=headers[name])
         limit = self.settings.header_bytes_max
-        if self._head_bytes + self._piece_bytes > limit:
+        if len(self._head) + len(piece) > limit:
             size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())
             if size > limit:
                 self._refuse_head()
                 raise ValueError("head too large")  # stops the parser; the answer is on its way
         self._in_head = False
-        self._head_bytes = 0
+        self._head.clear()
         declared = headers.get(b"content-length", b"")
         if len(declared) > 3 and (
             len(declared) > _LENGTH_DIGITS_MAX or (declared.isdigit() and int(declared) > self.settings.body_bytes_max)
@@ -460,12 +458,6 @@ class WorkerProtocol(asyncio.Protocol):
                 % (status, new_id("call").encode(), len(body), body)
             )
         self._out.close()
-
-
-@lru_cache(maxsize=256)
-def _lowered(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The names of a request's headers in lower case; a client nearly always sends the same ones."""
-    return tuple([name.lower() for name in names])
 
 
 def _path_of(target: bytes) -> str:

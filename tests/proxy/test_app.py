@@ -126,6 +126,36 @@ async def test_the_key_may_come_as_other_clients_send_it(world: World, header: s
     assert 200 == (await world.chat(headers=headers)).status_code
 
 
+@pytest.mark.parametrize("pieces", [1, 7, 300])
+async def test_a_list_in_several_lines_reaches_the_upstream_whole(world: World, pieces: int) -> None:
+    """Some SDKs write each beta flag in a line of its own; none is lost, in however many pieces the request comes."""
+    upstream = await world.upstream(GOOD)
+    world.apply()
+    body = msgspec.json.encode({"model": "gpt", "messages": [{"role": "user", "content": "OpenAI-Beta: no\r\n"}]})
+    head = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: x",
+        "OpenAI-Beta: one",
+        f"Authorization: Bearer {KEY}",
+        "openai-beta:  two,three ",
+        "OpenAI-Beta: four",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        "",
+        "",
+    ]
+    request = "\r\n".join(head).encode() + body
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(world.url.rpartition(":")[2]))
+    size = -(-len(request) // pieces)
+    for at in range(0, len(request), size):
+        writer.write(request[at : at + size])
+        await writer.drain()
+        await asyncio.sleep(0)
+    assert b"HTTP/1.1 200" == (await reader.read())[:12]
+    writer.close()
+    assert "one, two,three, four" == upstream.received[-1].headers["openai-beta"]
+
+
 async def test_an_expired_key_is_denied(world: World) -> None:
     """From its expiry on a key is worth nothing."""
     await world.upstream(GOOD)
