@@ -46,7 +46,10 @@ BODY = {"model": "gpt", "messages": [{"role": "user", "content": "hi"}], "max_to
 class Fleet:
     """A supervisor with its workers, and what a control plane heard of them."""
 
-    def __init__(self, folder: Path, plane: FakeControlPlane, upstream: ScriptedUpstream) -> None:
+    def __init__(
+        self, folder: Path, plane: FakeControlPlane, upstream: ScriptedUpstream, *, tenant: TenantPolicy | None = None
+    ) -> None:
+        """tenant: None: one with a budget of LIMIT tokens and no cache."""
         self.folder = folder
         self.plane = plane
         with socket.socket() as probe:
@@ -56,7 +59,7 @@ class Fleet:
         self.process: Process | None = None
         self.more: dict[str, object] = {}  # settings
         budget = Budget("pocket", Window.TOTAL, tokens=LIMIT)
-        tenant = TenantPolicy("acme", budgets=(budget,), cache=CachePolicy(enabled=False), concurrency=1000)
+        tenant = tenant or TenantPolicy("acme", budgets=(budget,), cache=CachePolicy(enabled=False), concurrency=1000)
         deployment = Deployment("u/m", "u", "gpt", price=PRICE)
         snapshot = Snapshot(
             version=3,
@@ -126,14 +129,19 @@ class Fleet:
         batches = {one.headers["x-heph-batch-token"]: one.body for one in self.plane.asked if "/batches" in one.path}
         return [record for body in batches.values() for record in decode_batch(body)]
 
-    def ledgers(self) -> tuple[int, int]:
-        """Calls and nano-USD of all workers that ever were, from the last word of each."""
+    def statuses(self) -> list[ProxyStatus]:
+        """The last word of each worker that ever was."""
         last: dict[str, ProxyStatus] = {}
         for one in self.plane.asked:
             if "/status" in one.path:
                 status = msgspec.json.decode(one.body, type=ProxyStatus)
                 last[status.proxy_id] = status
-        return sum(s.ledger_calls for s in last.values()), sum(s.ledger_nanousd for s in last.values())
+        return list(last.values())
+
+    def ledgers(self) -> tuple[int, int]:
+        """Calls and nano-USD of all of them."""
+        last = self.statuses()
+        return sum(s.ledger_calls for s in last), sum(s.ledger_nanousd for s in last)
 
 
 def _answers(asked: Asked) -> tuple[int, bytes]:

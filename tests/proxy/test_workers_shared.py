@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from controlplane.contract.records import CallRecord, Outcome
+from controlplane.contract.records import CacheState, CallRecord, Outcome
+from controlplane.contract.snapshot import TenantPolicy
 from tests.proxy.control_plane_fake import control_plane
 from tests.proxy.fakes import ScriptedUpstream, answer, completion, replies
 from tests.proxy.redis_server import RedisServer
@@ -25,13 +27,15 @@ def _spent(rows: list[CallRecord]) -> int:
 
 
 @contextlib.asynccontextmanager
-async def fleet_on_redis(folder: Path, **settings: float) -> AsyncIterator[tuple[Fleet, RedisServer]]:
+async def fleet_on_redis(
+    folder: Path, *, tenant: TenantPolicy | None = None, **settings: float
+) -> AsyncIterator[tuple[Fleet, RedisServer]]:
     """Workers that are yet to be started, and their Redis; whatever is left of either is ended."""
     upstream = await ScriptedUpstream(replies(answer(completion()))).start()
     redis = await RedisServer(folder).start()
     async with control_plane() as plane:
         plane.answer = _answers
-        fleet = Fleet(folder, plane, upstream)
+        fleet = Fleet(folder, plane, upstream, tenant=tenant)
         fleet.more = {"redis": redis.url, **settings}
         try:
             yield fleet, redis
@@ -80,6 +84,21 @@ async def test_a_burst_on_a_worker_that_has_leased_nothing_yet_is_let_in(tmp_pat
         await fleet.call(20)
         await fleet.stop()
     assert {200: 20} == dict(fleet.served)
+
+
+async def test_an_answer_that_one_worker_brought_is_served_by_all(tmp_path: Path) -> None:
+    """Of many calls over many connections one is asked for and paid, whichever worker serves the others."""
+    async with fleet_on_redis(tmp_path, tenant=TenantPolicy("acme"), redis_timeout_s=1.0) as (fleet, _redis):
+        await fleet.start(3)
+        await fleet.call(60)
+        await fleet.stop()
+    rows = fleet.rows()
+    states = Counter(row.cache for row in rows)
+    assert (60, 1) == (len(rows), states[CacheState.MISS])
+    assert {CacheState.MISS, CacheState.HIT, CacheState.COALESCED} >= set(states)
+    assert 1 == sum(len(row.attempts) for row in rows)
+    assert sum(row.cost_nanousd for row in rows) == next(row.cost_nanousd for row in rows if row.attempts)
+    assert [True] * 3 == [status.ledger_calls > 0 for status in fleet.statuses()]
 
 
 async def test_without_redis_workers_go_on_within_their_parts_and_say_so(tmp_path: Path) -> None:

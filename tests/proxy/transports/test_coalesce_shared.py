@@ -19,7 +19,7 @@ from proxy.refusals import EXHAUSTED, UNAVAILABLE, refuse
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import SharedState
 from proxy.transports.coalesce import Coalesce
-from proxy.transports.coalesce_shared import SharedFlights
+from proxy.transports.coalesce_shared import RENEWED_AT_ONCE, SharedFlights
 from tests.proxy.fakes import until
 from tests.proxy.redis_server import RedisServer
 from tests.proxy.state_fakes import FakeInner, FakeStream, make_call, settle_down
@@ -221,6 +221,37 @@ async def test_a_worker_that_follows_for_long_is_not_counted_out(hosts: tuple[Ho
     stream.end()
     await until(lambda: follower.ended)
     assert ("complete", 1 + pieces, 0) == (follower.ended, len(follower.got), one.flights.counted_out_total)
+
+
+async def test_a_worker_that_follows_many_flights_is_counted_out_of_none(server: RedisServer) -> None:
+    """It says that it stays in all of them, though it may not ask Redis for so many things at once."""
+    one, two = await Host(server.url).open(), Host(None)
+    few = ProxySettings(redis=server.url, redis_timeout_s=5.0, redis_pause_s=0.05, redis_waiting_max=RENEWED_AT_ONCE)
+    two.join(SharedState(few, SECRETS), FakeInner(gated=True))
+    await two.open()
+    one.inner.streaming = True
+    one.inner.gate.set()
+    followers: list[Client] = []
+    for number in range(2 * RENEWED_AT_ONCE):
+        Client(one.coalesce, key=b"key%d" % number).read_freely()
+        await until(lambda at=number: len(one.inner.streams) > at)  # type: ignore[misc]
+        followers.append(await _follow(one, two, b"key%d" % number))
+    for stream in one.inner.streams:
+        stream.feed(b"one")
+    began = time.monotonic()
+    for piece in range(1, 41):
+        await until(lambda at=began + piece * LEASE_S / 10: time.monotonic() >= at)  # type: ignore[misc]
+        for stream in one.inner.streams:
+            stream.feed(b"more")
+    for stream in one.inner.streams:
+        stream.end()
+    await until(lambda: all(follower.ended for follower in followers))
+    assert (0, {("complete", 41)}) == (
+        one.flights.counted_out_total,
+        {(follower.ended, len(follower.got)) for follower in followers},
+    )
+    for host in (one, two):
+        await host.close()
 
 
 async def test_a_dead_leader_s_flight_is_taken_over(hosts: tuple[Host, Host], server: RedisServer) -> None:
