@@ -48,7 +48,9 @@ from proxy.transports.flight_words import Attach, Detach, Gone, News, Seals, Sta
 
 LINGER_S = 1.0
 REFRESH_MS = 10_000  # how long a stale answer is left to the worker that asks it anew
-RENEWED_AT_ONCE = 16  # leases
+AT_ONCE = (
+    16  # leases that are renewed, or leaders that are told: Redis answers only so many questions of a worker at once
+)
 TRIES_MAX = 3  # leaders that a call waits for, one after the other
 COUNT_LEASES = 10  # so many leases long a part of a bill may remain unbooked before it is counted
 _NAME_BYTES = 8
@@ -276,8 +278,8 @@ class SharedFlights:
                 await asyncio.sleep(self._lease_s / 3)
                 self._count_out(deaf=shared.degraded or not shared.listening)
                 leds = tuple(self._led.values())
-                for at in range(0, len(leds), RENEWED_AT_ONCE):
-                    await asyncio.gather(*(self._renew_lease(led, shared) for led in leds[at : at + RENEWED_AT_ONCE]))
+                for at in range(0, len(leds), AT_ONCE):
+                    await asyncio.gather(*(self._renew_lease(led, shared) for led in leds[at : at + AT_ONCE]))
         finally:
             self._renewing = None
 
@@ -302,8 +304,10 @@ class SharedFlights:
         try:
             while self._followed:
                 await asyncio.sleep(self._lease_s / 3)
-                for followed in tuple(self._followed.values()):
-                    self._say(followed.leader, Stay(followed.tag, followed.token, self._name))
+                stays = [(one.leader, Stay(one.tag, one.token, self._name)) for one in self._followed.values()]
+                for at in range(0, len(stays), AT_ONCE):
+                    some = stays[at : at + AT_ONCE]
+                    await asyncio.gather(*(_quietly(self._publish(leader, word)) for leader, word in some))
         finally:
             self._staying = None
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from proxy.refusals import EXHAUSTED, UNAVAILABLE, refuse
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import SharedState
 from proxy.transports.coalesce import Coalesce
-from proxy.transports.coalesce_shared import RENEWED_AT_ONCE, SharedFlights
+from proxy.transports.coalesce_shared import AT_ONCE, SharedFlights
 from tests.proxy.fakes import until
 from tests.proxy.redis_server import RedisServer
 from tests.proxy.state_fakes import FakeInner, FakeStream, make_call, settle_down
@@ -107,7 +108,7 @@ async def _lead(host: Host) -> Client:
 
 async def _follow(leader: Host, host: Host, key: bytes = b"key") -> Client:
     """A call that the leader's worker knows of."""
-    client = Client(host.coalesce)
+    client = Client(host.coalesce, key=key)
     client.read_freely()
     await until(lambda: leader.flights.followers(key))
     return client
@@ -225,21 +226,18 @@ async def test_a_worker_that_follows_for_long_is_not_counted_out(hosts: tuple[Ho
 
 async def test_a_worker_that_follows_many_flights_is_counted_out_of_none(server: RedisServer) -> None:
     """It says that it stays in all of them, though it may not ask Redis for so many things at once."""
-    one, two = await Host(server.url).open(), Host(None)
-    few = ProxySettings(redis=server.url, redis_timeout_s=5.0, redis_pause_s=0.05, redis_waiting_max=RENEWED_AT_ONCE)
-    two.join(SharedState(few, SECRETS), FakeInner(gated=True))
-    await two.open()
+    one, two = [await Host(server.url).open() for _ in range(2)]
     one.inner.streaming = True
     one.inner.gate.set()
     followers: list[Client] = []
-    for number in range(2 * RENEWED_AT_ONCE):
+    for number in range(2 * AT_ONCE):
         Client(one.coalesce, key=b"key%d" % number).read_freely()
         await until(lambda at=number: len(one.inner.streams) > at)  # type: ignore[misc]
         followers.append(await _follow(one, two, b"key%d" % number))
-    for stream in one.inner.streams:
-        stream.feed(b"one")
+    assert two.shared is not None
+    two.shared._settings = msgspec.structs.replace(two.shared._settings, redis_waiting_max=AT_ONCE)
     began = time.monotonic()
-    for piece in range(1, 41):
+    for piece in range(41):
         await until(lambda at=began + piece * LEASE_S / 10: time.monotonic() >= at)  # type: ignore[misc]
         for stream in one.inner.streams:
             stream.feed(b"more")
