@@ -106,6 +106,11 @@ class LineLease:
         own = line.settled(now_us)
         return line.limit - (own if self._total < 0 else self._total + self._others + own - self._own)
 
+    def may_grow(self, line: Line, want: int, now_us: int) -> bool:
+        """Whether a larger slice may hold so much: not when too much of the whole limit has been used, whoever gives back what he holds."""
+        own = line.settled(now_us)
+        return (own if self._total < 0 else self._total + own - self._own) + want <= line.limit
+
     async def report(self, *, ahead: bool = True, shrink: bool = False) -> None:
         """Tells Redis how things stand, and takes the slice that it gives. Raises SharedUnavailable.
 

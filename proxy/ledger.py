@@ -185,7 +185,7 @@ class Ledger:
                 lease.look(line, want, now_us)
                 promised = lease.promised
             if line.settled(now_us) + line.held() + promised + want > line.cap:
-                if lease is not None:
+                if lease is not None and lease.may_grow(line, want, now_us):
                     self.short += ((line, want),)
                 over = _over(line, want, now_us)
                 if line.action is QuotaAction.SOFT:

@@ -138,6 +138,10 @@ class Lease(Protocol):
         """Makes the cap what it is at this moment, and asks for more ahead of need; never waits."""
         ...
 
+    def may_grow(self, line: Line, want: int, now_us: int) -> bool:
+        """Whether a larger slice may hold so much: not when too much of the whole limit has been used."""
+        ...
+
     def left(self, line: Line, now_us: int) -> int:
         """What of the whole limit nobody has used or leased elsewhere, as far as this worker has heard; below 0 when it is passed."""
         ...

@@ -332,3 +332,27 @@ async def test_the_headers_are_about_the_whole_limit_not_about_a_slice_of_it(tmp
     finally:
         await world.stop()
         redis.kill()
+
+
+@pytest.mark.parametrize("action", [QuotaAction.SOFT, QuotaAction.HARD])
+async def test_a_limit_of_which_all_is_spent_is_not_asked_about(tmp_path: Path, action: QuotaAction) -> None:
+    """With Redis: no slice could be larger before the window ends, so no call waits for one behind all others."""
+    redis = await RedisServer(tmp_path).start()
+    world = await World(tmp_path / "world").start(redis=redis.url, redis_timeout_s=5.0)
+    try:
+        await world.upstream(replies(answer(completion())))
+        quota = _quota(action, tokens=None, requests=5)
+        world.apply(tenant=TenantPolicy("acme", cache=UNCACHED, quotas=(quota,)))
+        assert world.worker.shared is not None
+        await world.worker.shared.ready()
+        for _ in range(7):
+            await world.chat(max_tokens=3)
+        lending = world.worker.lending
+        assert lending is not None
+        before = lending.leases.refills_total
+        answers = [await world.chat(max_tokens=3) for _ in range(20)]
+        assert {200 if action is QuotaAction.SOFT else 429} == {each.status_code for each in answers}
+        assert before == lending.leases.refills_total
+    finally:
+        await world.stop()
+        redis.kill()
