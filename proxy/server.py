@@ -29,8 +29,9 @@ from proxy.outbox import HeldWrites, Outbox
 _PIPELINED_MAX = 8  # requests behind the one that is served; more wait in the kernel
 _LENGTH_DIGITS_MAX = 18
 _STRANGERS_BODY_BYTES_MAX = 64 * 1024  # without a key of ours; more would let anybody fill our memory
-_NAMES_PIECE_BYTES_MAX = 8 * 1024
+_NAMES_HEAD_BYTES_MAX = 8 * 1024
 _PATHS = {path.encode(): path for path in PATHS}  # the usual ones need no parsing
+_END = b"\r\n\r\n"  # of a head
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log = structlog.get_logger("proxy.server")
@@ -176,6 +177,7 @@ class WorkerProtocol(asyncio.Protocol):
                 self._arrival = self._loop.call_later(self.settings.body_timeout_s, self._too_slow)
         elif self._arrival is not None:
             self._stop_timer()
+            self._head.clear()
 
     def eof_received(self) -> None:
         """The client has said all; asyncio closes the connection behind what it was sent."""
@@ -212,12 +214,13 @@ class WorkerProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole; one that came in few large pieces may still be too large, and a body may say that it will be."""
         piece = self._piece
-        self._headers = headers = by_name(self._raw, remember=len(piece) <= _NAMES_PIECE_BYTES_MAX)
+        head_bytes = len(self._head) + len(piece)  # with some of the body, perhaps
+        self._headers = headers = by_name(self._raw, remember=head_bytes <= _NAMES_HEAD_BYTES_MAX)
         for name in LISTS:
             if name in headers and not self._arrived:  # else the piece begins with another request
                 headers[name] = whole_list(name, bytes(self._head) + piece, last=headers[name])
         limit = self.settings.header_bytes_max
-        if len(self._head) + len(piece) > limit:
+        if head_bytes > limit:
             size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())
             if size > limit:
                 self._refuse_head()
@@ -253,8 +256,11 @@ class WorkerProtocol(asyncio.Protocol):
         if not self._skipped:
             parts = self._parts
             self._arrived.append(self._exchange(parts[0] if len(parts) == 1 else b"".join(parts)))
-        elif self._current is None and self._idle is None:
-            self._rest()  # its answer has gone out long ago
+        else:
+            if not self._arrived:
+                self._head += _END  # what follows in this piece is another head, and all before it is none of it
+            if self._current is None and self._idle is None:
+                self._rest()  # its answer has gone out long ago
 
     # what an exchange uses
 

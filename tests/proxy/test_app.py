@@ -15,6 +15,7 @@ from controlplane.contract.keys import hash_key
 from controlplane.contract.records import Outcome
 from controlplane.contract.snapshot import CachePolicy, KeyEntry, TenantPolicy
 from proxy.app import CallIds
+from proxy.head import _lowered
 from tests.proxy.fakes import KEY, PEPPER, World, answer, completion, replies, until
 
 GOOD = replies(answer(completion()))
@@ -517,3 +518,44 @@ def test_ids_of_calls_are_ulids_and_never_the_same() -> None:
     assert made[0][:10] == now[:10]  # of the same hours
     assert sorted(item[:15] for item in made) == [item[:15] for item in made]
     assert set("".join(item.removeprefix("call_") for item in made)) == set("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+
+
+async def test_a_list_is_not_looked_for_in_what_was_thrown_away(world: World) -> None:
+    """The end of a body that was too large comes with the head of the next request; no word of it reaches the upstream."""
+    upstream = await world.upstream(GOOD)
+    world.apply()
+    body = msgspec.json.encode({"model": "gpt", "messages": [{"role": "user", "content": "hi"}]})
+    head = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: "
+    size = world.worker.settings.body_bytes_max + 1
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(world.url.rpartition(":")[2]))
+    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}{size}\r\n\r\n".encode())
+    assert b"413" in await reader.readline()
+    last = b"\nOpenAI-Beta: evil\rinjected: yes\r\n"
+    piece = 1 << 20
+    for at in range(0, size - len(last), piece):
+        writer.write(b"x" * min(piece, size - len(last) - at))
+        await writer.drain()
+    await until(lambda: not writer.transport.get_write_buffer_size())
+    await asyncio.sleep(0.2)
+    second = f"POST /v1/chat/completions HTTP/1.1\r\nOpenAI-Beta: one\r\nConnection: close\r\n{head}{len(body)}\r\n\r\n"
+    writer.write(last + second.encode() + body)
+    await reader.read()
+    writer.close()
+    assert "one" == upstream.received[-1].headers["openai-beta"]
+
+
+@pytest.mark.parametrize(("pieces", "names", "remembered"), [(1, 3, 1), (1, 90, 0), (9, 90, 0)])
+async def test_many_names_of_headers_are_not_remembered(world: World, pieces: int, names: int, remembered: int) -> None:
+    """What anybody can send without a key stays small in memory, in however many pieces it comes."""
+    head = [f"X-{at}{'a' * 200}: 1" for at in range(names)]
+    request = "\r\n".join(["GET /v1/models HTTP/1.1", *head, "Connection: close", "", ""]).encode()
+    before = _lowered.cache_info().misses
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(world.url.rpartition(":")[2]))
+    size = -(-len(request) // pieces)
+    for at in range(0, len(request), size):
+        writer.write(request[at : at + size])
+        await writer.drain()
+        await asyncio.sleep(0.01)
+    assert b"HTTP/1.1 " == (await reader.read())[:9]
+    writer.close()
+    assert remembered == _lowered.cache_info().misses - before
