@@ -85,6 +85,10 @@ class Settlement:
                     await self.look_at_all()
                 except OwnersUnavailable as error:
                     log.warning("unsettled responses cannot be listed", reason=str(error))
+                except (
+                    Exception
+                ):  # a bug of ours, with one of them: whatever else is unsettled must be booked all the same
+                    log.exception("an unsettled response could not be looked at")
         finally:
             for task in self._aside.values():
                 task.cancel()

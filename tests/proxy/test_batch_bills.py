@@ -13,6 +13,7 @@ import pytest
 
 from controlplane.contract.records import CallRecord, Outcome
 from proxy.ledger import BATCH_USAGE
+from proxy.runtime import Runtime
 from proxy.settlement import Settlement
 from proxy.transports.owners import Batched, BatchModel, Owner, Promised, Unsettled
 from tests.proxy.fakes import PRICE, Received, Script, Wire, World, answer, until
@@ -159,3 +160,24 @@ async def test_a_look_under_way_ends_with_the_loop(world: World) -> None:
             isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(running, return_exceptions=True)
         ]
     assert ([], 1) == (booked(world), len(await world.worker.owners.unsettled()))
+
+
+async def test_a_look_that_fails_does_not_end_the_loop(world: World) -> None:
+    """What nobody foresaw is told, and costs that look alone: the batch is booked by the next one."""
+    await serve(world, b1=[results()])
+    world.apply()
+    failures = [ZeroDivisionError("unforeseen")]
+
+    def runtime() -> Runtime | None:
+        if failures:
+            raise failures.pop()
+        return world.worker.app.runtime
+
+    settlement = Settlement(
+        world.worker.pipeline, world.worker.owners, runtime, every_s=0.0, bills=world.worker.bills
+    )  # fmt: skip
+    running = asyncio.create_task(settlement.run())
+    await until(lambda: booked(world) or running.done())
+    assert (1, False) == (len(booked(world)), running.done())
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
