@@ -43,12 +43,13 @@ _OK = 200
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A call that waits for its part of a shared request."""
+    """A call that waits for its part of a shared request. billed: that has ended, and what it cost is on its calls."""
 
     call: Call
     ask: Ask
     reply: asyncio.Future[Reply]
     gone: bool = False
+    billed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +168,7 @@ class Batch:
                 group.timer.cancel()
                 group.timer = None
             self._forget_idle(group)
-        elif not member.reply.done() or member.reply.cancelled():
+        elif not member.billed and (not member.reply.done() or member.reply.cancelled()):
             member.call.attempts.append(_estimate(member))
 
     def _leave(self, group: _Group) -> None:
@@ -200,6 +201,7 @@ class Batch:
         error = None if task.cancelled() else task.exception()
         for member in members:
             if task.cancelled():
+                member.billed = True
                 member.reply.cancel()
             elif error is not None and not member.reply.done():  # it belongs to the calls, whose pipeline tells of it
                 member.reply.set_exception(error)

@@ -390,3 +390,36 @@ async def test_a_request_that_has_not_begun_when_the_proxy_stops_ends_its_calls(
     assert (True, 1, 0) == (last.done(), len(scene.provider.asked), scene.batch.waiting)
     scene.provider.gate.set()
     assert 200 == (await first).status
+
+
+class Billing(Provider):
+    """An upstream that charges for what it had begun when it was told to stop."""
+
+    async def send(self, call: Call) -> Reply:
+        """As ever, or what was begun."""
+        try:
+            return await super().send(call)
+        except asyncio.CancelledError:
+            attempt = _attempt(len(self.asked[-1]), AttemptError.CANCELLED)
+            self.billed_nanousd += attempt.cost_nanousd
+            call.attempts.append(attempt)
+            raise
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_calls_that_the_end_of_the_proxy_ends_pay_once(*, begun: bool) -> None:
+    """What was asked for them, as it was billed; and nothing where nothing was asked."""
+    scene = Scene(BatchPolicy(window_s=60.0, items_max=2))
+    scene.batch._inner = provider = Billing()
+    alone = scene.send(scene.call("alone"))
+    await settle_down()
+    calls = [scene.call(wanted * 100) for wanted in ("one", "two")]
+    tasks = [scene.send(call) for call in calls]
+    await (settle_down() if begun else asyncio.sleep(0))
+    await scene.batch.aclose()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (len(provider.asked) == 2) is begun
+    assert provider.billed_nanousd == sum(attempt.cost_nanousd for call in calls for attempt in call.attempts)
+    assert (provider.billed_nanousd > 0) is begun
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
