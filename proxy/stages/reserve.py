@@ -18,7 +18,7 @@ Who is over a ceiling is not always refused. First the cache is asked: a stored 
 below may have one, the pipeline waits for it (`Call.shortage`) and comes back once. Then a quota may downgrade the call to another model, or
 the route may name other models for this case; what they may cost is held instead. A soft quota lets the call pass with a warning. With a Redis the
 ceiling on this worker is what it has leased; then a call that finds it too small says so, in the same way, and the pipeline asks for more
-once before the refusal or the warning counts, and once for each model that is to serve instead.
+once before the refusal counts, once before the warning does, and once for each model that is to serve instead.
 
 What is outside the bound: documents that a request names by file id, and attempts that fail after they have begun to cost. A call
 that costs more than its reservation is booked in full and counted (`Ledger.exceeded_total`).
@@ -54,7 +54,8 @@ _CACHED_BYTES_MIN = 1_024  # providers cache prompts of so many tokens, and a to
 _WAITED = 4  # for larger leases
 _LOOKED = 8  # for a stored answer below memory
 _CHAINED = 16  # for the size of what it builds on
-_ELSEWHERE = 32  # for larger leases of a model that is to serve instead: a bit for each, from here on
+_WARNED = 32  # for larger leases of soft quotas
+_ELSEWHERE = 64  # for larger leases of a model that is to serve instead: a bit for each, from here on
 _PASSTHROUGH = "passthrough"
 _TAG = "heph-quota"  # on the record of a call that passed a soft quota or was downgraded
 
@@ -124,7 +125,7 @@ class Reserve:
         held = self._hold(call, view, plan, now_us)
         if isinstance(held, Refused):
             return self._over(call, view, plan, held, now_us)
-        if held.warnings and self._waits(call, _WAITED):
+        if held.warnings and not call.refilled & _WAITED and self._waits(call, _WARNED):  # else it keeps what it has
             self._ledger.release(held)
             return refuse_over(policy, held.warnings[0], now_us=now_us)
         self._keep(call, held)
@@ -202,8 +203,9 @@ class Reserve:
             if not self._reroute(call, view, plan.policy, alias):
                 continue
             held = self._hold(call, view, plan, now_us, passed=passed)
-            over = held if isinstance(held, Refused) else next(iter(held.warnings), None)
-            if over is not None and self._waits(call, _ELSEWHERE << change):
+            bit = _ELSEWHERE << change
+            over, once = (held, bit) if isinstance(held, Refused) else (next(iter(held.warnings), None), _WARNED)
+            if over is not None and not call.refilled & bit and self._waits(call, once):
                 if isinstance(held, Reservation):
                     self._ledger.release(held)
                 call.route, call.candidates = asked, candidates  # from where it is sent here once more

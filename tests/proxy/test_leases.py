@@ -12,15 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controlplane.contract.proxy_settings import ProxySettings
-from controlplane.contract.snapshot import Budget, Quota, QuotaScope, TenantPolicy, Window
+from controlplane.contract.snapshot import Budget, Quota, QuotaAction, QuotaScope, TenantPolicy, Window
 from proxy.leases import Leases, LineLease
 from proxy.ledger import Ledger, LedgerState, Reservation
-from proxy.quotas.account import Line, Share
+from proxy.quotas.account import TOKENS, Line, Share
 from proxy.quotas.plan import Who
 from proxy.settings import ProxySecrets, Secret
 from proxy.shared import Answer, Script, SharedState, SharedUnavailable
+from proxy.stages.reserve import Reserve
 from tests.proxy.redis_server import RedisServer
-from tests.proxy.state_fakes import NOON_US, FakeClock, make_record
+from tests.proxy.state_fakes import NOON_US, FakeClock, make_call, make_record
 
 SECRETS = ProxySecrets(key_pepper=Secret("00" * 32), internal_token=Secret("t"))
 LEASE_S = 10.0
@@ -584,3 +585,24 @@ async def _take(worker: Worker, amount: int) -> int:
 
 def _lines(worker: Worker) -> list[Line]:
     return [line for account in worker.ledger.accounts() for line in account.lines.values()]
+
+
+async def test_who_has_waited_for_a_soft_quota_still_waits_for_a_hard_one(server: RedisServer) -> None:
+    """Others have taken the slice of the hard one meanwhile; the limit is far away, and so is a refusal."""
+    soft = Quota("soft", QuotaScope.TENANT, Window.DAY, requests=1_000, action=QuotaAction.SOFT)
+    policy = TenantPolicy("acme", budgets=(Budget("b", Window.TOTAL, tokens=100_000),), quotas=(soft,))
+    async with fleet_of(server, policy) as fleet:
+        worker = fleet.members[0]
+        stage = Reserve(worker.ledger, image_tokens_max=1, refill=worker.leases.refill, now_us=fleet.clock.us)
+        hard = next(line for line in _lines(worker) if line.unit == TOKENS)
+        await worker.leases.refill(((hard, 2_000),))
+        call = make_call(tenant=policy)
+        waits: list[bool] = []
+        while stage.enter(call) is not None:
+            waits.append(worker.ledger.short[0][0] is hard)
+            while worker.take_at_once(20):
+                pass
+            shortage, call.shortage = call.shortage, None
+            assert shortage is not None
+            await shortage()
+        assert [False, True] == waits
