@@ -28,7 +28,7 @@ CHANNEL = SETTLEMENT
 LOOK_S_MAX = 60.0  # between two looks at the same response
 BATCH_LOOK_S_MAX = 300.0  # and at the same batch, which may take a day
 ASIDE_AFTER_S = 2.0  # a look that takes longer, such as at large results, keeps no other waiting
-ASIDE_MAX = 4  # such looks at once
+ASIDE_MAX = 4  # such looks at once, one of them never at a batch
 _GONE = 404
 _Name = tuple[str, str]  # tenant and id
 _Place = tuple[str, str, bool]  # tenant, id, and whether it is known to have ended
@@ -105,8 +105,8 @@ class Settlement:
             due, pause_s = self._next[place]
             if self._monotonic() < due or (item.tenant, item.name) in self._aside:
                 continue
-            if len(self._aside) >= ASIDE_MAX:
-                break
+            if not self._has_room(item):
+                continue
             most_s = LOOK_S_MAX if item.batch is None else BATCH_LOOK_S_MAX
             self._next[place] = (self._monotonic() + pause_s, min(2 * pause_s, most_s))
             await self.look_soon(item)
@@ -116,12 +116,16 @@ class Settlement:
         name = item.tenant, item.name
         task = self._aside.get(name)
         if task is None:
-            if len(self._aside) >= ASIDE_MAX:
+            if not self._has_room(item):
                 return
             task = self._aside[name] = asyncio.create_task(self.look(item), name="settlement-look")
         await asyncio.wait([task], timeout=self._aside_after_s)
         if task.done() and self._aside.get(name) is task:
             self._aside.pop(name).result()
+
+    def _has_room(self, item: Unsettled) -> bool:
+        """Whether it may be looked at beside those that are; the results of batches, which may take hours, leave room for a response."""
+        return len(self._aside) < ASIDE_MAX - (item.batch is not None)
 
     async def look(self, item: Unsettled) -> None:
         """Asks for one as its tenant; it is booked on the way if it is finished. Raises OwnersUnavailable."""

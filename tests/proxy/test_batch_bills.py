@@ -14,7 +14,7 @@ import pytest
 from controlplane.contract.records import CallRecord, Outcome
 from proxy.ledger import BATCH_USAGE
 from proxy.runtime import Runtime
-from proxy.settlement import Settlement
+from proxy.settlement import ASIDE_MAX, Settlement
 from proxy.transports.owners import Batched, BatchModel, Owner, Promised, Unsettled
 from tests.proxy.fakes import PRICE, Received, Script, Wire, World, answer, until
 
@@ -179,5 +179,25 @@ async def test_a_look_that_fails_does_not_end_the_loop(world: World) -> None:
     running = asyncio.create_task(settlement.run())
     await until(lambda: booked(world) or running.done())
     assert (1, False) == (len(booked(world)), running.done())
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_long_looks_at_batches_leave_room_for_responses(world: World) -> None:
+    """However many results come slowly, what ran in the background is booked meanwhile."""
+    names = [f"b{number}" for number in range(ASIDE_MAX + 1)]
+    await serve(world, **{name: [results(until_=lambda: False)] for name in names})
+    world.apply()
+    await world.worker.owners.keep("acme", ["resp_1"], Owner("u0", "u0/m", background=True))
+    await world.worker.owners.promise(Unsettled("acme", "key_1", "resp_1"))
+    settlement = Settlement(
+        world.worker.pipeline, world.worker.owners, lambda: world.worker.app.runtime, every_s=0.0, bills=world.worker.bills, aside_after_s=0.1,
+    )  # fmt: skip
+    running = asyncio.create_task(settlement.run())
+    asked = world.upstreams[0].received
+    await until(lambda: settlement.aside >= ASIDE_MAX - 1)
+    async with asyncio.timeout(5.0):
+        await until(lambda: any("/responses/resp_1" in one.line for one in asked))
+    assert settlement.aside <= ASIDE_MAX
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
