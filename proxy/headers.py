@@ -33,8 +33,8 @@ _RATE_LIMIT_NAMES_ANTHROPIC = tuple(
     tuple(b"anthropic-ratelimit-%b-%b" % (what, part) for part in (b"limit", b"remaining", b"reset"))
     for what in (b"requests", b"tokens")
 )
-# What is left out of an upstream's headers, by the client's protocol and by whose limits of requests and tokens are shown: all of the other
-# protocol's, and of each kind where ours is shown. Other kinds than these stay, as Anthropic's `unified` ones, which are of an account.
+# What is left out of an upstream's headers, by the client's protocol and by whose limits of requests and tokens are shown: OpenAI's for
+# Anthropic's clients, and those of each kind where ours is shown. Other kinds than these stay, as Anthropic's `unified` ones, which are of an account.
 _THEIRS = {
     (anthropic, requests, tokens): (
         *((b"x-ratelimit-",) if anthropic else ()),
