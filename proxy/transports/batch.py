@@ -98,9 +98,10 @@ class Batch:
 
     async def aclose(self) -> None:
         """Cancels what is shared now, and closes the inner transport; safe to call twice."""
-        for task in tuple(self._running):
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        while self._running:  # who waits behind a request that ends becomes the next one
+            for task in tuple(self._running):
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
         await self._inner.aclose()
 
     def _group_of(self, call: Call, ask: Ask, policy: BatchPolicy) -> _Group:

@@ -423,3 +423,18 @@ async def test_calls_that_the_end_of_the_proxy_ends_pay_once(*, begun: bool) -> 
     assert (provider.billed_nanousd > 0) is begun
     alone.cancel()
     await asyncio.gather(alone, return_exceptions=True)
+
+
+async def test_nothing_more_is_asked_when_the_proxy_has_stopped() -> None:
+    """Calls that wait behind a request which is cancelled are told, too, instead of becoming one."""
+    scene = Scene(BatchPolicy(window_s=60.0, items_max=2))
+    alone = scene.send(scene.call("alone"))
+    await settle_down()
+    tasks = [scene.send(scene.call(wanted)) for wanted in ("one", "two", "three")]
+    await settle_down()
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    assert 2 == len(scene.provider.asked)
+    await scene.batch.aclose()
+    await settle_down()
+    assert ([True] * 3, 2) == ([task.done() for task in tasks], len(scene.provider.asked))
