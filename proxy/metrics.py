@@ -26,6 +26,10 @@ _LABELLED = {
     ),
     "fallbacks": ("kind", "Calls that another model was asked to serve."),
     "hedges": ("result", "Late calls of hedged routes: which try won, or why there was no second one."),
+    "loops_failed": (
+        "loop",
+        "Failures of a loop that the worker lives by, which was begun again: bugs of ours; the log has them.",
+    ),
     "refused_requests": (
         "code",
         "Requests that became no call and left no record, by the refusal that they got: no such path, a wrong method, no snapshot yet.",
@@ -138,6 +142,10 @@ class ProxyMetrics(Collector):
     def call_shed(self, priority: str) -> None:
         """Counts a call that was refused because there was too much to do."""
         self._count("shed_calls", priority)
+
+    def loop_failed(self, name: str) -> None:
+        """Counts that a loop which must not end has failed."""
+        self._count("loops_failed", name)
 
     def request_refused(self, code: str) -> None:
         """Counts a request that became no call, by the code of its refusal."""

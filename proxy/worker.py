@@ -22,6 +22,7 @@ from proxy.dialects.operations import BATCH_OPERATIONS
 from proxy.ledger import Ledger, watch_ledger
 from proxy.lending import open_lending, watch_lending
 from proxy.load import Loads
+from proxy.loops import keep_running
 from proxy.metrics import ProxyMetrics
 from proxy.ops import ModelsList
 from proxy.pipeline import Pipeline
@@ -451,16 +452,16 @@ class Worker:
         await self.cache.open()
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(work, name=name)
+            loop.create_task(keep_running(work, name=name, failed=self.metrics.loop_failed), name=name)
             for name, work in (
-                ("snapshots", self.snapshots.run()),
-                ("shipper", self.shipper.run()),
-                ("status", self.reporter.run()),
-                *(() if self.lending is None else (("lending", self.lending.run()),)),
-                *(() if self.hints is None else (("hints", self.hints.run()),)),
-                *(() if self.retired is None else (("retired", self.retired.run()),)),
-                *(() if self._share.worker else (("settlement", self.settlement.run()),)),
-                ("promises", self.promises.run()),
+                ("snapshots", self.snapshots.run),
+                ("shipper", self.shipper.run),
+                ("status", self.reporter.run),
+                *(() if self.lending is None else (("lending", self.lending.run),)),
+                *(() if self.hints is None else (("hints", self.hints.run),)),
+                *(() if self.retired is None else (("retired", self.retired.run),)),
+                *(() if self._share.worker else (("settlement", self.settlement.run),)),
+                ("promises", self.promises.run),
             )
         ]
         if self.app.runtime is None and self.settings.first_snapshot_wait_s > 0:
