@@ -142,6 +142,7 @@ async def test_the_agents_sdk(gateway: World) -> None:
             await agents.Runner.run(lost, QUESTION)
 
 
+@pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")  # of its own types, once in a process
 @shows("LiteLLM, Python", "plain", "stream", "tools")
 def test_the_blocking_litellm_client(gateway: World) -> None:
     """Whole and streamed say the same, and a tool is called, without an event loop."""
