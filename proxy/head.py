@@ -10,9 +10,7 @@ LISTS = (b"anthropic-beta", b"openai-beta")
 """Headers that hold lists and go on to an upstream; clients also write their parts in lines of their own."""
 _FORWARDED_FOR = b"x-forwarded-for"
 _UNKNOWN = b"unknown"  # nobody's address
-_LINES = {
-    name: re.compile(rb"^%b:[ \t]*(.*?)[ \t]*\r?$" % re.escape(name), re.IGNORECASE | re.MULTILINE) for name in LISTS
-}
+_LINES = {name: re.compile(rb"^%b:([^\r\n]*)\r?$" % re.escape(name), re.IGNORECASE | re.MULTILINE) for name in LISTS}
 
 
 def by_name(raw: Mapping[bytes, bytes], *, remember: bool) -> dict[bytes, bytes]:
@@ -33,7 +31,7 @@ def whole_list(name: bytes, head: bytes, *, last: bytes) -> bytes:
 
     last: the value of its last line, for a head that is not all there.
     """
-    parts: list[bytes] = _LINES[name].findall(head.partition(b"\r\n\r\n")[0])
+    parts = [value.strip(b" \t") for value in _LINES[name].findall(head.partition(b"\r\n\r\n")[0])]
     return b", ".join(parts) if len(parts) > 1 else last
 
 
