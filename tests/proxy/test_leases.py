@@ -591,7 +591,7 @@ async def test_who_has_waited_for_a_soft_quota_still_waits_for_a_hard_one(server
     """Others have taken the slice of the hard one meanwhile; the limit is far away, and so is a refusal."""
     soft = Quota("soft", QuotaScope.TENANT, Window.DAY, requests=1_000, action=QuotaAction.SOFT)
     policy = TenantPolicy("acme", budgets=(Budget("b", Window.TOTAL, tokens=100_000),), quotas=(soft,))
-    async with fleet_of(server, policy) as fleet:
+    async with fleet_of(server, policy, keepers=False) as fleet:
         worker = fleet.members[0]
         stage = Reserve(worker.ledger, image_tokens_max=1, refill=worker.leases.refill, now_us=fleet.clock.us)
         hard = next(line for line in _lines(worker) if line.unit == TOKENS)
