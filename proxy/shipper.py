@@ -115,3 +115,42 @@ class Shipper:
         self.failures_total += 1
         self.last_error = error
         return self._backoff.failed()
+
+
+def watch_spool(
+    watch: Callable[[str, str, Callable[[], float]], None],
+    spool: Spool,
+    shipper: Shipper,
+    *,
+    retired: Callable[[], int],
+) -> None:
+    """Shows what waits in the spool and what was shipped. retired: bytes that retired workers left."""
+    watch("spool_bytes", "Bytes of records that wait to be shipped.", lambda: spool.bytes_stored)
+    watch("spool_dropped_total", "Records dropped because the spool or the disk was full.", lambda: spool.dropped)
+    watch("spool_dropped_nanousd_total", "Cost of the dropped records, in nano-USD.", lambda: spool.dropped_nanousd)
+    watch("spool_payloads_cut_total", "Records kept without their payload.", lambda: spool.payloads_cut_total)
+    watch(
+        "spool_torn_bytes",
+        "Bytes cut off at the last start, behind the last good record.",
+        lambda: spool.torn_bytes,
+    )
+    watch(
+        "spool_checkpoint_failures_total",
+        "Checkpoints of the ledger that could not be written.",
+        lambda: spool.checkpoint_failures_total,
+    )
+    watch(
+        "spool_checkpoint_damaged",
+        "1 if the ledger's checkpoint was found damaged at the last start.",
+        lambda: spool.checkpoint_damaged,
+    )
+    watch("spool_shipped_total", "Segments that the control plane has.", lambda: shipper.shipped_total)
+    watch("spool_shipped_bytes_total", "Bytes of those segments.", lambda: shipper.shipped_bytes_total)
+    watch("spool_lost_total", "Segments that vanished from the spool's directory.", lambda: shipper.lost_total)
+    watch("spool_ship_failures_total", "Tries to ship a segment that failed.", lambda: shipper.failures_total)
+    watch("spool_quarantined", "Segments that the control plane refused, set aside.", lambda: spool.quarantined)
+    watch(
+        "spool_retired_bytes",
+        "Bytes of records that retired workers left and that wait to be shipped.",
+        retired,
+    )

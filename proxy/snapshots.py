@@ -175,3 +175,14 @@ class Snapshots:
         self.last_error = ""
         self._backoff.succeeded()
         return RETRY_S_MIN  # so that a server that does not wait is not asked in a tight loop
+
+
+def watch_snapshots(watch: Callable[[str, str, Callable[[], float]], None], snapshots: Snapshots) -> None:
+    """Shows how the talk about snapshots goes."""
+    watch("snapshots_refused_total", "Snapshots refused; the last good one stayed.", lambda: snapshots.refused_total)
+    watch("snapshot_failures_total", "Polls for a snapshot without an answer.", lambda: snapshots.failures_total)
+    watch(
+        "snapshots_unsaved_total",
+        "Snapshots in use that could not be written to disk.",
+        lambda: snapshots.unsaved_total,
+    )

@@ -32,8 +32,8 @@ from proxy.runtime import compile_runtime
 from proxy.settings import ProxySecrets
 from proxy.settlement import Settlement, watch_batches, watch_kept
 from proxy.shared import SharedState, watch_shared
-from proxy.shipper import Shipper
-from proxy.snapshots import Snapshots
+from proxy.shipper import Shipper, watch_spool
+from proxy.snapshots import Snapshots, watch_snapshots
 from proxy.stages.admit import Admit
 from proxy.stages.decode import Decode
 from proxy.stages.guard import Guard
@@ -320,21 +320,13 @@ class Worker:
 
     def _watch(self) -> None:
         """Shows the figures that the parts keep themselves."""
-        watch, snapshots = self.metrics.watch, self.snapshots
+        watch = self.metrics.watch
         pools = self.http.pools
         watch("upstream_connections", "Connections to upstreams.", lambda: sum(pool.open_count for pool in pools()))
         watch("inflight_calls", "Calls being served now.", lambda: self.app.inflight)
         watch("asyncio_tasks", "Tasks of the worker's event loop; at rest always as many.", _tasks_running)
         watch("snapshot_version", "Version of the snapshot in use.", lambda: self.status().snapshot_version)
-        watch(
-            "snapshots_refused_total", "Snapshots refused; the last good one stayed.", lambda: snapshots.refused_total
-        )
-        watch("snapshot_failures_total", "Polls for a snapshot without an answer.", lambda: snapshots.failures_total)
-        watch(
-            "snapshots_unsaved_total",
-            "Snapshots in use that could not be written to disk.",
-            lambda: snapshots.unsaved_total,
-        )
+        watch_snapshots(watch, self.snapshots)
         watch("status_sent_total", "Status reports that the control plane took.", lambda: self.reporter.sent_total)
         watch(
             "status_failures_total",
@@ -350,45 +342,15 @@ class Worker:
         )
         watch_chains(watch, self.chains)
         watch_ledger(watch, self.ledger)
-        self._watch_spool()
+        watch_spool(
+            watch, self.spool, self.shipper, retired=lambda: 0 if self.retired is None else self.retired.bytes_stored
+        )
         watch_cache(watch, self.cache, self.refreshes)
         watch_coalesce(watch, self.coalesce)
         watch_flights(watch, self.flights)
         watch_batch(watch, self.batch)
         watch_kept(watch, self.owners, self.kept, self.settlement, self.batches, self.bills)
         watch_batches(watch, self.batches, self.bills)
-
-    def _watch_spool(self) -> None:
-        watch, spool, shipper = self.metrics.watch, self.spool, self.shipper
-        watch("spool_bytes", "Bytes of records that wait to be shipped.", lambda: spool.bytes_stored)
-        watch("spool_dropped_total", "Records dropped because the spool or the disk was full.", lambda: spool.dropped)
-        watch("spool_dropped_nanousd_total", "Cost of the dropped records, in nano-USD.", lambda: spool.dropped_nanousd)
-        watch("spool_payloads_cut_total", "Records kept without their payload.", lambda: spool.payloads_cut_total)
-        watch(
-            "spool_torn_bytes",
-            "Bytes cut off at the last start, behind the last good record.",
-            lambda: spool.torn_bytes,
-        )
-        watch(
-            "spool_checkpoint_failures_total",
-            "Checkpoints of the ledger that could not be written.",
-            lambda: spool.checkpoint_failures_total,
-        )
-        watch(
-            "spool_checkpoint_damaged",
-            "1 if the ledger's checkpoint was found damaged at the last start.",
-            lambda: spool.checkpoint_damaged,
-        )
-        watch("spool_shipped_total", "Segments that the control plane has.", lambda: shipper.shipped_total)
-        watch("spool_shipped_bytes_total", "Bytes of those segments.", lambda: shipper.shipped_bytes_total)
-        watch("spool_lost_total", "Segments that vanished from the spool's directory.", lambda: shipper.lost_total)
-        watch("spool_ship_failures_total", "Tries to ship a segment that failed.", lambda: shipper.failures_total)
-        watch("spool_quarantined", "Segments that the control plane refused, set aside.", lambda: spool.quarantined)
-        watch(
-            "spool_retired_bytes",
-            "Bytes of records that retired workers left and that wait to be shipped.",
-            lambda: 0 if self.retired is None else self.retired.bytes_stored,
-        )
 
     def apply(self, snapshot: Snapshot) -> None:
         """Compiles a snapshot and swaps it in; raises, changing nothing, if it cannot be compiled."""
