@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,15 +19,10 @@ from typing import TypeVar
 
 import httpx
 
+from tests.ports import free_port
+
 T = TypeVar("T")
 HEPHAESTUS = str(Path(sys.executable).parent / "hephaestus")
-
-
-def free_port() -> int:
-    """A TCP port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(probe: Callable[[], T], *, seconds: float = 30.0, every_s: float = 0.1, what: str = "") -> T:

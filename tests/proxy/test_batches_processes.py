@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -22,6 +21,7 @@ from controlplane.contract.snapshot import encode_snapshot
 from controlplane.contract.wire import decode_batch
 from proxy.ledger import BATCH_USAGE
 from tests.e2e.processes import eventually
+from tests.ports import free_port
 from tests.proxy.batch_world import BATCH_S, begin, billed, line, simulated, snapshot
 from tests.proxy.fakes import PEPPER
 from tests.proxy.test_responses_processes import kill
@@ -68,13 +68,6 @@ async def until_settled(url: str) -> None:
     """Waits until no batch waits to be booked."""
     shown = re.compile(r'heph_proxy_owners_unsettled\{worker="0"\} 0(\.0)?\n')
     await asyncio.to_thread(eventually, lambda: shown.search(httpx.get(f"{url}/metrics").text), seconds=60.0)
-
-
-def free_port() -> int:
-    """A port that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_batches_are_booked_once_through_any_kill(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sqlite3
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -22,6 +21,7 @@ from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import encode_snapshot
 from controlplane.contract.wire import TornFrame, frames
 from proxy.transports.owners import Unsettled
+from tests.ports import free_port
 from tests.proxy.fakes import PEPPER, ScriptedUpstream, until
 from tests.proxy.responses_account import ANN, BOB, Account, snapshot
 
@@ -71,14 +71,6 @@ async def statuses(url: str, key: str, ids: list[str]) -> set[int]:
             return (await client.get(f"{url}/v1/responses/{id_}")).status_code
 
     return set(await asyncio.gather(*(one(id_) for id_ in ids for _ in range(3))))
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def booked(folder: Path) -> list[CallRecord]:

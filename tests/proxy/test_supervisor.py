@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -19,6 +18,7 @@ import pytest
 
 from controlplane.contract.keys import hash_key
 from controlplane.contract.snapshot import KeyEntry, Route, Snapshot, TenantPolicy, encode_snapshot
+from tests.ports import free_port
 from tests.proxy.fakes import KEY, PEPPER
 
 pytestmark = pytest.mark.e2e
@@ -27,9 +27,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[tuple[Process, int]]:
     """`python -m proxy` with two workers that start from a snapshot on disk, and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     snapshot = Snapshot(
         version=3,
         created_us=time.time_ns() // 1000,

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -34,6 +33,7 @@ from controlplane.contract.snapshot import (
     encode_snapshot,
 )
 from controlplane.contract.wire import decode_batch
+from tests.ports import free_port
 from tests.proxy.control_plane_fake import Asked, FakeControlPlane, control_plane
 from tests.proxy.fakes import KEY, PEPPER, PRICE, ScriptedUpstream, answer, completion, replies
 
@@ -52,9 +52,7 @@ class Fleet:
         """tenant: None: one with a budget of LIMIT tokens and no cache."""
         self.folder = folder
         self.plane = plane
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.served: Counter[int] = Counter()
         self.process: Process | None = None
         self.more: dict[str, object] = {}  # settings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from controlplane.contract.records import Payload
 from controlplane.contract.wire import BATCH_PATH, TOKEN_HEADER
 from tests.controlplane.app.scene import TEXT
 from tests.controlplane.store.fakes import a_call, a_segment
+from tests.ports import free_port
 
 END_S_MAX = 12.0  # a busy machine is slow; a poll that is not told lasts 25
 GIVE_UP_S = 90.0
@@ -96,13 +96,6 @@ class Process:
     def secret(self, name: str) -> str:
         """One of its own secrets."""
         return (self.folder / "data" / "secrets" / name).read_text().strip()
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

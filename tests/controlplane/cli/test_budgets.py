@@ -14,8 +14,9 @@ from controlplane.catalog.load import load
 from controlplane.cli.budgets import Use, ceilings_of, joined, state_of
 from controlplane.contract.snapshot import BudgetStatus, ProxyStatus, QuotaAction
 from controlplane.contract.wire import STATUS_PATH
-from tests.controlplane.app.test_serve import GIVE_UP_S, Process, free_port
+from tests.controlplane.app.test_serve import GIVE_UP_S, Process
 from tests.controlplane.cli.conftest import Shell
+from tests.ports import free_port
 
 LIMITS = """limits: {tokens_per_minute: 1000}, budgets: [{usd: 50, window: month}, {tokens: 900, window: total}],
      quotas: [{per: agent, usd: 5, window: day, action: downgrade, to: deep}, {per: key, concurrency: 3}]"""

@@ -12,9 +12,10 @@ import pytest
 from controlplane.contract.records import CacheState
 from controlplane.contract.snapshot import decode_snapshot
 from controlplane.contract.wire import BATCH_PATH, SNAPSHOT_PATH, TOKEN_HEADER
-from tests.controlplane.app.test_serve import GIVE_UP_S, Process, free_port
+from tests.controlplane.app.test_serve import GIVE_UP_S, Process
 from tests.controlplane.cli.conftest import Shell
 from tests.controlplane.store.fakes import a_call, a_segment
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

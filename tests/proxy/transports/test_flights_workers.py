@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -32,6 +31,7 @@ from controlplane.contract.snapshot import (
     encode_snapshot,
 )
 from controlplane.contract.wire import decode_batch
+from tests.ports import free_port
 from tests.proxy.fakes import (
     DONE,
     KEY,
@@ -63,9 +63,7 @@ class Fleet:
 
     def __init__(self, folder: Path, redis_url: str, upstream: ScriptedUpstream) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process: Process | None = None
         self.settings = {
             "data_dir": str(folder), "port": self.port, "workers": WORKERS, "control_plane_url": "http://127.0.0.1:9",
