@@ -45,9 +45,9 @@ class Unavailable(Exception):
     """A peer that cannot be had here; says why."""
 
 
-def upstream(work: Path, *, pace_s: float = 0.0) -> Gateway:
-    """The upstream of every gateway, and `direct` itself. pace_s: between the events of a stream."""
-    port = free_port()
+def upstream(work: Path, *, pace_s: float = 0.0, port: int = 0) -> Gateway:
+    """The upstream of every gateway, and `direct` itself. pace_s: between the events of a stream; port: of one beside which it listens."""
+    port = port or free_port()
     command = [sys.executable, "-m", "benchmarks.upstream", "--port", str(port), "--pace", str(pace_s)]
     measured = start("upstream", command, log=work / "upstream.log")
     if not wait_for_port(port, measured, seconds=30):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_ESTABLISHED = "01"  # as the kernel writes it
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -32,6 +31,13 @@ def _children(pid: int) -> list[int]:
     return found
 
 
+def _pin(pid: int, cores: set[int]) -> None:
+    """Threads that end meanwhile are left out; those that it starts later take after the one that starts them."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(int(task.name), cores)
+
+
 @dataclass(slots=True)
 class Measured:
     """A running process tree."""
@@ -41,16 +47,12 @@ class Measured:
 
     def cpu_s(self) -> float:
         """User and system seconds of the whole tree so far."""
-        return sum(self.cpu_s_by_process().values())
-
-    def cpu_s_by_process(self) -> dict[int, float]:
-        """The same for each process of the tree."""
-        found: dict[int, float] = {}
+        total = 0.0
         for pid in _children(self.process.pid):
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-                found[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
-        return found
+                total += (int(fields[11]) + int(fields[12])) / _TICKS
+        return total
 
     def files_open(self) -> int:
         """Open files and sockets of the whole tree."""
@@ -60,24 +62,15 @@ class Measured:
                 total += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
         return total
 
-    def connections_by_process(self, port: int) -> dict[int, int]:
-        """Connections of clients to a port, by the process that holds them."""
-        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        inodes = {row[9] for row in lines if row[1].endswith(f":{port:04X}") and row[3] == _ESTABLISHED}
-        found: dict[int, int] = {}
+    def pin(self, cores: set[int]) -> None:
+        """Has the whole tree run on some cores."""
         for pid in _children(self.process.pid):
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if str(entry.readlink()).removeprefix("socket:[").rstrip("]") in inodes:
-                        found[pid] = found.get(pid, 0) + 1
-        return found
+            _pin(pid, cores)
 
-    def pin(self, core: int) -> None:
-        """Has the whole tree run on one core."""
-        for pid in _children(self.process.pid):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    os.sched_setaffinity(int(task.name), {core})
+    def spread(self, cores: list[int]) -> None:
+        """Has each process that the first of the tree has started run on a core of its own, in turn."""
+        for number, pid in enumerate(_children(self.process.pid)[1:]):
+            _pin(pid, {cores[number % len(cores)]})
 
     def rss_bytes(self) -> int:
         """Resident memory of the whole tree."""

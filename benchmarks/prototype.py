@@ -67,7 +67,7 @@ class _Own:
     def __init__(self, port: int) -> None:
         self._pool = Pool(
             asyncio.get_running_loop(), host="127.0.0.1", port=port, tls=None, connections_max=1024, header_bytes_max=65536,
-            high_water_bytes=262144, shown_name=bytes.lower,
+            high_water_bytes=262144, shown=lambda names: ((False,) * len(names), ()),
         )  # fmt: skip
         lines = (
             "POST /v1/chat/completions HTTP/1.1",

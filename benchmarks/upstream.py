@@ -121,7 +121,7 @@ class Upstream(asyncio.Protocol):
 async def _serve(port: int, pace_s: float) -> None:
     answer, chunks = _answer(), _chunks()
     server = await asyncio.get_running_loop().create_server(
-        lambda: Upstream(answer, chunks, pace_s), "127.0.0.1", port, backlog=_BACKLOG
+        lambda: Upstream(answer, chunks, pace_s), "127.0.0.1", port, backlog=_BACKLOG, reuse_port=True
     )
     await server.serve_forever()
 
