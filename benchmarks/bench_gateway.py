@@ -55,6 +55,9 @@ SCENARIOS = (
     Scenario("cache hit, 1 connection", 1, stream=False, unique=False, only=frozenset({"hephaestus"})),
     Scenario("stream", 32, stream=True, unique=True, only=_STREAMING),
 )
+_PACED_TIMES = (
+    3  # as many rounds: one moment in which the machine is somebody else's is the worst hundredth of a whole run
+)
 _AT_30 = Scenario("pass-through, 30 % load", 32, stream=False, unique=True, only=_PACED)
 
 
@@ -91,7 +94,7 @@ def measure(running: dict[str, Gateway], *, rounds: int, seconds: float) -> dict
     """Medians over interleaved rounds: figures[scenario][gateway][figure]."""
     samples: dict[tuple[str, str], list[Figures]] = {}
     plan = [(s, n) for _ in range(rounds) for s in SCENARIOS for n in running if not s.only or n in s.only]
-    paced = [(_AT_30, n) for _ in range(rounds) for n in running if n in _PACED]
+    paced = [(_AT_30, n) for _ in range(rounds * _PACED_TIMES) for n in running if n in _PACED]
     with Progress() as progress:
         task = progress.add_task("measuring", total=len(plan) + len(paced))
         for scenario, name in plan:
@@ -138,11 +141,19 @@ def verdicts(figures: dict[str, Rows]) -> list[Goal]:
         Goal("stream: CPU time per event, 32 connections", f"at most {EVENT_US_MAX} us", f"{event_us:.1f} us",
              met=event_us <= EVENT_US_MAX)
     )  # fmt: skip
-    direct, through = figures[_AT_30.name]["direct"], figures[_AT_30.name]["hephaestus"]
+    return goals + _latency(figures[_AT_30.name])
+
+
+def _latency(rows: Rows) -> list[Goal]:
+    """What nginx adds stands beside it: what a machine takes to wake up a process is in both."""
+    goals = []
+    through = rows["hephaestus"]
     for quantile, most in (("p50_ms", ADDED_P50_MS_MAX), ("p99_ms", ADDED_P99_MS_MAX)):
-        added = through[quantile] - direct[quantile]
+        added = {name: row[quantile] - rows["direct"][quantile] for name, row in rows.items()}
+        beside = f" (nginx {added['nginx']:.2f} ms)" if "nginx" in added else ""
         name = f"added latency at 30 % load ({through['calls_per_s']:.0f} calls/s), {quantile[:3]}"
-        goals.append(Goal(name, f"at most {most} ms", f"{added:.2f} ms", met=added <= most))
+        reached = f"{added['hephaestus']:.2f} ms{beside}"
+        goals.append(Goal(name, f"at most {most} ms", reached, met=added["hephaestus"] <= most))
     return goals
 
 
