@@ -132,7 +132,7 @@ def read_keys(data: bytes) -> tuple[str, ...]:
     """
     try:
         documents = msgspec.json.decode(data, type=_KeySet).keys
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise KeysUnavailable(f"it is no JSON Web Key Set: {error}") from error
     usable = tuple(
         msgspec.json.encode({name: document[name] for name in _PUBLIC_FIELDS if name in document}).decode()
@@ -147,6 +147,8 @@ def read_keys(data: bytes) -> tuple[str, ...]:
 
 
 def _is_usable(document: Mapping[str, object]) -> bool:
+    if not all(isinstance(document.get(name), str | None) for name in _PUBLIC_FIELDS):
+        return False
     if document.get("kty") not in _KINDS or document.get("use", "sig") != "sig":
         return False
     if document["kty"] != "RSA":
@@ -171,7 +173,7 @@ async def _document(entry: IssuerEntry, client: httpx.AsyncClient) -> bytes:
         return await _fetch(entry.jwks_url, client)
     try:
         about = msgspec.json.decode(await _fetch(entry.issuer.rstrip("/") + DISCOVERY_PATH, client), type=_Discovery)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise KeysUnavailable(f"its OpenID configuration is not valid: {error}") from error
     if about.issuer != entry.issuer:
         raise KeysUnavailable(f"its OpenID configuration is of another issuer, `{about.issuer[:200]}`")

@@ -124,7 +124,7 @@ class Tokens:
             tenant=tenant.id,
             models=_models(claims.get(issuer.models_claim)) if issuer.models_claim else None,
         )
-        expires_us = int((float(claims["exp"]) + issuer.leeway_s) * 1_000_000)
+        expires_us = int(claims["exp"]) * 1_000_000 + int(issuer.leeway_s * 1_000_000)  # as the library has read it
         return _Checked(identity=identity_of(tenant, key), expires_us=expires_us)
 
 
@@ -154,11 +154,11 @@ _READERS: Mapping[str, Any] = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OK
 def _verifying_keys(issuer: Issuer) -> tuple[_VerifyingKey, ...]:
     keys = []
     for text in issuer.keys:
-        about = msgspec.json.decode(text, type=_Jwk)
         try:
+            about = msgspec.json.decode(text, type=_Jwk)
             keys.append(_VerifyingKey(about.kid, about.kty, _READERS[about.kty].from_jwk(text)))
-        except (jwt.PyJWTError, ValueError, KeyError):
-            continue  # a curve that the library does not know must not spoil the others
+        except (jwt.PyJWTError, msgspec.DecodeError, ValueError, TypeError, KeyError):
+            continue  # a curve that the library does not know, or no key at all, must not spoil the others
     return tuple(keys)
 
 

@@ -136,20 +136,25 @@ async def test_the_configuration_of_another_issuer_is_not_believed(site: Site, t
 
 
 def test_only_public_fields_of_usable_keys_go_further() -> None:
-    """A private half that somebody published, keys for encryption, shared secrets and short keys stay behind."""
+    """A private half that somebody published, keys for encryption, shared secrets, short keys and what is no key at all stay behind."""
     documents = [
         {**EC, "d": "private"},
         {**RSA, "use": "enc"},
         {"kty": "oct", "k": "shared"},
         {**RSA, "n": "A" * 100},
         {**RSA, "n": 7},
+        {**RSA, "e": 65537},
+        {**EC, "kid": 1},
+        {**EC, "kty": ["EC"]},
         {**RSA, "use": "sig", "x5c": ["long"]},
     ]
     found = [json.loads(text) for text in read_keys(json.dumps({"keys": documents}).encode())]
     assert [EC, {**RSA, "use": "sig"}] == found
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"keys": [{"kty": "oct"}]}', b'{"keys": [1]}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"keys": [{"kty": "oct"}]}', b'{"keys": [1]}', b'{"keys": [{"a": ' + b"[" * 100_000]
+)
 def test_what_is_no_key_set(data: bytes) -> None:
     """Nonsense and sets without a usable key are refused."""
     with pytest.raises(KeysUnavailable):

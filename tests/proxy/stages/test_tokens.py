@@ -94,6 +94,27 @@ def test_models_of_a_claim(claims: dict[str, Any], models: frozenset[str]) -> No
     assert models == tokens().identify(runtime(), signed(**claims)).models
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"kty": "EC", "crv": "P-256", "x": "aa", "y": "bb", "kid": 5},
+        {"kty": "EC", "crv": "P-256", "x": 5, "y": "bb"},
+        {"kty": "EC", "crv": "secp0", "x": "aa", "y": "bb"},
+        {"kty": "RSA", "n": "AQAB", "e": 65_537},
+        {"kty": 1},
+    ],
+)
+def test_a_key_that_cannot_be_read_spoils_no_other(broken: dict[str, object]) -> None:
+    """A token that fits another key of its issuer is accepted as ever."""
+    issuer = msgspec.structs.replace(ISSUER, keys=(json.dumps(broken), *KEYS))
+    assert "acme" == tokens().identify(runtime(issuer), signed()).tenant.id
+
+
+def test_a_token_may_live_for_ever() -> None:
+    """A time of expiry that no clock reaches is one all the same."""
+    assert "acme" == tokens().identify(runtime(), signed(exp=10**400)).tenant.id
+
+
 def unsigned() -> bytes:
     """A token that says that it needs no signature."""
     nothing: Any = None
