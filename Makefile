@@ -4,6 +4,8 @@ BIN := .venv/bin
 PIP_FLAGS := --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes
 
 .DEFAULT_GOAL := help
+# The lock is installed uncompiled, and tests start hundreds of processes: what the first compiles, the others find compiled.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: docs help run test check bench lock format clean browser clients
 
 help:  ## list the targets
