@@ -30,10 +30,13 @@ _PERSON = b"heph-cache-1"  # keys of another meaning of this module never match
 _ITEM_PERSON = b"heph-item-1"
 
 
-def variant_of(headers: Mapping[bytes, bytes], *, prefix: bytes = b"") -> str:
-    """The headers that change the key, each with its length; empty, as almost always, if there are none.
+def variant_of(
+    headers: Mapping[bytes, bytes], *, prefix: bytes = b"", query: bytes = b"", ceiling: int | None = None
+) -> str:
+    """What beside the body changes the key, each with its length; empty, as almost always, if there is none of it.
 
-    prefix: of the names of all headers that are forwarded beside VARYING_HEADERS; b"": there are none.
+    prefix: of the names of all headers that are forwarded beside VARYING_HEADERS; b"": there are none. query: of the request's target, where that
+    is forwarded. ceiling: the tenant's for an answer, where the body names none: an answer cut there is no answer under another.
     """
     found = ""
     for name in VARYING_HEADERS:
@@ -41,6 +44,10 @@ def variant_of(headers: Mapping[bytes, bytes], *, prefix: bytes = b"") -> str:
             found += _entry(name, headers[name])
     if prefix:
         found += "".join(_entry(name, headers[name]) for name in sorted(headers) if name.startswith(prefix))
+    if query:
+        found += _entry(b"?", query)
+    if ceiling is not None:
+        found += _entry(b"#", b"%d" % ceiling)
     return found
 
 
@@ -85,5 +92,5 @@ def item_keys(*, tenant: str, alias: str, rest: bytes, items: Sequence[bytes], v
 
 
 def scope_of(tenant: str, operation: str, alias: str, variant: str = "") -> bytes:
-    """Who asks, and how: what a key begins with. variant: the request's VARYING_HEADERS, from `variant_of`."""
+    """Who asks, and how: what a key begins with. variant: from `variant_of`."""
     return f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}{variant}".encode()

@@ -61,7 +61,8 @@ def known_of(call: Call) -> Known | None:
 
 
 def _scope_of(call: Call, identity: KeyIdentity, route: RouteEntry) -> bytes:
-    variant = variant_of(call.headers, prefix=OPERATIONS[call.operation].forwarded_prefix)
+    prefix = OPERATIONS[call.operation].forwarded_prefix
+    variant = variant_of(call.headers, prefix=prefix, query=call.query if prefix else b"", ceiling=call.output_ceiling)
     return scope_of(identity.tenant.id, call.operation, route.route.alias, variant)
 
 

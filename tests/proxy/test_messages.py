@@ -167,6 +167,16 @@ async def test_a_beta_header_is_part_of_the_cache_key(claude: Claude) -> None:
     assert [CacheState.MISS, CacheState.MISS, CacheState.MISS, CacheState.HIT] == states
 
 
+async def test_a_query_that_the_upstream_gets_is_part_of_the_cache_key(claude: Claude) -> None:
+    """`?beta=true`, as Anthropic's clients send it, is another request than the same body without it."""
+    await claude.serve(replies(answer(message())), tenant=CACHED)
+    paths = ("/v1/messages", "/v1/messages?beta=true", "/v1/messages?beta=false", "/v1/messages?beta=true")
+    states = [(await claude.send(path)).headers["x-heph-cache"] for path in paths]
+    assert ["miss", "miss", "miss", "hit"] == states
+    asked = [request.line.split(" ")[1] for request in claude.upstream.received]
+    assert list(paths[:3]) == asked
+
+
 async def test_a_refused_answer_is_not_stored(claude: Claude) -> None:
     """The next try may be answered."""
     await claude.serve(replies(answer(message(stop_reason="refusal"))), tenant=CACHED)

@@ -303,6 +303,19 @@ async def test_only_if_cached_never_goes_upstream(enabled: bool) -> None:
     assert (200 if enabled else 504) == reply.status
 
 
+async def test_an_answer_cut_at_the_tenant_s_ceiling_is_no_answer_under_another() -> None:
+    """Where the body names no ceiling the tenant's is written into it, so what it was when the answer was asked for counts."""
+    inner = FakeInner()
+    cache = _cache(inner)
+    states = []
+    for ceiling in (100, 100, 200, None, 100):
+        call = make_call()
+        call.output_ceiling = ceiling
+        states.append((await _ask(cache, call))[0].cache)
+    miss, hit = CacheState.MISS, CacheState.HIT
+    assert [miss, hit, miss, miss, hit] == states
+
+
 async def test_a_body_without_a_key_goes_upstream() -> None:
     """What cannot be written again canonically is served, unstored."""
     inner = FakeInner()
