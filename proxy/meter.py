@@ -13,6 +13,7 @@ from controlplane.contract.pricing import (
     Tokens,
     UnknownPrice,
     cost_nanousd,
+    known_nanousd,
     picture_nanousd,
     priced_at,
     units_nanousd,
@@ -31,7 +32,7 @@ _MICRO = 1_000_000
 
 
 def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -> tuple[int, CostState, str]:
-    """Cost in nano-USD, how well it is known if the tokens are, and the version of the price.
+    """Cost in nano-USD, how well it is known if the tokens are, and the version of the price. Unpriced, it is what is known of the cost.
 
     service_class: the provider's name for how it served; empty: the standard one.
     """
@@ -43,7 +44,7 @@ def priced(tokens: Tokens, deployment: Deployment, *, service_class: str = "") -
     try:
         return cost_nanousd(tokens, price), CostState.FINAL, price.version
     except UnknownPrice:
-        return 0, CostState.UNPRICED, price.version
+        return known_nanousd(tokens, price), CostState.UNPRICED, price.version
 
 
 def with_tools(cost: int, state: CostState, used: Used, price: Price | None) -> tuple[int, CostState, tuple[Item, ...]]:

@@ -179,6 +179,15 @@ def cost_nanousd(tokens: Tokens, price: Price, *, service_class: str = "") -> in
     return (millionths + TOKENS_PER_PRICE_UNIT // 2) // TOKENS_PER_PRICE_UNIT
 
 
+def known_nanousd(tokens: Tokens, price: Price) -> int:
+    """What is known of a cost that is not known whole: that of the kinds which have a price, in nano-USD, rounded half up once at the end."""
+    millionths = 0
+    for kind in TOKEN_KINDS:
+        unit_price = price.output if kind == "reasoning" and price.reasoning is None else getattr(price, kind)
+        millionths += getattr(tokens, kind) * (unit_price or 0)
+    return (millionths + TOKENS_PER_PRICE_UNIT // 2) // TOKENS_PER_PRICE_UNIT
+
+
 def _special_millionths(tokens: Tokens, price: Price) -> int:
     """The kinds most calls do not have."""
     reasoning = price.output if price.reasoning is None else price.reasoning

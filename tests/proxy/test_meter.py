@@ -82,9 +82,10 @@ def test_a_stream_is_estimated_by_its_events_and_silence_by_its_time() -> None:
 
 
 def test_tokens_of_a_kind_without_price_are_unpriced_and_never_free() -> None:
-    """One kind without a price makes the whole try unpriced, and the version of the price is kept."""
+    """One kind without a price makes the whole try unpriced; the other kinds count against budgets, and the version of the price is kept."""
     assert (15_000, CostState.FINAL, "p1") == meter.priced(Tokens(input=9, output=3), DEPLOYMENT)
-    assert (0, CostState.UNPRICED, "p1") == meter.priced(Tokens(input=9, audio_input=3), DEPLOYMENT)
+    half_known = Tokens(input=9, audio_input=3, cache_read=4, reasoning=2, output=1)
+    assert (9_000 + 2_000 + 6_000, CostState.UNPRICED, "p1") == meter.priced(half_known, DEPLOYMENT)
     assert (0, CostState.UNPRICED, "") == meter.priced(Tokens(input=9), Deployment(id="d", upstream="u", model="m"))
 
 

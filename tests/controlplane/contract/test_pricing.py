@@ -16,6 +16,7 @@ from controlplane.contract.pricing import (
     Tokens,
     UnknownPrice,
     cost_nanousd,
+    known_nanousd,
     units_nanousd,
     worst_case_nanousd,
 )
@@ -62,6 +63,21 @@ def test_cost_is_exact_and_rounded_once(tokens: Tokens, price: Price) -> None:
     cost = cost_nanousd(tokens, price)
     assert int(_exact(tokens, price).quantize(Decimal(1), rounding=ROUND_HALF_UP)) == cost
     assert type(cost) is int
+
+
+@given(
+    TOKENS,
+    PRICES,
+    st.sets(st.sampled_from([kind for kind in TOKEN_KINDS if kind not in ("input", "output", "reasoning")])),
+)
+def test_what_is_known_of_a_cost_is_that_of_the_kinds_with_a_price(
+    tokens: Tokens, price: Price, unpriced: set[str]
+) -> None:
+    """Without a price for some kinds it is the cost of all others, and with a price for each it is the cost."""
+    lacking = msgspec.structs.replace(price, **dict.fromkeys(unpriced))
+    rest = msgspec.structs.replace(tokens, **dict.fromkeys(unpriced, 0))
+    assert cost_nanousd(rest, price) == known_nanousd(tokens, lacking)
+    assert cost_nanousd(tokens, price) == known_nanousd(tokens, price)
 
 
 @given(TOKENS, TOKENS, PRICES)
