@@ -180,7 +180,8 @@ class Cache:
             self.misses_total += 1
         if call.request_cache is not PLAIN and _only_if_cached(call):
             return _not_cached()
-        reply = await self._inner.send(call)
+        rules = self._rules
+        reply = await (self._inner.send(call) if rules is None else self._ask_since(call, rules))
         if not call.cache_key:
             return reply
         if reply.outcome is not Outcome.OK and reply.outcome in STALE_OUTCOMES and call.cache is not CacheState.BYPASS:
@@ -188,6 +189,16 @@ class Cache:
         if call.cache is not CacheState.COALESCED:
             self._record(call, reply)
         return reply
+
+    async def _ask_since(self, call: Call, rules: Rules) -> Reply:
+        """What the inner transport says, where an answer that a rule fits may be in flight."""
+        key, identity, route = call.cache_key, call.identity, call.route
+        if key and identity is not None and route is not None:
+            call.cache_key = rules.flight_key(key, tenant=identity.tenant.id, alias=route.route.alias)
+        try:
+            return await self._inner.send(call)
+        finally:
+            call.cache_key = key
 
     def _stored_since(self, call: Call) -> Reply | None:
         """The answer to an identical call that has ended since the look-up."""

@@ -130,6 +130,9 @@ class Items:
             for at in missing:
                 digest.update(parts.keys[at])
             call.cache_key = digest.digest()
+            if self.rules is not None and call.identity is not None and call.route is not None:
+                tenant, alias = call.identity.tenant.id, call.route.route.alias
+                call.cache_key = self.rules.flight_key(call.cache_key, tenant=tenant, alias=alias)
         return missing
 
     def widen(self, call: Call, parts: Parts) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from controlplane.contract.pricing import NO_TOKENS
 from controlplane.contract.records import CacheState, Outcome
-from controlplane.contract.snapshot import CachePolicy, Route, TenantPolicy
+from controlplane.contract.snapshot import CacheInvalidation, CachePolicy, Route, TenantPolicy
 from proxy.call import Call, Reply, StreamBroken
 from proxy.dialects.operations import OPERATIONS
 from proxy.transports.cache import Cache
@@ -432,3 +432,28 @@ async def test_what_an_identical_call_stored_since_the_look_up_is_not_asked_for_
     call, _, heard = await _ask(cache, late)
     assert (CacheState.HIT, said) == (call.cache, heard)
     assert (1, 1) == (len(inner.calls), cache.misses_total)
+
+
+@pytest.mark.parametrize("operation", ["chat", "embeddings"])
+async def test_a_call_after_an_invalidation_joins_no_flight_from_before_it(operation: str) -> None:
+    """It would get what it must not; those after it share as ever, and so do the calls of tenants that the rule is not about."""
+    inner, clock = FakeInner(gated=True), FakeClock()
+    cache = _cache(Coalesce(inner, calls_max=10, buffer_bytes_max=10**6, buffers_bytes_max=10**7), clock)
+    body = BODY if operation == "chat" else b'{"model":"small","input":["a","b"]}'
+
+    def ask(tenant: str, agent: str = "") -> asyncio.Task[tuple[Call, Reply, bytes]]:
+        call = make_call(body, operation=operation, tenant=TenantPolicy(tenant))
+        call.started_us, call.agent = clock.us(), agent
+        return asyncio.create_task(_ask(cache, call))
+
+    tasks = [ask("acme", "bot"), ask("other")]
+    await settle_down()
+    clock.advance(1)
+    cache.configure((CacheInvalidation("i", clock.us(), 2**60, tenant="acme", agent="bot"),))
+    tasks += [ask("acme"), ask("acme", "bot"), ask("other")]
+    await settle_down()
+    assert 3 == len(inner.calls)
+    inner.gate.set()
+    found = [(call.identity.tenant.id, call.cache) for call, _, _ in await asyncio.gather(*tasks) if call.identity]
+    miss, shared = CacheState.MISS, CacheState.COALESCED
+    assert [("acme", miss), ("other", miss), ("acme", miss), ("acme", shared), ("other", shared)] == found
