@@ -157,7 +157,7 @@ class Call:
         self.agent = self.session = self.user = self.channel = self.priority = self.trace_id = self.peer = ""
         self.tags: dict[str, str] = {}
         # admit, reserve
-        self.admitted = False
+        self.admitted: object = False  # owned by stages/admit.py: True, or the agent as which it was let in
         self.ratelimit_requests: RateLimit | None = None
         self.ratelimit_tokens: RateLimit | None = None
         # decode, guard

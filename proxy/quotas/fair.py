@@ -42,6 +42,10 @@ class Agent:
         self._recent_s = now_s
         self.inflight += 1
 
+    def left(self) -> None:
+        """One call less in flight: one of those that it took, whoever goes by its name now."""
+        self.inflight -= 1
+
 
 class FairShares:
     """The agents of one tenant that were there lately, bounded in number."""
@@ -61,12 +65,6 @@ class FairShares:
                 agent = self._agents[name] = Agent(self.weights.get(name, 1), now_s)
         agent.seen_s = now_s
         return agent
-
-    def left(self, name: str) -> None:
-        """A call of this agent has ended."""
-        agent = self._agents.get(name) or self._agents.get(_OTHERS)
-        if agent is not None and agent.inflight:
-            agent.inflight -= 1
 
     def may_have_slot(self, agent: Agent, *, capacity: float, free: float, now_s: float) -> bool:
         """Whether one more call in flight is this agent's to have."""

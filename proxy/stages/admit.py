@@ -103,21 +103,24 @@ class Admit:
             if refusal is not None:
                 return refusal
         admission.account.held.requests += 1
-        if agent is not None:
+        if agent is None:
+            call.admitted = True
+        else:
             agent.took(now_s)
-        call.admitted = True
+            call.admitted = agent
         return None
 
     def leave(self, call: Call) -> None:
         """Gives the slot back; the request stays taken."""
-        if call.admitted and call.identity is not None:
+        admitted = call.admitted
+        if admitted and call.identity is not None:
             call.admitted = False
+            if isinstance(admitted, Agent):
+                admitted.left()
             admission = self._admissions.get(call.identity.tenant.id)
             if admission is not None:
                 held = admission.account.held
                 held.requests = max(0, held.requests - 1)
-                if admission.fair is not None:
-                    admission.fair.left(call.agent)
 
     def retain(self, tenants: Collection[str]) -> None:
         """Forgets tenants that the catalog no longer has, unless they still have calls in flight."""

@@ -128,7 +128,7 @@ def test_who_is_below_its_part_finds_a_slot_unless_others_took_it_before_it_came
                 due = sum(max(0.0, part * one.weight - one.inflight) for one in agents.values())
                 assert capacity - inflight >= due - len(agents)  # a part is no whole number of slots
         elif not comes and agent.inflight:
-            shares.left(name)
+            agent.left()
             inflight -= 1
 
 
@@ -140,5 +140,25 @@ def test_the_table_of_agents_is_bounded() -> None:
     late = shares.arrived("late", 1000.0)
     assert late is shares.arrived("late", 1001.0)
     late.took(1001.0)
-    shares.left("late")
+    late.left()
     assert 0 == late.inflight
+
+
+def test_a_call_that_shared_a_part_gives_it_back_though_its_agent_has_one_of_its_own_by_then() -> None:
+    """Nothing is kept for calls that have ended: the last agent has all slots to itself."""
+    clock = Clock()
+    stage = Admit(ProxyMetrics("0"), agents_max=1, monotonic=clock)
+    tenant = TenantPolicy("t", concurrency=4, fair_weights={})
+    calls = {name: call_of(tenant) for name in ("first", "crowded", "alone")}
+    calls["first"].agent, calls["crowded"].agent, calls["alone"].agent = "a", "b", "b"
+    assert stage.enter(calls["first"]) is stage.enter(calls["crowded"]) is None  # `b` finds no room and shares a part
+    stage.leave(calls["first"])
+    clock.now += 100.0
+    assert stage.enter(calls["alone"]) is None  # `a` was forgotten, so `b` has a part of its own
+    stage.leave(calls["crowded"])
+    stage.leave(calls["alone"])
+    clock.now += 100.0
+    last = [call_of(tenant) for _ in range(4)]
+    for call in last:
+        call.agent = "c"
+    assert [None] * 4 == [stage.enter(call) for call in last]
