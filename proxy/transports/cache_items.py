@@ -1,9 +1,10 @@
 """Embeddings, stored by input: of a request for ten texts of which nine are known, the upstream is asked for one.
 
 An input's vector depends on that input and the rest of the request (model, dimensions, encoding...), never on its neighbours; so the key of
-an input is the tenant, the rest of the request and the input. The answer is put together in the order of the request. Tokens that an
-upstream reports for several inputs are split between them: exactly where inputs are arrays of tokens, else by their length in bytes, so
-that the parts sum to what was reported.
+an input is the tenant, the rest of the request and the input. The answer is put together in the order of the request, and never of vectors of
+two models, which mean nothing beside each other: a route may have deployments of several. Tokens that an upstream reports for several
+inputs are split between them: exactly where inputs are arrays of tokens, else by their length in bytes, so that the parts sum to what
+was reported.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Items:
             entry = self._store.memory.get(key)
             if entry is not None and self._may_serve(call, entry):
                 parts.found[key] = entry
+        _keep_one_model(parts)
         if len(parts.found) < len(set(keys)):
             return None
         self._store.hits_memory_total += 1
@@ -103,6 +105,7 @@ class Items:
             entry = self._store.memory.get(parts.keys[at])
             if entry is not None and self._may_serve(call, entry):
                 parts.found[parts.keys[at]] = entry
+        _keep_one_model(parts)
         return None if parts.missing else self._whole(call, parts, CacheState.HIT)
 
     async def bring_up(self, call: Call, parts: Parts) -> None:
@@ -140,7 +143,7 @@ class Items:
         call.body, call.cache_key = parts.body, parts.whole_key
 
     def complete(self, call: Call, parts: Parts, missing: Sequence[int], reply: Reply) -> Reply | None:
-        """Keeps what a good reply brought, and returns the whole answer; None if it cannot be read by inputs, or the others are invalidated.
+        """Keeps what a good reply brought, and returns the whole answer; None if it cannot be read by inputs, or the others are invalidated or another model's.
 
         The reply is left as it is: others who share it have to make their own of it.
         """
@@ -157,6 +160,9 @@ class Items:
         if call.cache is not CacheState.COALESCED:
             self._keep(call, parts, missing, reply, answered.items, answered.model)
         if self._drop_forbidden(parts):
+            return None
+        model = _named(answered.model, reply.model)
+        if any(_model_of(entry) != model for entry in parts.found.values()):
             return None
         self.asked_total += len(missing)
         self.known_total += len(parts.keys) - len(missing)
@@ -190,7 +196,8 @@ class Items:
             if entry is None or not self._may_serve_on_error(call, entry):
                 return None
             parts.found[parts.keys[at]] = entry
-        return self._whole(call, parts, CacheState.STALE)
+        _keep_one_model(parts)
+        return None if parts.missing else self._whole(call, parts, CacheState.STALE)
 
     def _whole(self, call: Call, parts: Parts, state: CacheState) -> Reply:
         """An answer of stored inputs alone; as old as the oldest."""
@@ -234,6 +241,23 @@ class Items:
             entry = msgspec.structs.replace(plain, blocks=(item, model), tokens=own, nanousd=cost, stale_s=stale_s)
             if entry.size_bytes <= self._entry_bytes_max:
                 self._store.put(parts.keys[at], entry)
+
+
+def _keep_one_model(parts: Parts) -> None:
+    """Forgets what was found of other models than the one that answered last."""
+    found = parts.found
+    if len({_model_of(entry) for entry in found.values()}) > 1:
+        model = _model_of(max(found.values(), key=_created))
+        parts.found = {key: entry for key, entry in found.items() if _model_of(entry) == model}
+
+
+def _model_of(entry: CacheEntry) -> bytes:
+    return _named(entry.blocks[1], entry.model)
+
+
+def _named(said: bytes, configured: str) -> bytes:
+    """The model that gave a vector: as its upstream calls it, for two may serve the same under names of their own."""
+    return configured.encode() if said == b"null" else said
 
 
 def _created(entry: CacheEntry) -> int:

@@ -233,6 +233,39 @@ async def test_vectors_of_a_model_that_stood_in_are_not_mixed_with_others(when: 
     assert 1 == len(scene.cache.memory)
 
 
+def _says(model: str | None) -> Callable[[Call], Reply]:
+    """An upstream that calls its model so; None: it does not say."""
+
+    def make(call: Call) -> Reply:
+        reply = embedded(call)
+        reply.model = f"configured as {model}"
+        reply.body = reply.body.replace(b'"model": "m"', b'"model": ' + json.dumps(model).encode())
+        return reply
+
+    return make
+
+
+@pytest.mark.parametrize("second", ["large", None])
+async def test_vectors_of_two_models_of_a_route_are_never_in_one_answer(second: str | None) -> None:
+    """A route's deployments may serve different models: what another than the last one gave is asked for again."""
+    scene = Scene()
+    scene.provider.make = _says("small")
+    await scene.ask(["a", "b"])
+    scene.clock.advance(1)
+    scene.provider.make = _says(second)
+    call, reply = await scene.ask(["a", "new"])
+    assert (CacheState.BYPASS, [["a", "b"], ["new"], ["a", "new"]]) == (call.cache, scene.provider.asked)
+    assert second == json.loads(reply.body)["model"]
+    call, reply = await scene.ask(["a", "new"])
+    assert (["a"], CacheState.MISS, second) == (scene.provider.asked[-1], call.cache, json.loads(reply.body)["model"])
+    assert CacheState.HIT == (await scene.ask(["new", "a"]))[0].cache
+    assert 4 == len(scene.provider.asked)
+    scene.clock.advance(150)
+    scene.provider.answer = lambda: refuse(EXHAUSTED, "no")
+    scene.provider.make = lambda _: refuse(EXHAUSTED, "no")
+    assert [502, 200] == [(await scene.ask(wanted))[1].status for wanted in (["a", "b"], ["a", "new"])]
+
+
 async def test_a_follower_of_a_model_that_stood_in_does_not_mix_vectors_either() -> None:
     """Who shares the flight knows that another model answered."""
     scene = Scene()
