@@ -73,6 +73,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
 
 _decode = msgspec.json.Decoder(ChatRequest).decode
+_decode_thinking = msgspec.json.Decoder(anthropic.Thinking).decode
 
 
 def messages_request(body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:
@@ -89,7 +90,6 @@ def messages_request(body: bytes, *, view: RequestView, model: str, output_ceili
             stop_sequences=_stop(asked.stop),
             metadata=_metadata(asked),
             service_tier=_TIERS.get(asked.service_tier or ""),
-            top_k=asked.top_k if takes_sampling(model) else None,
         )
         _put_tools(request, asked)
         _put_format(request, asked, system)
@@ -109,6 +109,8 @@ def _refuse(asked: ChatRequest) -> None:
             raise Malformed(f"`{name}` cannot be translated; use `tools` and `tool_choice`", name)
     for name in ("audio", "logit_bias", "logprobs", "moderation", "top_logprobs", "web_search_options"):
         given = bytes(getattr(asked, name))
+        if name == "top_logprobs" and given == b"0":
+            continue
         if given not in _ABSENT or (
             given == b"{}" and name == "web_search_options"
         ):  # which asks for a search as it comes
@@ -200,10 +202,21 @@ def _put_sampling(request: anthropic.Request, asked: ChatRequest) -> None:
     """Temperature is clamped to Anthropic's range; of temperature and `top_p` only one is taken there, and with thinking hardly any."""
     if not takes_sampling(request.model):
         return
-    if request.thinking is None:
+    if not _thinks(request.thinking):
+        request.top_k = asked.top_k
         if asked.temperature is not None:
             request.temperature = min(asked.temperature, 1.0)
         else:
             request.top_p = asked.top_p
     elif asked.top_p is not None and asked.top_p >= _TOP_P_WITH_THINKING:
         request.top_p = asked.top_p
+
+
+def _thinks(thinking: anthropic.Thinking | msgspec.Raw | None) -> bool:
+    """Whether the request lets the model think; the client's own words may say that it may not."""
+    if thinking is None or isinstance(thinking, anthropic.Thinking):
+        return thinking is not None
+    try:
+        return _decode_thinking(thinking).type != "disabled"
+    except msgspec.MsgspecError:
+        return True  # Anthropic says what is wrong with it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import msgspec
@@ -20,6 +21,9 @@ Block = (
 )
 
 _DATA_URL = re.compile(r"data:([A-Za-z0-9.+/-]+)(?:;[^,;]+)*;base64,", re.ASCII)
+_PDF = "application/pdf"
+_TEXTS = frozenset(("application/json", "application/xml", "application/yaml", "application/x-yaml"))
+_MEDIA_TYPES = {"image/jpg": "image/jpeg", "application/x-pdf": _PDF}  # that are often written so
 _NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9_-]")
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -107,22 +111,37 @@ def _part(part: chat.Part, param: str) -> anthropic.TextBlock | anthropic.ImageB
         message = "a file must be sent with its bytes, in `file_data`: one stored at a provider is not known to another"
         raise Malformed(message, f"{param}.file.file_data")
     media_type, encoded = _data_url(data, f"{param}.file.file_data")
-    source = anthropic.Base64Source(media_type, encoded)
+    if media_type.startswith("image/"):
+        return anthropic.ImageBlock(anthropic.Base64Source(media_type, encoded), part.cache_control)
+    source = _document(media_type, encoded, f"{param}.file.file_data")
     return anthropic.DocumentBlock(source, title=part.file.filename, cache_control=part.cache_control)
 
 
+def _document(media_type: str, encoded: str, param: str) -> anthropic.Base64Source | anthropic.TextSource:
+    """What a document is made of: Anthropic takes PDF as bytes, and everything else that it takes as text. Raises Malformed."""
+    if media_type == _PDF:
+        return anthropic.Base64Source(media_type, encoded)
+    try:
+        if media_type.startswith("text/") or media_type in _TEXTS:
+            return anthropic.TextSource(base64.b64decode(encoded).decode())
+    except ValueError as error:
+        raise Malformed(f"`{param}` is no text in UTF-8 and base64, as `{media_type}` must be", param) from error
+    raise Malformed(f"`{param}`: a model of Anthropic's reads PDF and text, and no `{media_type}`", param)
+
+
 def _image(url: str, param: str) -> anthropic.Base64Source | anthropic.UrlSource:
-    if url.startswith("https://"):
+    if url[:8].lower() == "https://":
         return anthropic.UrlSource(url)
     return anthropic.Base64Source(*_data_url(url, param))
 
 
 def _data_url(url: str, param: str) -> tuple[str, str]:
-    """Media type and base64 text of a data URL."""
+    """Media type, as Anthropic writes it, and base64 text of a data URL."""
     found = _DATA_URL.match(url[:256])
     if found is None:
         raise Malformed(f"`{param}` must be an https address or a data URL in base64", param)
-    return found[1], url[found.end() :]
+    media_type = found[1].lower()
+    return _MEDIA_TYPES.get(media_type, media_type), url[found.end() :]
 
 
 def _assistant(message: chat.AssistantMessage, place: int) -> list[Block]:

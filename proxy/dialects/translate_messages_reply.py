@@ -15,6 +15,7 @@ _STOP_REASONS = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
+_CUT = frozenset(("length", "content_filter"))
 _decode = msgspec.json.Decoder(chat.Reply).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -118,17 +119,24 @@ def message_of(body: bytes, *, alias: str, tokens: Tokens | None, thinking: bool
     content += [TextOut(text) for text in (answer.content, answer.refusal) if text]
     for call in answer.tool_calls or ():
         function = call.function or chat.CalledFunction()
-        content.append(ToolUseOut(call.id or "", function.name or "", _input(function.arguments or "")))
+        given = _input(function.arguments or "", cut=choice.finish_reason in _CUT)
+        content.append(ToolUseOut(call.id or "", function.name or "", given))
     reason = stop_reason_of(choice.finish_reason or "", called=bool(answer.tool_calls), refused=bool(answer.refusal))
     return _encode(AnswerMessage(identity_of(reply.id), reply.model or alias, content, reason, usage_of(tokens)))
 
 
-def _input(arguments: str) -> msgspec.Raw:
-    """A call's arguments, which Anthropic's clients expect as an object. Raises Malformed for a text that is none."""
+def _input(arguments: str, *, cut: bool) -> msgspec.Raw:
+    """A call's arguments, which Anthropic's clients expect as an object. Raises Malformed for a text that is none.
+
+    cut: the answer ended where it had to and not where it was done: what came of the arguments is kept as text, for it was billed,
+    another try would end the same, and the reason to stop tells the client not to run the tool.
+    """
     if not arguments.strip():
         return msgspec.Raw(b"{}")
     try:
         _decode_object(arguments)
     except (msgspec.MsgspecError, RecursionError) as error:
+        if cut:
+            return msgspec.Raw(_encode({"invalid_arguments": arguments}))
         raise Malformed(f"the upstream called a tool with arguments that are no JSON object: {error}") from error
     return msgspec.Raw(arguments.encode())

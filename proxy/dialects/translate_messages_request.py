@@ -67,6 +67,8 @@ def chat_request(
         for name in ("container", "mcp_servers"):
             if bytes(getattr(asked, name)) not in _ABSENT:
                 raise Malformed(f"`{name}` cannot be had from a model of OpenAI's; leave it out", name)
+        if asked.max_tokens == 0:  # fills Anthropic's prompt cache; there it would ask for an answer without an end
+            raise Malformed("`max_tokens` must be at least 1 for a model of OpenAI's", "max_tokens")
         request = chat.Request(
             model=model,
             messages=messages_of(asked.system, asked.messages, claude=claude),
@@ -158,4 +160,5 @@ def _tool(tool: anthropic.Tool, place: int) -> chat.Tool:
         raise Malformed(
             f"`{param}`: a tool of type `{tool.type}` is Anthropic's own; no model of OpenAI's has it", param
         )
-    return chat.Tool(chat.Function(tool.name, tool.description, of_arguments(tool.input_schema)))
+    strict = True if tool.strict and is_strict(tool.input_schema) else None
+    return chat.Tool(chat.Function(tool.name, tool.description, of_arguments(tool.input_schema), strict))

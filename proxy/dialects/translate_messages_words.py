@@ -124,6 +124,7 @@ class Tool(msgspec.Struct, omit_defaults=True):
     description: str | None = None
     type: str | None = None
     cache_control: msgspec.Raw = NOTHING
+    strict: bool | None = None
 
 
 class ToolChoice(msgspec.Struct, omit_defaults=True):

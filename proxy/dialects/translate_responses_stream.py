@@ -61,6 +61,8 @@ class ResponsesStream(TranslatedScanner):
 
     def _told(self, data: bytes) -> bytes:
         chunk = _decode(data)
+        if not self._started and not chunk.id and not chunk.choices:
+            return b""  # some say what they found in the prompt first, and of which answer only then
         told = b"" if self._started else self._start(chunk)
         choice = chunk.choices[0] if chunk.choices else None
         if choice is None or choice.index:

@@ -18,6 +18,14 @@ _FORMATS = frozenset(
 )  # what the vendor's own client passes on
 _LISTS = {"anyOf": "anyOf", "oneOf": "anyOf", "allOf": "allOf"}
 _MAPS = ("properties", "$defs", "definitions")
+# What OpenAI refuses in a schema that it is to enforce.
+_UNENFORCED = frozenset(
+    (
+        "allOf", "contains", "default", "dependentRequired", "dependentSchemas", "else", "if", "maxContains", "maxProperties", "minContains",
+        "minProperties", "not", "oneOf", "patternProperties", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties", "uniqueItems",
+    )
+)  # fmt: skip
+_BESIDE_REF = frozenset(("$ref", "$defs", "definitions"))
 _ABSENT = frozenset((b"", b"null", b"false", b"{}", b"[]"))
 _NO_ARGUMENTS = msgspec.Raw(b'{"type":"object","properties":{}}')
 _decode = msgspec.json.Decoder().decode
@@ -52,7 +60,7 @@ def of_arguments(schema: msgspec.Raw) -> msgspec.Raw:
 
 
 def is_strict(schema: msgspec.Raw) -> bool:
-    """Whether OpenAI would enforce this schema: every object closed, and every property required."""
+    """Whether OpenAI would enforce this schema: every object closed, every property required, and no words that it refuses there."""
     value = _decode(schema) if bytes(schema) else None
     return isinstance(value, dict) and _is_strict(value, 0)
 
@@ -88,6 +96,8 @@ def _child(value: object, param: str, depth: int) -> object:
 
 def _is_strict(schema: Schema, depth: int) -> bool:
     if depth > _DEPTH_MAX:
+        return False
+    if not _UNENFORCED.isdisjoint(schema) or ("$ref" in schema and not schema.keys() <= _BESIDE_REF):
         return False
     properties = schema.get("properties")
     if schema.get("type") == "object" or properties is not None:

@@ -59,6 +59,11 @@ def test_a_plain_request_says_the_same_in_the_other_words() -> None:
         ({"top_p": 0.5}, {"top_p": 0.5}),
         ({"top_p": 0.5, "temperature": 0.5}, {"temperature": 0.5}),
         ({"top_k": 5}, {"top_k": 5}),
+        ({"top_k": 5, "reasoning_effort": "low"}, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+        (
+            {"top_k": 5, "temperature": 0.3, "thinking": {"type": "disabled"}},
+            {"top_k": 5, "temperature": 0.3, "thinking": {"type": "disabled"}},
+        ),
         ({"temperature": 0.3, "top_p": 0.2, "upstream_model": "claude-sonnet-5"}, {}),
         ({"user": "u-1"}, {"metadata": {"user_id": "u-1"}}),
         ({"safety_identifier": "s-1"}, {"metadata": {"user_id": "s-1"}}),
@@ -66,7 +71,7 @@ def test_a_plain_request_says_the_same_in_the_other_words() -> None:
         ({"service_tier": "flex"}, {}),
         ({"stream": True}, {"stream": True}),
         ({"n": 1, "seed": 4, "store": True, "presence_penalty": 0.1, "metadata": {"a": "b"}}, {}),
-        ({"logprobs": False, "logit_bias": {}, "functions": None}, {}),
+        ({"logprobs": False, "top_logprobs": 0, "logit_bias": {}, "functions": None}, {}),
         ({"reasoning_effort": "high"}, {"thinking": {"type": "enabled", "budget_tokens": 8192}}),
         ({"reasoning_effort": "low"}, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
         ({"reasoning_effort": "high", "max_tokens": 1500}, {"max_tokens": 1500}),
@@ -294,6 +299,44 @@ def test_images_and_documents_by_bytes_and_by_address() -> None:
             "title": "a.pdf",
         },
     ] == found[0]["content"]
+
+
+def parts(*content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The blocks that Anthropic gets for these parts of what the user says."""
+    return turns({"role": "user", "content": list(content)})[0]["content"]
+
+
+def test_media_types_are_written_as_anthropic_writes_them() -> None:
+    """OpenAI takes `image/jpg` and capital letters; Anthropic takes four types, each in one spelling."""
+    urls = ("data:image/jpg;base64,AAAA", "data:Image/PNG;base64,AAAA", "HTTPS://h/i.png")
+    assert [
+        {"type": "base64", "media_type": "image/jpeg", "data": "AAAA"},
+        {"type": "base64", "media_type": "image/png", "data": "AAAA"},
+        {"type": "url", "url": "HTTPS://h/i.png"},
+    ] == [parts({"type": "image_url", "image_url": {"url": url}})[0]["source"] for url in urls]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("data:text/csv;charset=utf-8;base64,YSxiCjEsw6k=", {"type": "text", "data": "a,b\n1,é", "media_type": "text/plain"}),
+        ("data:application/json;base64,e30=", {"type": "text", "data": "{}", "media_type": "text/plain"}),
+        ("data:image/jpg;base64,AAAA", {"type": "base64", "media_type": "image/jpeg", "data": "AAAA"}),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_pdf(url: str, expected: dict[str, Any]) -> None:
+    """Anthropic takes no bytes but PDF in a document: text is sent as text, and an image as an image."""
+    assert expected == parts({"type": "file", "file": {"filename": "a", "file_data": url}})[0]["source"]
+
+
+@pytest.mark.parametrize(
+    "url", ["data:text/plain;base64,/w==", "data:text/plain;base64,A", "data:application/zip;base64,AAAA"]
+)
+def test_a_file_that_anthropic_cannot_read_is_refused(url: str) -> None:
+    """By its name, so that a deployment of another vendor is asked."""
+    with pytest.raises(Malformed) as caught:
+        parts({"type": "file", "file": {"filename": "a", "file_data": url}})
+    assert "messages.0.content.0.file.file_data" == caught.value.param
 
 
 def test_thinking_goes_on_only_with_the_thinking_before_it() -> None:

@@ -298,6 +298,21 @@ def test_a_reply_that_is_none_is_malformed(body: bytes) -> None:
         TRANSLATION.reply(body, alias="m")
 
 
+@pytest.mark.parametrize("finish_reason", ["length", "content_filter"])
+def test_a_call_that_was_cut_short_is_told_with_what_came_of_it(finish_reason: str) -> None:
+    """The answer is billed, and another try would end the same: the client learns from the reason that the call is not whole."""
+    found = replied("x", [call("c", "f", '{"a": "on')], finish_reason)
+    assert {"invalid_arguments": '{"a": "on'} == found["content"][1]["input"]
+    assert {"length": "max_tokens", "content_filter": "refusal"}[finish_reason] == found["stop_reason"]
+
+
+def test_a_message_is_named_by_the_answer_and_not_by_what_comes_before_it() -> None:
+    """Some servers first say what they found in the prompt, in an event that names no answer."""
+    before = b'data: {"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[]}\n\n'
+    raw = stream("x", [])
+    assert scanned(raw, size=100)[0] == scanned(before + raw, size=100)[0]
+
+
 turn_lists = st.lists(
     st.one_of(
         st.builds(

@@ -15,6 +15,8 @@ TOOL = {"name": "add", "description": "adds", "input_schema": SCHEMA}
 USER = {"role": "user", "content": "hi"}
 ADD = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": SCHEMA}}
 
+STRICT_ADD = {"type": "function", "function": {**ADD["function"], "strict": True}}  # type: ignore[dict-item]
+
 
 def translated(*, upstream_model: str = "gpt-4o", ceiling: int | None = None, **fields: Any) -> dict[str, Any]:
     """The request that OpenAI gets for these fields."""
@@ -67,6 +69,18 @@ def messages(*turns: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         ({"tool_choice": {"type": "any"}}, {}),
         ({"tools": [TOOL]}, {"tools": [ADD]}),
+        ({"tools": [{**TOOL, "strict": True}]}, {"tools": [STRICT_ADD]}),
+        (
+            {"tools": [{"name": "f", "input_schema": {"type": "object", "properties": {"a": {}}}, "strict": True}]},
+            {
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}},
+                    }
+                ]
+            },
+        ),
         ({"tools": [TOOL], "tool_choice": {"type": "any"}}, {"tools": [ADD], "tool_choice": "required"}),
         ({"tools": [TOOL], "tool_choice": {"type": "none"}}, {"tools": [ADD], "tool_choice": "none"}),
         (
@@ -94,6 +108,7 @@ def test_each_field_is_mapped_or_left_out(fields: dict[str, Any], expected: dict
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type"),
         ({"mcp_servers": [{"url": "https://h"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"stop_sequences": ["a", "b", "c", "d", "e"]}, "stop_sequences"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"messages": [{"role": "bard", "content": ""}]}, "messages.0.role"),
@@ -257,5 +272,5 @@ def test_a_request_as_claude_code_sends_it() -> None:
     assert ["system", "user", "assistant", "tool", "system"] == [turn["role"] for turn in found["messages"]]
     assert "You are Claude Code." == found["messages"][0]["content"]
     assert 64 == len(found["user"])
-    assert [ADD] == found["tools"]
+    assert [STRICT_ADD] == found["tools"]
     assert "cache_control" not in json.dumps(found)

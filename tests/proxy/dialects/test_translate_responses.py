@@ -156,6 +156,13 @@ def scanned(raw: bytes, *, size: int) -> tuple[bytes, Any]:
     return shown + scanner.finish() + scanner.ending, scanner
 
 
+def test_a_response_is_named_by_the_answer_and_not_by_what_comes_before_it() -> None:
+    """Some servers first say what they found in the prompt, in an event that names no answer."""
+    before = b'data: {"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[]}\n\n'
+    raw = stream("x", [])
+    assert scanned(raw, size=100)[0] == scanned(before + raw, size=100)[0]
+
+
 def events_of(shown: bytes) -> list[dict[str, Any]]:
     """The events that a client reads, numbered without a gap and named as their data."""
     events = []

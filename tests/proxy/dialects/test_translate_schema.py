@@ -72,6 +72,10 @@ def test_a_schema_that_is_none_is_refused() -> None:
         ({"type": "array", "items": {"type": "string"}}, True),
         ({"anyOf": [{"type": "object"}]}, False),
         ([], False),
+        ({"type": "string", "default": "x"}, False),
+        ({"type": "array", "items": {"allOf": [{"type": "string"}]}}, False),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {"type": "string"}}}, True),
+        ({"type": "array", "items": {"$ref": "#/$defs/A", "description": "one"}}, False),
     ],
 )
 def test_what_openai_would_enforce(schema: Any, expected: bool) -> None:
