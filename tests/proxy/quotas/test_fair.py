@@ -147,18 +147,22 @@ def test_the_table_of_agents_is_bounded() -> None:
 def test_a_call_that_shared_a_part_gives_it_back_though_its_agent_has_one_of_its_own_by_then() -> None:
     """Nothing is kept for calls that have ended: the last agent has all slots to itself."""
     clock = Clock()
-    stage = Admit(ProxyMetrics("0"), agents_max=1, monotonic=clock)
+    stage = Admit(ProxyMetrics("0"), agents_max=2, monotonic=clock)
     tenant = TenantPolicy("t", concurrency=4, fair_weights={})
-    calls = {name: call_of(tenant) for name in ("first", "crowded", "alone")}
-    calls["first"].agent, calls["crowded"].agent, calls["alone"].agent = "a", "b", "b"
-    assert stage.enter(calls["first"]) is stage.enter(calls["crowded"]) is None  # `b` finds no room and shares a part
-    stage.leave(calls["first"])
+
+    def begin(agent: str) -> Call:
+        call = call_of(tenant)
+        call.agent = agent
+        assert stage.enter(call) is None
+        return call
+
+    first, second = begin("a"), begin("c")
+    crowded = begin("b")  # finds no room and shares a part
+    stage.leave(first)
+    stage.leave(second)
     clock.now += 100.0
-    assert stage.enter(calls["alone"]) is None  # `a` was forgotten, so `b` has a part of its own
-    stage.leave(calls["crowded"])
-    stage.leave(calls["alone"])
+    alone = begin("b")  # the idle ones were forgotten, so it has a part of its own
+    stage.leave(crowded)
+    stage.leave(alone)
     clock.now += 100.0
-    last = [call_of(tenant) for _ in range(4)]
-    for call in last:
-        call.agent = "c"
-    assert [None] * 4 == [stage.enter(call) for call in last]
+    assert 4 == len([begin("d") for _ in range(4)])
