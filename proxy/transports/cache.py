@@ -11,7 +11,8 @@ For whom: the key begins with the tenant (`cache_key`), and the entry's tenant i
 at once while one background call asks anew, and instead of an error where the upstreams fail; both where the policy says so.
 
 Where the policy says so, an upstream's permanent refusal of a request is kept for a short while too, in memory, under a key of its own,
-so that it never takes the place of a good answer.
+so that it never takes the place of a good answer. It is about the very bytes of the request, for a provider may refuse a user that no
+answer depends on, and about one snapshot, for it may be our credential that has no access to a model.
 
 A hit costs nothing: `call.tokens` and `call.cost_nanousd` stay zero, `call.saved_nanousd` is what the stored answer cost.
 Headers of the first call are not kept, but for the content type.
@@ -19,6 +20,7 @@ Headers of the first call are not kept, but for the content type.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -44,7 +46,7 @@ from proxy.transports.cache_rules import Rules
 from proxy.transports.cache_store import Store
 
 CLOCK_SLACK_US = 1_000_000  # an entry from further in the future was written under another clock
-_NEGATIVE = b"-"  # behind the key of a request that an upstream refused
+_BODY_BYTES = 16  # of a digest
 
 
 class Cache:
@@ -366,7 +368,7 @@ class Cache:
 
     def _negative(self, call: Call) -> Reply | None:
         """An upstream's refusal of this very request, if it is kept."""
-        key = call.cache_key + _NEGATIVE
+        key = _negative_key(call)
         entry = self._memory.get(key)
         if entry is None or call.identity is None:
             return None
@@ -385,7 +387,7 @@ class Cache:
         if not is_storable(call, reply):
             ttl_s = negative_ttl_s(call, reply)
             if ttl_s > 0:
-                self.store.remember(call.cache_key + _NEGATIVE, self._entry_of(call, reply, ttl_s=ttl_s, body=body))
+                self.store.remember(_negative_key(call), self._entry_of(call, reply, ttl_s=ttl_s, body=body))
             return False
         ending = b"" if reply.ending == DONE else reply.ending
         size_bytes = len(body) + len(ending) + (sum(map(len, blocks)) if blocks else 0)
@@ -434,6 +436,12 @@ class Cache:
             call.agent,
             call.tags,
         )
+
+
+def _negative_key(call: Call) -> bytes:
+    """Of a request that an upstream has refused."""
+    digest = hashlib.blake2b(call.body, digest_size=_BODY_BYTES).digest()
+    return b"%b-%d-%b" % (call.cache_key, call.runtime.version, digest)
 
 
 def _keeps_refusals(call: Call) -> bool:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.contract.records import CacheState, Outcome
-from controlplane.contract.snapshot import CachePolicy, Route, TenantPolicy
+from controlplane.contract.snapshot import CachePolicy, Route, Snapshot, TenantPolicy
 from proxy.call import Call, Reply
 from proxy.refusals import EXHAUSTED, INTERNAL, OVER_BUDGET, TIMED_OUT, UNAVAILABLE, Refusal, refuse
+from proxy.runtime import Runtime
 from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_memory import MemoryTier
@@ -49,18 +50,19 @@ class Scene:
 
     async def _ask(self, call: Call) -> bool:
         self.asked.append(call)
-        again = make_call(call.body, tenant=self._tenant, headers={b"cache-control": b"no-cache"})
+        again = make_call(call.body, tenant=self.tenant, headers={b"cache-control": b"no-cache"})
         return (await self.cache.send(again)).outcome is Outcome.OK
 
     @property
-    def _tenant(self) -> TenantPolicy:
+    def tenant(self) -> TenantPolicy:
+        """Whose calls they are."""
         return TenantPolicy("acme", cache=self.policy)
 
     async def ask(self, *, prompt: str = "hi", **headers: bytes) -> tuple[CacheState, Reply]:
         """One call."""
         body = b'{"model":"small","messages":["%b"]}' % prompt.encode()
         found = {name.replace("_", "-").encode(): value for name, value in headers.items()}
-        call = make_call(body, tenant=self._tenant, headers=found)
+        call = make_call(body, tenant=self.tenant, headers=found)
         reply = await self.cache.send(call)
         return call.cache, reply
 
@@ -361,3 +363,23 @@ async def test_a_kept_refusal_does_not_take_the_place_of_a_good_answer() -> None
     scene.clock.advance(10)
     scene.fail()
     assert b"1" == (await scene.ask())[1].body
+
+
+async def test_a_kept_refusal_is_about_the_very_request_and_the_snapshot() -> None:
+    """A user whom the provider has blocked is refused alone, and so is what our credential had no access to until another snapshot came."""
+    scene = Scene(CachePolicy(negative_ttl_s=10))
+    scene.inner.answer = _refused
+    runtimes = [Runtime(Snapshot(version=version, created_us=0), {}, {}) for version in (1, 2)]
+
+    async def ask(user: str, runtime: Runtime) -> CacheState:
+        call = make_call(b'{"model":"small","messages":[],"user":"%b"}' % user.encode(), tenant=scene.tenant)
+        call.runtime = runtime
+        await scene.cache.send(call)
+        return call.cache
+
+    asked = [("eve", 0), ("eve", 0), ("bob", 0), ("eve", 1), ("eve", 1)]
+    states = [await ask(user, runtimes[at]) for user, at in asked]
+    miss, hit = CacheState.MISS, CacheState.HIT
+    assert [miss, hit, miss, miss, hit] == states
+    scene.inner.answer = lambda: complete_reply(b"good")
+    assert [miss, hit] == [await ask("ann", runtimes[0]), await ask("bob", runtimes[0])]
