@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 import httpx
@@ -17,44 +13,16 @@ import pytest
 
 from controlplane.clock import ManualClock
 from controlplane.contract.records import CallRecord
-from controlplane.contract.snapshot import encode_snapshot
 from controlplane.contract.wire import decode_batch
 from proxy.ledger import BATCH_USAGE
 from tests.e2e.processes import eventually
 from tests.ports import free_port
 from tests.proxy.batch_world import BATCH_S, begin, billed, line, simulated, snapshot
-from tests.proxy.fakes import PEPPER
-from tests.proxy.test_responses_processes import kill
+from tests.proxy.processes import keep, kill, start
 
 pytestmark = pytest.mark.e2e
 BATCHES = 3
-LOOK_S = 0.1
-
-
-async def start(folder: Path, port: int, workers: int) -> Process:
-    """A proxy that listens, and looks often."""
-    path = folder / "settings.json"
-    settings = {
-        "data_dir": str(folder),
-        "port": port,
-        "workers": workers,
-        "control_plane_url": "http://127.0.0.1:9",
-        "background_look_every_s": LOOK_S,
-        "drain_s": 2,
-    }
-    path.write_text(json.dumps(settings))
-    secrets = {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t", "UP_KEY": "sk-upstream"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "proxy", "--settings", str(path), stderr=PIPE, env=os.environ | secrets
-    )
-    assert process.stderr is not None
-    listening = 0
-    async with asyncio.timeout(60.0):
-        while listening < workers:
-            text = (await process.stderr.readline()).decode()
-            assert text, "the proxy ended"
-            listening += "proxy listens" in text
-    return process
+OFTEN = {"background_look_every_s": 0.1}
 
 
 def booked(folder: Path) -> list[CallRecord]:
@@ -76,8 +44,8 @@ async def test_batches_are_booked_once_through_any_kill(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{port}"
     async with simulated(clock) as provider:
         (tmp_path / "proxy").mkdir()
-        (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot(provider.ports)))
-        process = await start(tmp_path, port, 1)
+        keep(tmp_path, snapshot(provider.ports))
+        process = await start(tmp_path, port, 1, OFTEN)
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-heph-ann", max_retries=0) as client:
             for n in range(BATCHES):
                 await begin(client, line(f"a{n}"), line(f"b{n}"))
@@ -85,13 +53,13 @@ async def test_batches_are_booked_once_through_any_kill(tmp_path: Path) -> None:
         clock.move(BATCH_S)
         stats = provider.upstreams[0].stats
         for questions in (1, 2, 4):
-            process = await start(tmp_path, port, 1)
+            process = await start(tmp_path, port, 1, OFTEN)
             before = stats.requests
             async with asyncio.timeout(60.0):
                 while stats.requests < before + questions and len(booked(tmp_path)) < BATCHES:  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0)
             await kill(process)
-        process = await start(tmp_path, port, 1)
+        process = await start(tmp_path, port, 1, OFTEN)
         await until_settled(url)
         process.send_signal(signal.SIGTERM)
         await process.communicate()
@@ -108,8 +76,8 @@ async def test_a_batch_is_booked_soon_whichever_worker_hears_that_it_has_ended(t
     url = f"http://127.0.0.1:{port}"
     async with simulated(clock) as provider:
         (tmp_path / "proxy").mkdir()
-        (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot(provider.ports)))
-        process = await start(tmp_path, port, 2)
+        keep(tmp_path, snapshot(provider.ports))
+        process = await start(tmp_path, port, 2, OFTEN)
 
         async def once(batch_id: str = "") -> str:
             """Makes or reads a batch over a connection of its own, so that every worker gets some."""

@@ -5,62 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sqlite3
-import sys
-from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 import httpx
 import msgspec
-import psutil
 import pytest
 
 from controlplane.contract.records import CallRecord
-from controlplane.contract.snapshot import encode_snapshot
 from controlplane.contract.wire import TornFrame, frames
 from proxy.transports.owners import Unsettled
 from tests.ports import free_port
-from tests.proxy.fakes import PEPPER, ScriptedUpstream, until
+from tests.proxy.fakes import ScriptedUpstream, until
+from tests.proxy.processes import keep, kill, start
 from tests.proxy.responses_account import ANN, BOB, Account, snapshot
 
 pytestmark = pytest.mark.e2e
 WORKERS = 2
-
-
-async def start(folder: Path, port: int, **more: object) -> Process:
-    """A supervisor whose workers all listen."""
-    path = folder / "settings.json"
-    settings = {
-        "data_dir": str(folder),
-        "port": port,
-        "workers": WORKERS,
-        "control_plane_url": "http://127.0.0.1:9",
-        "drain_s": 2,
-        **more,
-    }
-    path.write_text(json.dumps(settings))
-    secrets = {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t", "UP_KEY": "sk-upstream"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "proxy", "--settings", str(path), stderr=PIPE, env=os.environ | secrets
-    )
-    assert process.stderr is not None
-    listening = 0
-    async with asyncio.timeout(60.0):
-        while listening < WORKERS:
-            line = (await process.stderr.readline()).decode()
-            assert line, "the proxy ended"
-            listening += "proxy listens" in line
-    return process
-
-
-async def kill(process: Process) -> None:
-    """Ends the supervisor and its workers with no warning."""
-    family = psutil.Process(process.pid)
-    for one in (family, *family.children(recursive=True)):
-        one.send_signal(signal.SIGKILL)
-    await process.communicate()
 
 
 async def statuses(url: str, key: str, ids: list[str]) -> set[int]:
@@ -95,9 +57,9 @@ async def test_a_kill_while_usage_is_being_booked_loses_nothing_and_doubles_noth
     upstream = await ScriptedUpstream(account.script).start()
     port = free_port()
     (tmp_path / "proxy").mkdir()
-    (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot([upstream.port])))
+    keep(tmp_path, snapshot([upstream.port]))
     url = f"http://127.0.0.1:{port}/v1/responses"
-    process = await start(tmp_path, port, background_look_every_s=3600.0, state_wait_s=30.0)
+    process = await start(tmp_path, port, WORKERS, {"background_look_every_s": 3600.0, "state_wait_s": 30.0})
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {ANN}"}, timeout=30.0) as client:
         got = await client.post(url, json={"model": "gpt", "input": "hi", "background": True})
         id_ = got.json()["id"]
@@ -112,7 +74,7 @@ async def test_a_kill_while_usage_is_being_booked_loses_nothing_and_doubles_noth
         lock.execute("ROLLBACK")
         lock.close()
         assert [] == booked(tmp_path)
-        process = await start(tmp_path, port, background_look_every_s=0.1)
+        process = await start(tmp_path, port, WORKERS, {"background_look_every_s": 0.1})
         await until(lambda: booked(tmp_path) and not claimed(tmp_path))
         for _ in range(4):
             assert 200 == (await client.get(f"{url}/{id_}")).status_code
@@ -130,9 +92,9 @@ async def test_what_was_made_before_a_kill_is_found_by_every_worker(tmp_path: Pa
     upstream = await ScriptedUpstream(account.script).start()
     port = free_port()
     (tmp_path / "proxy").mkdir()
-    (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot([upstream.port])))
+    keep(tmp_path, snapshot([upstream.port]))
     url = f"http://127.0.0.1:{port}"
-    process = await start(tmp_path, port)
+    process = await start(tmp_path, port, WORKERS)
     ids: list[str] = []
 
     async def make(*, stream: bool) -> None:
@@ -151,7 +113,7 @@ async def test_what_was_made_before_a_kill_is_found_by_every_worker(tmp_path: Pa
     await asyncio.gather(*(make(stream=bool(n % 2)) for n in range(16)))
     assert {200} == await statuses(url, ANN, ids)
     await kill(process)
-    process = await start(tmp_path, port)
+    process = await start(tmp_path, port, WORKERS)
     assert 16 == len(set(ids))
     assert {200} == await statuses(url, ANN, ids)
     assert {404} == await statuses(url, BOB, ids)

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from controlplane.contract.keys import hash_key
-from controlplane.contract.snapshot import KeyEntry, Route, Snapshot, TenantPolicy, encode_snapshot
+from controlplane.contract.snapshot import KeyEntry, Route, Snapshot, TenantPolicy
 from tests.ports import free_port
 from tests.proxy.fakes import KEY, PEPPER
+from tests.proxy.processes import keep, said, start
 
 pytestmark = pytest.mark.e2e
 
@@ -35,44 +36,17 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Process, int]]:
         keys=(KeyEntry(hash=hash_key(KEY.encode(), PEPPER), id="k", tenant="acme"),),
         routes=(Route(alias="gpt", deployments=()),),
     )
-    (tmp_path / "proxy").mkdir()
-    (tmp_path / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot))
-    settings = tmp_path / "settings.json"
-    settings.write_text(
-        json.dumps(
-            {
-                "data_dir": str(tmp_path),
-                "port": port,
-                "workers": 2,
-                "control_plane_url": "http://127.0.0.1:9",
-                "drain_s": 2,
-            }
-        )
-    )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "proxy", "--settings", str(settings), stderr=PIPE,
-        env=os.environ | {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t"},
-    )  # fmt: skip
+    keep(tmp_path, snapshot)
+    process = await start(tmp_path, port, 2)
     yield process, port
     if process.returncode is None:
         process.kill()
         await process.wait()
 
 
-async def said(process: Process, what: str, times: int = 1) -> None:
-    """Waits until the log has said something so often."""
-    assert process.stderr is not None
-    async with asyncio.timeout(60.0):
-        while times:
-            line = (await process.stderr.readline()).decode()
-            assert line, "the proxy ended"
-            times -= what in line
-
-
 async def test_a_worker_that_dies_is_replaced_and_all_stop_when_told(running: tuple[Process, int]) -> None:
     """After `kill -9` of one worker a new one listens; SIGTERM ends supervisor and workers with status 0."""
     process, port = running
-    await said(process, "proxy listens", times=2)
     workers = psutil.Process(process.pid).children()
     workers[0].kill()
     await said(process, "a worker died")
@@ -105,7 +79,6 @@ async def refused(port: int) -> None:
 async def test_who_connects_during_the_drain_is_refused_at_once(running: tuple[Process, int]) -> None:
     """After SIGTERM a worker may need its time, and meanwhile a new connection is refused, so that it can go elsewhere."""
     process, port = running
-    await said(process, "proxy listens", times=2)
     busy, _ = psutil.Process(process.pid).children()
     busy.suspend()
     process.send_signal(signal.SIGTERM)
@@ -120,7 +93,6 @@ async def test_who_connects_during_the_drain_is_refused_at_once(running: tuple[P
 async def test_workers_do_not_outlive_their_supervisor(running: tuple[Process, int]) -> None:
     """After `kill -9` of the supervisor the workers stop by themselves."""
     process, _ = running
-    await said(process, "proxy listens", times=2)
     workers = psutil.Process(process.pid).children()
     process.kill()
     await process.wait()
@@ -164,7 +136,6 @@ class Caller:
 async def test_workers_are_replaced_one_by_one_without_a_failed_call(running: tuple[Process, int]) -> None:
     """After SIGHUP every worker is another process, and no call of clients that never paused has failed."""
     process, port = running
-    await said(process, "proxy listens", times=2)
     before = {worker.pid for worker in psutil.Process(process.pid).children()}
     caller = Caller(port)
     async with asyncio.TaskGroup() as group:
@@ -184,7 +155,6 @@ async def test_workers_are_replaced_one_by_one_without_a_failed_call(running: tu
 async def test_a_dead_workers_connections_are_served_by_its_sibling(running: tuple[Process, int]) -> None:
     """While a killed worker is not back yet, fresh connections are answered, whichever socket the kernel chose for them."""
     process, port = running
-    await said(process, "proxy listens", times=2)
     workers = psutil.Process(process.pid).children()
     caller = Caller(port)
     async with asyncio.TaskGroup() as group:
@@ -199,7 +169,6 @@ async def test_a_dead_workers_connections_are_served_by_its_sibling(running: tup
 async def test_settings_that_do_not_fit_replace_nothing(running: tuple[Process, int], tmp_path: Path) -> None:
     """SIGHUP with broken settings, or with another number of workers, is refused in the log, and all go on."""
     process, _ = running
-    await said(process, "proxy listens", times=2)
     before = {worker.pid for worker in psutil.Process(process.pid).children()}
     settings = tmp_path / "settings.json"
     good = json.loads(settings.read_text())

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections import Counter
 from pathlib import Path
 
@@ -30,12 +27,12 @@ from controlplane.contract.snapshot import (
     TenantPolicy,
     Upstream,
     Window,
-    encode_snapshot,
 )
 from controlplane.contract.wire import decode_batch
 from tests.ports import free_port
 from tests.proxy.control_plane_fake import Asked, FakeControlPlane, control_plane
 from tests.proxy.fakes import KEY, PEPPER, PRICE, ScriptedUpstream, answer, completion, replies
+from tests.proxy.processes import keep, said, start
 
 pytestmark = pytest.mark.e2e
 TOKENS = 12  # of each answer
@@ -67,41 +64,12 @@ class Fleet:
             upstreams=(Upstream("u", "openai", f"http://127.0.0.1:{upstream.port}/v1"),),
             routes=(Route(alias="gpt", deployments=(deployment,)),),
         )
-        (folder / "proxy").mkdir()
-        (folder / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot))
+        keep(folder, snapshot)
 
     async def start(self, workers: int) -> None:
         """Starts so many workers and waits until all listen."""
-        path = self.folder / "settings.json"
-        path.write_text(
-            json.dumps(
-                {
-                    "data_dir": str(self.folder),
-                    "port": self.port,
-                    "workers": workers,
-                    "control_plane_url": self.plane.url,
-                    "segment_age_s": 0.2,
-                    "status_every_s": 0.2,
-                    "drain_s": 5,
-                }
-                | self.more
-            )
-        )
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "proxy", "--settings", str(path), stderr=PIPE,
-            env=os.environ | {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t"},
-        )  # fmt: skip
-        await self.said("proxy listens", times=workers)
-
-    async def said(self, what: str, times: int = 1) -> None:
-        """Waits until the log has said something so often."""
-        assert self.process is not None
-        assert self.process.stderr is not None
-        async with asyncio.timeout(60.0):
-            while times:
-                line = (await self.process.stderr.readline()).decode()
-                assert line, "the proxy ended"
-                times -= what in line
+        more = {"control_plane_url": self.plane.url, "segment_age_s": 0.2, "status_every_s": 0.2, "drain_s": 5}
+        self.process = await start(self.folder, self.port, workers, more | self.more)
 
     async def call(self, count: int) -> None:
         """So many calls, each over a connection of its own, so that the kernel spreads them."""
@@ -158,8 +126,8 @@ async def test_limits_hold_in_sum_and_rows_equal_ledgers_over_kills_and_worker_c
             assert fleet.process is not None
             victim = psutil.Process(fleet.process.pid).children()[1]
             victim.kill()
-            await fleet.said("a worker died")
-            await fleet.said("proxy listens")
+            await said(fleet.process, "a worker died")
+            await said(fleet.process, "proxy listens")
             await fleet.call(60)
             await fleet.stop()
             by_worker = Counter(

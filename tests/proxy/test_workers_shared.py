@@ -15,6 +15,7 @@ from controlplane.contract.records import CacheState, CallRecord, Outcome
 from controlplane.contract.snapshot import TenantPolicy
 from tests.proxy.control_plane_fake import control_plane
 from tests.proxy.fakes import ScriptedUpstream, answer, completion, replies
+from tests.proxy.processes import said
 from tests.proxy.redis_server import RedisServer
 from tests.proxy.test_workers import LIMIT, TOKENS, Fleet, _answers
 
@@ -62,7 +63,7 @@ async def test_workers_share_a_budget_to_its_end_and_survive_a_kill(tmp_path: Pa
         await fleet.call(90)
         assert fleet.process is not None
         psutil.Process(fleet.process.pid).children()[1].kill()
-        await fleet.said("proxy listens")
+        await said(fleet.process, "proxy listens")
         for _ in range(100):
             before = fleet.served[429]
             await fleet.call(20)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
 import signal
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections import Counter
 from pathlib import Path
 
@@ -28,7 +25,6 @@ from controlplane.contract.snapshot import (
     Snapshot,
     TenantPolicy,
     Upstream,
-    encode_snapshot,
 )
 from controlplane.contract.wire import decode_batch
 from tests.ports import free_port
@@ -47,6 +43,7 @@ from tests.proxy.fakes import (
     until,
     usage_event,
 )
+from tests.proxy.processes import keep, start
 from tests.proxy.redis_server import RedisServer
 
 pytestmark = pytest.mark.e2e
@@ -65,10 +62,7 @@ class Fleet:
         self.folder = folder
         self.port = free_port()
         self.process: Process | None = None
-        self.settings = {
-            "data_dir": str(folder), "port": self.port, "workers": WORKERS, "control_plane_url": "http://127.0.0.1:9",
-            "redis": redis_url, "redis_timeout_s": 2.0, "coalesce_lease_s": 3.0, "drain_s": 5,
-        }  # fmt: skip
+        self.settings = {"redis": redis_url, "redis_timeout_s": 2.0, "coalesce_lease_s": 3.0, "drain_s": 5}
         snapshot = Snapshot(
             version=3,
             created_us=time.time_ns() // 1000,
@@ -83,24 +77,11 @@ class Fleet:
             upstreams=(Upstream("u", "openai", f"http://127.0.0.1:{upstream.port}/v1"),),
             routes=(Route(alias="gpt", deployments=(Deployment("u/m", "u", "gpt", price=PRICE),)),),
         )
-        (folder / "proxy").mkdir()
-        (folder / "proxy" / "snapshot.json").write_bytes(encode_snapshot(snapshot))
-        (folder / "settings.json").write_text(json.dumps(self.settings))
+        keep(folder, snapshot)
 
     async def start(self) -> None:
-        """Starts them and waits until all listen."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "proxy", "--settings", str(self.folder / "settings.json"), stderr=PIPE,
-            env=os.environ | {"HEPH_KEY_PEPPER": PEPPER.hex(), "HEPH_INTERNAL_TOKEN": "t"},
-        )  # fmt: skip
-        assert self.process.stderr is not None
-        times = WORKERS
-        async with asyncio.timeout(60.0):
-            while times:
-                line = (await self.process.stderr.readline()).decode()
-                assert line, "the proxy ended"
-                times -= "proxy listens" in line
-
+        """Starts them and waits until all of them listen, to Redis as well."""
+        self.process = await start(self.folder, self.port, WORKERS, self.settings)
         connected: set[str] = set()
         async with asyncio.timeout(60.0):
             while len(connected) < WORKERS:
