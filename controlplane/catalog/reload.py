@@ -195,7 +195,7 @@ class Reloader:
         if stamp == self._done:
             return
         try:
-            loaded = await asyncio.to_thread(load, self._path)
+            loaded = await asyncio.to_thread(self._load)
         except ConfigError as error:
             await self._refuse(error)
         else:
@@ -203,6 +203,14 @@ class Reloader:
                 return
             await self._apply(loaded)
         self._done = stamp
+
+    def _load(self) -> Loaded:
+        """The file as it is now. A whole configuration that has gone is a write that failed, and no wish to serve nobody."""
+        loaded = load(self._path)
+        if not loaded.bound.lines and self._config != ConfigFile():
+            hint = "to take away everything on purpose, write `{}`"
+            raise ConfigError.at(str(self._path), "the file is empty", hint=hint)
+        return loaded
 
     async def _apply(self, loaded: Loaded) -> None:
         changed = config_changes(self._config, loaded.config)

@@ -106,15 +106,28 @@ async def test_a_bad_file_is_refused_with_file_and_line(world: World) -> None:
 
 @pytest.mark.parametrize(
     "harm",
-    [lambda path: path.unlink(), lambda path: path.write_bytes(b"\xff"), lambda path: path.write_text("models: [")],
-    ids=["gone", "binary", "torn"],
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"\xff"),
+        lambda path: path.write_text("models: ["),
+        lambda path: path.write_text(""),
+        lambda path: path.write_text("# written by a template that found nothing\n"),
+    ],
+    ids=["gone", "binary", "torn", "empty", "comment"],
 )
 async def test_a_file_that_cannot_be_read_changes_nothing(world: World, harm: Callable[[Path], object]) -> None:
-    """A missing, binary or torn file leaves what is in force alone."""
+    """A missing, binary, torn or empty file leaves what is in force alone."""
     reloader = await world.open()
     harm(world.path)
     assert [False, False] == [await reloader.turn(), await reloader.turn()]
     assert (1, 1) == (reloader.publisher.current.version, len(world.events()))
+
+
+async def test_everything_is_taken_away_by_an_empty_mapping(world: World) -> None:
+    """Whoever means it writes `{}`."""
+    reloader = await world.open()
+    assert [False, True] == await world.write("{}\n", reloader)
+    assert () == tuple(reloader.publisher.current.tenants)
 
 
 async def test_a_file_that_is_being_written_is_left_alone(world: World) -> None:
