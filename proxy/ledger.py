@@ -151,11 +151,10 @@ class Ledger:
         plan = self._plans.get(policy.id)
         if plan is None or plan.policy is not policy:
             plan = self._plan(policy, now_us)
-        own = self._accounts[policy.id]
         if who is None or not plan.rules:
-            return (own,), plan.lines
+            return plan.own, plan.lines
         others = tuple(self._instances(policy.id, plan.rules, who, now_us))
-        return (own, *others), (*plan.lines, *(line for one in others for line in one.lines.values()))
+        return (*plan.own, *others), (*plan.lines, *(line for one in others for line in one.lines.values()))
 
     def hold(
         self,
@@ -178,22 +177,17 @@ class Ledger:
         self.short = ()
         for line in lines:
             want = wanted[line.unit]
-            if not want or line.id in passed:
+            if not want or (passed and line.id in passed) or line.has_room(want, now_us):
                 continue
-            lease, promised = line.lease, 0
-            if lease is not None:
-                lease.look(line, want, now_us)
-                promised = lease.promised
-            if line.settled(now_us) + line.held() + promised + want > line.cap:
-                if lease is not None and lease.may_grow(line, want, now_us):
-                    self.short += ((line, want),)
-                over = _over(line, want, now_us)
-                if line.action is QuotaAction.SOFT:
-                    warnings += (over,)
-                elif line.action is QuotaAction.DOWNGRADE:
-                    downgraded = downgraded or over
-                else:
-                    refused = refused or over
+            if line.lease is not None and line.lease.may_grow(line, want, now_us):
+                self.short += ((line, want),)
+            over = _over(line, want, now_us)
+            if line.action is QuotaAction.SOFT:
+                warnings += (over,)
+            elif line.action is QuotaAction.DOWNGRADE:
+                downgraded = downgraded or over
+            else:
+                refused = refused or over
         in_the_way = downgraded or refused
         if in_the_way is not None:
             return in_the_way

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from controlplane.contract.pricing import Dearest, dearest_of
 from controlplane.contract.records import AttemptError
 from controlplane.contract.routing import Concurrency, RetryRule, Strategy, rules_of
 from controlplane.contract.snapshot import (
@@ -78,6 +79,7 @@ class Candidate:
     endpoint: Endpoint | None = None
     measured: bool = False  # calls in flight and latencies are counted, since a route or a limit needs them
     searches: bool = False  # its model searches the web for every answer, and does not say so
+    dearest: Dearest | None = None  # of its price, where tokens are all that a call of text is ever billed there
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ def compile_runtime(snapshot: Snapshot, environ: Mapping[str, str]) -> Runtime:
                 endpoints[item.upstream],
                 item.id in measured,
                 always_searches(item.model),
+                _dearest_of(item),
             )
             for item in route.deployments
             if item.upstream in upstreams
@@ -179,6 +182,14 @@ def compile_runtime(snapshot: Snapshot, environ: Mapping[str, str]) -> Runtime:
         if upstream.dialect != "litellm"
     }
     return Runtime(snapshot=snapshot, keys=keys, routes=routes, measured=measured, doors=doors)
+
+
+def _dearest_of(deployment: Deployment) -> Dearest | None:
+    """The dearest tokens of a deployment whose price is the same for calls of every length and service class."""
+    price = deployment.price
+    if price is None or price.long or price.service or always_searches(deployment.model):
+        return None
+    return dearest_of(price)
 
 
 def _door(upstream: Upstream, endpoint: Endpoint, environ: Mapping[str, str], routes: Iterable[Route]) -> Door:

@@ -16,6 +16,7 @@ NANOUSD_PER_USD = 1_000_000_000
 PICTURE_SIZE_USUAL, PICTURE_QUALITY_USUAL = "1024x1024", "standard"
 """Of a picture where neither request nor answer says it: what the models do that bill by the picture."""
 _UNDECIDED = "auto"
+Dearest = tuple[int, int]  # nano-USD per million tokens of input and of output
 
 
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -239,11 +240,10 @@ def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price, any_cla
 
     A long price counts as soon as the input may be so long. any_class: the service class may be another than the standard one.
     """
-    worst = _worst_millionths(tokens_in, tokens_out, price)
+    nanousd = dearest_nanousd(tokens_in, tokens_out, dearest_of(price))
     for long in price.long:
         if tokens_in > long.above_tokens:
-            worst = max(worst, _worst_millionths(tokens_in, tokens_out, long.price))
-    nanousd = -(-worst // TOKENS_PER_PRICE_UNIT)
+            nanousd = max(nanousd, dearest_nanousd(tokens_in, tokens_out, dearest_of(long.price)))
     if any_class:
         for service in price.service:
             dearer = worst_case_nanousd(tokens_in=tokens_in, tokens_out=tokens_out, price=service.price)
@@ -251,7 +251,8 @@ def worst_case_nanousd(*, tokens_in: int, tokens_out: int, price: Price, any_cla
     return nanousd
 
 
-def _worst_millionths(tokens_in: int, tokens_out: int, price: Price) -> int:
+def dearest_of(price: Price) -> Dearest:
+    """The dearest kind of token of each direction, for inputs that are not long and for the standard service class."""
     dearest_in = max(
         price.input,
         price.cache_read or 0,
@@ -261,4 +262,9 @@ def _worst_millionths(tokens_in: int, tokens_out: int, price: Price) -> int:
         price.image_input or 0,
     )
     dearest_out = max(price.output, price.reasoning or 0, price.audio_output or 0, price.image_output or 0)
-    return tokens_in * dearest_in + tokens_out * dearest_out
+    return dearest_in, dearest_out
+
+
+def dearest_nanousd(tokens_in: int, tokens_out: int, dearest: Dearest) -> int:
+    """What so many tokens cost at these prices, in nano-USD, rounded up."""
+    return -(-(tokens_in * dearest[0] + tokens_out * dearest[1]) // TOKENS_PER_PRICE_UNIT)

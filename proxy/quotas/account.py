@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
@@ -190,6 +191,28 @@ class Line:
         amount: int = getattr(self.account.held, self.field)
         return amount
 
+    def used(self, now_us: int) -> int:
+        """Both together. Every call asks each of its ceilings, so the usual units are read without a detour."""
+        meter, held, unit = self.meter, self.account.held, self.unit
+        if meter is None:
+            return held.requests
+        settled = meter.now
+        if now_us >= settled.end_us or now_us < settled.start_us - CLOCK_STEP_US:
+            settled = meter.at(now_us)
+        if unit == NANOUSD:
+            return settled.nanousd + held.nanousd
+        if unit == TOKENS:
+            return settled.tokens + held.tokens
+        return settled.requests + held.requests
+
+    def has_room(self, want: int, now_us: int) -> bool:
+        """Whether so much more stays within the cap, which a lease brings up to date first."""
+        lease = self.lease
+        if lease is not None:
+            lease.look(self, want, now_us)
+            want += lease.promised
+        return self.used(now_us) + want <= self.cap
+
 
 def empty(window: Window, at_us: int, timezone: str = "UTC") -> Settled:
     """A window in which nothing was settled yet."""
@@ -197,19 +220,26 @@ def empty(window: Window, at_us: int, timezone: str = "UTC") -> Settled:
     return Settled(start_us=start_us, end_us=end_us)
 
 
-def left_of(lines: tuple[Line, ...], unit: int, now_us: int) -> tuple[int, int, float] | None:
-    """Of the ceilings about a unit the tightest: its cap, what is neither settled nor held of it, and the seconds until it is whole.
+def shown(lines: Iterable[Line], unit: int) -> tuple[Line, ...]:
+    """The ceilings about a unit that clients are told of: those that refuse, over amounts of a window."""
+    return tuple(
+        [line for line in lines if line.unit == unit and line.action is QuotaAction.HARD and line.meter is not None]
+    )
+
+
+def left_of(lines: tuple[Line, ...], now_us: int) -> tuple[int, int, float] | None:
+    """Of these `shown` ceilings the tightest: its cap, what is neither settled nor held of it, and the seconds until it is whole.
 
     Of a limit that workers share the whole, and what is left of it as far as is known: a slice is no limit of the client's.
     """
     found: tuple[int, int, float] | None = None
     for line in lines:
-        if line.unit != unit or line.action is not QuotaAction.HARD or line.meter is None:
-            continue
-        cap, left = line.cap, line.cap - line.settled(now_us)
         if line.lease is not None and not line.lease.degraded:
-            cap, left = line.limit, line.lease.left(line, now_us)
-        left = max(0, left - line.held())
-        if found is None or left < found[1]:
+            cap, left = line.limit, line.lease.left(line, now_us) - line.held()
+        else:
+            cap, left = line.cap, line.cap - line.used(now_us)
+        if left < 0:
+            left = 0
+        if line.meter is not None and (found is None or left < found[1]):
             found = cap, left, max(0, line.meter.now.end_us - now_us) / 1e6
     return found

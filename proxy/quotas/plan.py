@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from controlplane.contract.records import CallRecord
 from controlplane.contract.snapshot import Quota, QuotaScope, TenantPolicy, Window
-from proxy.quotas.account import NANOUSD, REQUESTS, SLOTS, TOKENS, Account, Line
+from proxy.quotas.account import NANOUSD, REQUESTS, SLOTS, TOKENS, Account, Line, shown
 
 TOKENS_PER_MINUTE = "tokens_per_minute"  # the id of the policy's own token limit, beside those of its budgets
 
@@ -65,19 +65,22 @@ class Rule:
 class Plan:
     """A tenant's policy as accounts and ceilings.
 
-    lines: those over the tenant's own account. rules: what has to be looked up for each call. free: nothing limits this tenant here.
-    counts_requests: something limits what calls do that cost nothing.
+    own: the tenant's own account, alone. lines: those over it; shown_tokens, shown_requests: of these, what clients are told of.
+    rules: what has to be looked up for each call. free: nothing limits this tenant here. counts_requests: something limits what calls do
+    that cost nothing.
     """
 
-    __slots__ = ("counts_requests", "free", "lines", "policy", "rules")
+    __slots__ = ("counts_requests", "free", "lines", "own", "policy", "rules", "shown_requests", "shown_tokens")
 
     def __init__(self, policy: TenantPolicy, account: Account, *, cap: Callable[[Line], None], now_us: int) -> None:
         self.policy = policy
+        self.own = (account,)
         budgets = [*_tokens_per_minute(policy), *_budgets(policy)]
         own = [quota for quota in policy.quotas if is_own(quota)]
         self.lines = lines_of(account, [*budgets, *own], cap=cap, now_us=now_us)
         for line in self.lines[: len(budgets)]:
             line.budget = True
+        self.shown_tokens, self.shown_requests = shown(self.lines, TOKENS), shown(self.lines, REQUESTS)
         self.rules = rules_of(policy.quotas)
         self.free = not self.lines and not self.rules
         self.counts_requests = any(amount_of(quota)[0] in (REQUESTS, SLOTS) for quota in policy.quotas)

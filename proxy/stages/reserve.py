@@ -31,7 +31,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ClassVar
 
-from controlplane.contract.pricing import Price, picture_nanousd_max, worst_case_nanousd
+from controlplane.contract.pricing import Price, dearest_nanousd, picture_nanousd_max, worst_case_nanousd
 from controlplane.contract.snapshot import QuotaAction, TenantPolicy, Unpriced
 from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
@@ -40,7 +40,7 @@ from proxy.dialects.operations import OPERATIONS
 from proxy.dialects.service_class import may_ask_for_one
 from proxy.ledger import Ledger, Refused, Reservation
 from proxy.metrics import ProxyMetrics
-from proxy.quotas.account import REQUESTS, TOKENS, Line, left_of
+from proxy.quotas.account import REQUESTS, TOKENS, Line, left_of, shown
 from proxy.quotas.plan import Plan, Who
 from proxy.refusals import NOT_READY, refuse
 from proxy.runtime import Candidate, RouteEntry
@@ -160,9 +160,12 @@ class Reserve:
         tokens, nanousd = worst_case(
             call, view, image_tokens_max=self._image_tokens_max, sound_tokens_max=self._sound_tokens_max
         )
-        accounts, lines = self._ledger.meets(plan.policy, who, now_us=now_us)
+        accounts, lines = (plan.own, plan.lines) if who is None else self._ledger.meets(plan.policy, who, now_us=now_us)
         held = self._ledger.hold(accounts, lines, tokens=tokens, nanousd=nanousd, now_us=now_us, passed=passed)
-        _show_limits(call, lines, now_us)
+        if lines is plan.lines:
+            _show_limits(call, plan.shown_tokens, plan.shown_requests, now_us)
+        else:
+            _show_limits(call, shown(lines, TOKENS), shown(lines, REQUESTS), now_us)
         if self._refill is not None and any(line.lease is not None and line.lease.degraded for line in lines):
             call.quota_warning = "degraded"
         return held
@@ -272,10 +275,13 @@ def worst_case(
     hosted = read_hosted(call.body) if call.operation in HOSTING else None
     tokens_out_max = nanousd_max = nanousd_min = 0
     for candidate in _reachable(call):
-        deployment = candidate.deployment
+        deployment, nanousd = candidate.deployment, 0
         tokens_out = (deployment.max_output_tokens if ceiling is None else ceiling) * view.n
-        tokens_out_max = max(tokens_out_max, tokens_out)
-        if deployment.price is not None:
+        if tokens_out > tokens_out_max:
+            tokens_out_max = tokens_out
+        if candidate.dearest is not None and not unit and not hosted:
+            nanousd = dearest_nanousd(tokens_in, tokens_out, candidate.dearest)
+        elif deployment.price is not None:
             price = deployment.price
             nanousd = worst_case_nanousd(
                 tokens_in=tokens_in,
@@ -289,9 +295,10 @@ def worst_case(
                 nanousd += hosted_nanousd_max(hosted, price)
             if candidate.searches:
                 nanousd += price.search or 0
-            nanousd_max = max(nanousd_max, nanousd)
         elif call.operation == _PASSTHROUGH:
             nanousd_min = 1
+        if nanousd > nanousd_max:
+            nanousd_max = nanousd
     if call.operation == _PASSTHROUGH and call.candidates:
         stated = call.candidates[0].upstream.passthrough_nanousd
         nanousd_max = nanousd_max if stated is None else stated
@@ -320,14 +327,14 @@ def _who(call: Call, view: RequestView) -> Who:
     return Who("" if identity is None else identity.key.id, call.agent, call.user, call.session, model, call.tags)
 
 
-def _show_limits(call: Call, lines: tuple[Line, ...], now_us: int) -> None:
+def _show_limits(call: Call, of_tokens: tuple[Line, ...], of_requests: tuple[Line, ...], now_us: int) -> None:
     """What the rate-limit headers say: the tightest ceiling of each kind."""
-    tokens, requests = left_of(lines, TOKENS, now_us), left_of(lines, REQUESTS, now_us)
-    if tokens is not None:
-        call.ratelimit_tokens = tokens
-    door = call.ratelimit_requests
-    if requests is not None and (door is None or requests[1] < door[1]):
-        call.ratelimit_requests = requests
+    if of_tokens:
+        call.ratelimit_tokens = left_of(of_tokens, now_us)
+    if of_requests:
+        requests, door = left_of(of_requests, now_us), call.ratelimit_requests
+        if requests is not None and (door is None or requests[1] < door[1]):
+            call.ratelimit_requests = requests
 
 
 def _keep_priced(call: Call, policy: TenantPolicy, view: RequestView) -> Reply | None:
