@@ -47,8 +47,8 @@ class LineLease:
     """What one worker has leased of one ceiling; keeps its line's cap up to date."""
 
     __slots__ = (
-        "_leases", "_others", "_own", "_total", "active", "asking", "degraded", "demand", "hungry_s", "line", "lock", "low", "name",
-        "promised", "rate", "rows", "seen", "spare", "start_us", "synced_s", "unanswered", "until_s", "waiting", "went_back",
+        "_alone", "_leases", "_others", "_own", "_total", "active", "asking", "degraded", "demand", "hungry_s", "line", "lock", "low",
+        "name", "promised", "rate", "rows", "seen", "spare", "start_us", "synced_s", "unanswered", "until_s", "waiting", "went_back",
     )  # fmt: skip
 
     def __init__(self, leases: Leases, line: Line, name: bytes) -> None:
@@ -74,6 +74,9 @@ class LineLease:
         self.low = 0  # more is asked for ahead of need below this
         self.rows: SealedRows | None = None  # of this window, once it has reported in it
         self._total = self._others = self._own = -1  # as of the last answer in this window; -1: none
+        self._alone: tuple[int, int] | None = (
+            None  # settled here, and known of all, when it first was on its own after that
+        )
 
     def look(self, line: Line, want: int, now_us: int) -> None:
         """Makes the cap what it is at this moment, and asks for more ahead of need."""
@@ -117,7 +120,7 @@ class LineLease:
         ahead: whether more is wanted than what is held and waited for. shrink: whether the rest of the slice is given up.
         """
         leases, line = self._leases, self.line
-        now_us, asked_s = leases.now_us(), leases.monotonic()
+        now_us, asked_s, limit = leases.now_us(), leases.monotonic(), line.limit
         start_us = 0 if line.meter is None else line.meter.at(now_us).start_us
         if start_us != self.start_us:
             self._turn(start_us)
@@ -137,12 +140,13 @@ class LineLease:
             self.unanswered = True
             raise
         self.unanswered = False
-        if start_us != self.start_us:
-            return  # the window has ended meanwhile
+        if start_us != self.start_us or limit != line.limit:
+            return  # the window has ended meanwhile, or this is a slice of another limit
         self.degraded = False
         line.cap = own + told.grant
         self.until_s = asked_s + leases.lease_s * _VALID
         self._total, self._others, self._own, self.spare = told.total, told.others, own, told.spare
+        self._alone = None
         self.active = told.grant > 0 or own != line.settled(now_us)
 
     def has_room(self, want: int) -> bool:
@@ -177,18 +181,21 @@ class LineLease:
         self.until_s = 0.0
         self.degraded = False
         self._total = self._others = self._own = -1
+        self._alone = None
         self.rows = None
         self.line.cap = 0
 
     def _degrade(self, now_us: int) -> None:
-        """This worker's part of what was left when it heard of the others last, else of the whole limit."""
+        """This worker's part of what was left when it heard of the others last, else of the whole limit; the same however often it is taken."""
         self.degraded = True
         leases, line = self._leases, self.line
-        own = line.settled(now_us)
         if self._total < 0:
             line.cap = max(line.cap, leases.share.of(line.limit))
             return
-        known = self._total + self._others + (own - self._own)
+        if self._alone is None:
+            own = line.settled(now_us)
+            self._alone = own, self._total + self._others + (own - self._own)
+        own, known = self._alone
         line.cap = max(line.cap, own + leases.share.of(max(0, line.limit - known)))
 
 
@@ -244,7 +251,7 @@ class Leases:
         name = _name_of(line)
         known = self._leases.get(name)
         if known is not None and known.line is line:
-            known.until_s = 0.0  # its limit has changed
+            known.until_s, known.degraded = 0.0, False  # its limit has changed
             return
         lease = self._leases[name] = LineLease(self, line, name)
         line.lease, line.cap = lease, 0

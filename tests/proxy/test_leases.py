@@ -380,6 +380,57 @@ async def test_without_redis_from_the_start_each_has_its_share_of_the_limit(serv
         assert [34, 34, 33] == [sum([await worker.take(1) for _ in range(110)]) for worker in fleet.members]
 
 
+async def test_a_redis_that_comes_and_goes_gives_no_part_twice(server: RedisServer) -> None:
+    """A part is of what was known to be left; who hears nothing new in between gets no part of the rest besides."""
+    async with fleet_of(server, _total(100), keepers=False) as fleet:
+        for worker in fleet.members:
+            assert await worker.take(1)
+            worker.end()
+        for _ in range(4):
+            fleet.clock.advance(LEASE_S)
+            await fleet.keep()
+        fleet.clock.advance(LEASE_S)
+        for worker in fleet.members:
+            worker.link.degraded = True
+            while worker.take_at_once(1):
+                worker.end()
+            worker.link.degraded, worker.link.loses_answers = False, True
+            while await worker.take(1):
+                worker.end()
+        assert sum(worker.used() for worker in fleet.members) <= 100
+
+
+async def test_a_limit_that_is_lowered_while_redis_is_out_holds_at_once(server: RedisServer) -> None:
+    """A worker on its own goes on with its part of the new limit, and with no more of a raised one."""
+    async with fleet_of(server, _total(100)) as fleet:
+        worker = fleet.members[0]
+        worker.link.degraded = True
+        assert await worker.take(10)
+        for limit, left in ((40, 10), (10, 0), (60, 10)):
+            fleet.policy = _total(limit)
+            worker.ledger.configure((fleet.policy,), now_us=fleet.clock.now_us)
+            assert left == sum([await worker.take(1) for _ in range(60)])
+
+
+async def test_a_slice_of_a_limit_that_was_lowered_meanwhile_is_not_used(server: RedisServer) -> None:
+    """The report was under way when the limit changed; what it brings is of the old one."""
+    async with fleet_of(server, _total(1000), keepers=False) as fleet:
+        worker = fleet.members[0]
+        assert await worker.take(10)
+        worker.end()
+        (lease,) = worker.leases.active.values()
+        lease.waiting = 500
+        report = asyncio.create_task(lease.report())
+        await asyncio.sleep(0)
+        lease.waiting = 0
+        fleet.policy = _total(20)
+        worker.ledger.configure((fleet.policy,), now_us=fleet.clock.now_us)
+        await report
+        assert not worker.take_at_once(11)
+        assert await worker.take(10)
+        assert not await worker.take(1)
+
+
 async def test_back_in_shared_mode_what_was_spent_meanwhile_counts_once(server: RedisServer) -> None:
     """After an outage the settled counts of all workers are told, and exactly the rest of the limit is let in."""
     async with fleet_of(server, _total(100)) as fleet:
