@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -79,12 +79,14 @@ class Batch:
         self.calls_total = 0  # that shared one
         self.halved_total = 0
 
-    async def send(self, call: Call) -> Reply:
+    def send(self, call: Call) -> Coroutine[object, object, Reply]:
         """The reply of the inner transport, to this call alone or to a request that it shares."""
         route = call.route
         if route is None or route.route.batch is None or call.operation != "embeddings" or _ALONE in call.headers:
-            return await self._inner.send(call)
-        policy = route.route.batch
+            return self._inner.send(call)
+        return self._join(call, route.route.batch)
+
+    async def _join(self, call: Call, policy: BatchPolicy) -> Reply:
         ask = read_ask(call.body)
         if ask is None or len(ask.items) >= policy.items_max:
             return await self._inner.send(call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 
 import pybreaker
 
@@ -59,16 +59,21 @@ class BreakerTransport:
         self.sick: set[str] = set()
         self.on_change: Callable[[BreakerStatus], None] | None = None
 
-    async def send(self, attempt: Attempt) -> Reply:
-        """The inner transport's reply. Raises BreakerOpen without having tried anything."""
+    def send(self, attempt: Attempt) -> Coroutine[object, object, Reply]:
+        """The inner transport's reply. Raises BreakerOpen, when it is awaited, without having tried anything."""
         deployment = attempt.candidate.deployment.id
         breaker = self._breakers.get(deployment)
         if breaker is None:
             breaker = self.breaker_of(deployment)
         if breaker.state != "closed" and not attempt.forced:
-            if not breaker.admit_probe():
-                raise BreakerOpen(deployment, breaker.retry_after_s, breaker.reason)
-            attempt.probe = True
+            return self._probe(attempt, breaker)
+        attempt.judge = breaker
+        return self._inner.send(attempt)
+
+    async def _probe(self, attempt: Attempt, breaker: Breaker) -> Reply:
+        if not breaker.admit_probe():
+            raise BreakerOpen(breaker.deployment, breaker.retry_after_s, breaker.reason)
+        attempt.probe = True
         attempt.judge = breaker
         return await self._inner.send(attempt)
 

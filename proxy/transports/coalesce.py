@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from controlplane.contract.records import CacheState, Outcome
 from controlplane.contract.snapshot import CoalesceCost
@@ -92,10 +92,13 @@ class Coalesce:
         """Calls that are in a flight now; 0 when nothing is going on."""
         return len(self._members)
 
-    async def send(self, call: Call) -> Reply:
+    def send(self, call: Call) -> Coroutine[object, object, Reply]:
         """The reply of this call's flight, or of the inner transport when the call cannot share."""
         if call.cache is not CacheState.MISS or not call.cache_key or call.fell_back:
-            return await self._inner.send(call)
+            return self._inner.send(call)
+        return self._join(call) if call.cache_key in self._joinable else self._lead(call)
+
+    async def _join(self, call: Call) -> Reply:
         while True:
             flight = self._joinable.get(call.cache_key)
             if flight is None:
@@ -157,9 +160,10 @@ class Coalesce:
             raise
         if reply.stream is None:
             self.forget(call, flight)
-            self._part(flight, reply)
-            if reply.outcome is not Outcome.TIMED_OUT:  # or its followers start over
-                self.share_bill(flight)
+            if flight.calls:
+                self._part(flight, reply)
+                if reply.outcome is not Outcome.TIMED_OUT:  # or its followers start over
+                    self.share_bill(flight)
         else:
             flight.stream = reply.stream
             reply.stream = Reader(self, flight, call, reply)
@@ -250,7 +254,8 @@ class Coalesce:
         if flight.followers:
             return
         if flight.leader_finished:
-            flight.discard()
+            if flight.stream is not None or flight.chunks:
+                flight.discard()
         elif flight.leader_gone and not flight.ended and not self._elsewhere(flight.key):
             self._give_up(flight)
 

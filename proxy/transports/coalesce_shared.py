@@ -33,7 +33,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from controlplane.contract.records import CacheState, Outcome
 from proxy.call import Call, Reply, Transport
@@ -144,13 +144,14 @@ class SharedFlights:
         led = self._led.get(self._seals.tag_of(key))
         return 0 if led is None or led.ended else len(led.followers)
 
-    async def send(self, call: Call) -> Reply:
+    def send(self, call: Call) -> Coroutine[object, object, Reply]:
         """The reply of this call's flight, wherever it is led."""
         shared = self._shared
         if shared is None or shared.degraded or call.cache is not CacheState.MISS or not call.cache_key:
-            return await self._inner.send(call)
-        if not shared.listening:  # nobody's words would be heard here
-            return await self._inner.send(call)
+            return self._inner.send(call)
+        return self._share(call, shared) if shared.listening else self._inner.send(call)  # else no words would be heard
+
+    async def _share(self, call: Call, shared: SharedState) -> Reply:
         tag = self._seals.tag_of(call.cache_key)
         for _ in range(TRIES_MAX):
             if self.active >= self._flights_max:

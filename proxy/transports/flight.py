@@ -73,7 +73,8 @@ class Flight:
         """The leader's answer, or None when it has none and never will."""
         self.head = head
         self.delivered = True
-        self.wake()
+        if self.waiting:
+            self.wake()
 
     def wake(self) -> None:
         """Lets everybody who waits look again."""
