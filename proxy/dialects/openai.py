@@ -173,8 +173,9 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
     """Tokens by disjoint kinds from a `usage` object; None if there is none or it makes no sense, as one that counts nothing at all.
 
     OpenAI counts cached, newly cached and audio tokens inside `prompt_tokens`, reasoning and audio inside `completion_tokens`. Some
-    providers leave reasoning out of `completion_tokens`; their total tells. The kinds always sum to the two counts, and
-    to the provider's total wherever that total is consistent with them.
+    providers leave reasoning out of `completion_tokens`, and Gemini names it nowhere else; some leave cached tokens out of
+    `prompt_tokens`; their total tells. The kinds always sum to the two counts, and to the provider's total wherever that total is
+    consistent with them.
     """
     try:
         usage = _decode_usage(raw)
@@ -184,6 +185,9 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
     if not (0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX and prompt + completion):
         return None
     cache_read = cache_write = hour = audio_input = reasoning = audio_output = image_output = 0
+    total = usage.total_tokens
+    if total is not None and prompt + completion < total <= TOKENS_MAX:
+        prompt, completion, reasoning = _with_hidden(usage, total - prompt - completion)
     details = usage.prompt_tokens_details
     if details is not None and (details.cached_tokens or details.cache_write_tokens or details.audio_tokens):
         cache_read = _within(details.cached_tokens, prompt)
@@ -193,10 +197,8 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
             hour = _within(details.cache_creation_token_details.ephemeral_1h_input_tokens, cache_write)
     parts = usage.completion_tokens_details
     if parts is not None and (parts.reasoning_tokens or parts.audio_tokens or parts.image_tokens):
-        reported = _within(parts.reasoning_tokens, TOKENS_MAX)
-        if reported and usage.total_tokens == prompt + completion + reported:
-            completion += reported
-        reasoning = _within(reported, completion)
+        if parts.reasoning_tokens:
+            reasoning = _within(parts.reasoning_tokens, completion)
         audio_output = _within(parts.audio_tokens, completion - reasoning)
         image_output = _within(parts.image_tokens, completion - reasoning - audio_output)
     return Tokens(
@@ -210,6 +212,22 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
         audio_output=audio_output,
         image_output=image_output,
     )
+
+
+def _with_hidden(usage: Usage, hidden: int) -> tuple[int, int, int]:
+    """Prompt, completion and reasoning, where the total says that so many more tokens are in neither of the two counts.
+
+    They are what the details name and the counts leave out; where these name nothing of the kind, the model thought. Else they stay unknown.
+    """
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    inside, outside = usage.prompt_tokens_details, usage.completion_tokens_details
+    reported = (outside.reasoning_tokens if outside is not None else None) or 0
+    if hidden == reported:
+        return prompt, completion + hidden, hidden
+    cached = 0 if inside is None else max(0, inside.cached_tokens or 0) + max(0, inside.cache_write_tokens or 0)
+    if hidden == cached:
+        return prompt + hidden, completion, 0
+    return (prompt, completion, 0) if reported else (prompt, completion + hidden, hidden)
 
 
 def _fresh_audio(details: PromptDetails) -> int | None:

@@ -40,6 +40,22 @@ def usage(prompt: int, completion: int, total: int | None = None, **details: dic
         ),
         # reasoning left out of completion_tokens: the total tells
         (Tokens(input=9, output=3, reasoning=6), usage(9, 3, 18, completion_tokens_details={"reasoning_tokens": 6})),
+        # and where it is named nowhere else, as Gemini does it
+        (Tokens(input=9, output=1, reasoning=93), usage(9, 1, 103)),
+        (Tokens(input=9, output=1, reasoning=93), usage(9, 1, 103, completion_tokens_details={"reasoning_tokens": 0})),
+        (
+            Tokens(input=4, cache_read=5, output=1, reasoning=93),
+            usage(9, 1, 103, prompt_tokens_details={"cached_tokens": 5}),
+        ),
+        # cached tokens left out of prompt_tokens
+        (
+            Tokens(input=9, cache_read=60, cache_write=30, output=1),
+            usage(9, 1, 100, prompt_tokens_details={"cached_tokens": 60, "cache_write_tokens": 30}),
+        ),
+        # a total that nothing explains, or that makes no sense
+        (Tokens(input=9, output=1, reasoning=2), usage(9, 3, 50, completion_tokens_details={"reasoning_tokens": 2})),
+        (Tokens(input=9, output=3), usage(9, 3, 5)),
+        (Tokens(input=9, output=3), usage(9, 3, 10**12)),
         # nonsense is clamped: no more cached than prompt
         (
             Tokens(cache_read=9, output=3),
