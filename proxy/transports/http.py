@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import ssl
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from itertools import compress
 
@@ -31,6 +29,7 @@ from proxy.transports.attempt import Attempt, AttemptFailed, bounded, error_of, 
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool, PoolExhausted
 from proxy.transports.reported_cost import CostReader
+from proxy.transports.retry_after import asked_s, with_whole_seconds
 from proxy.transports.upstream_stream import UpstreamStream
 from proxy.wires import Wire
 
@@ -40,7 +39,6 @@ _RETURNED = frozenset(
 )
 _RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-", b"anthropic-")
 _JSON = b"application/json"
-_RETRY_AFTER_S_MAX = 86_400.0
 _TELLING = frozenset(
     ("messages", "passthrough", "responses")
 )  # languages in which an upstream says what its own tools did
@@ -199,8 +197,8 @@ class HttpTransport:
             message = f"upstream {attempt.candidate.upstream.id} answered with status {status}"
             if translation is not None:
                 reply.status, reply.body = translation.error(status, body)
-            reply.headers = _with_whole_seconds(headers)
-            raise failed_by(error, message, said=said, reply=reply, retry_after_s=_retry_after_s(headers))
+            reply.headers = with_whole_seconds(headers)
+            raise failed_by(error, message, said=said, reply=reply, retry_after_s=asked_s(headers))
         try:
             attempt.tokens, reply.finish_reason = wire.dialect.read_reply(body)
             price = attempt.candidate.deployment.price
@@ -317,32 +315,6 @@ def _shown(names: tuple[bytes, ...]) -> tuple[tuple[bool, ...], tuple[bytes, ...
     names = tuple([name.lower() for name in names])
     shown = tuple([name in _RETURNED or name.startswith(_RETURNED_PREFIXES) for name in names])
     return shown, tuple(compress(names, shown))
-
-
-def _with_whole_seconds(headers: Headers) -> Headers:
-    """The headers with `retry-after` as every client can read it: whole seconds, rounded up, also where it came as a date."""
-    said = _value_of(headers, b"retry-after")
-    if not said or said.isdigit():
-        return headers
-    rest = [header for header in headers if header[0] != b"retry-after"]
-    try:
-        wait_s = float(said)
-    except ValueError:
-        try:
-            wait_s = parsedate_to_datetime(said.decode("latin-1")).timestamp() - time.time()
-        except ValueError:
-            return rest
-    if not math.isfinite(wait_s):
-        return rest
-    return [*rest, (b"retry-after", b"%d" % max(0, math.ceil(min(wait_s, _RETRY_AFTER_S_MAX))))]
-
-
-def _retry_after_s(headers: Headers) -> float:
-    """Seconds that the upstream wants us to wait; 0.0 if it does not say or says it as a date."""
-    try:
-        return min(max(float(_value_of(headers, b"retry-after")), 0.0), _RETRY_AFTER_S_MAX)
-    except ValueError:
-        return 0.0
 
 
 def _as_failed(failure: ConnectionFailed, attempt: Attempt) -> AttemptFailed:

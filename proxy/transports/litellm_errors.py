@@ -12,6 +12,7 @@ from proxy.call import Headers, Reply
 from proxy.dialects import openai
 from proxy.runtime import Foreign
 from proxy.transports.attempt import Attempt, AttemptFailed, error_of, failed_by
+from proxy.transports.retry_after import seconds_of
 from proxy.wires import Wire
 
 _JSON = (b"content-type", b"application/json")
@@ -23,7 +24,6 @@ _CAUSES_MAX = 20
 _NETWORK = frozenset(
     ("ConnectError", "ReadError", "WriteError", "RemoteProtocolError", "ProxyError", "ClientConnectionError")
 )
-_RETRY_AFTER_S_MAX = 86_400.0
 # By the names of litellm's exceptions, which are the map that retry code in the wild keys on; others by their status.
 _BY_NAME: Mapping[str, AttemptError] = {
     "APIConnectionError": AttemptError.CONNECT,
@@ -130,9 +130,7 @@ def _retry_after(error: Exception) -> float:
     for holder in (getattr(error, "response", None), error):
         headers = getattr(holder, "headers", None) or getattr(holder, "litellm_response_headers", None)
         said = headers.get("retry-after") if isinstance(headers, Mapping) else None
-        try:
-            if said:
-                return min(max(float(said), 0.0), _RETRY_AFTER_S_MAX)
-        except ValueError:
-            continue
+        found = seconds_of(said.encode("latin-1", "replace")) if isinstance(said, str) else None
+        if found:
+            return found
     return 0.0
