@@ -74,7 +74,11 @@ _decode_error = msgspec.json.Decoder(_ErrorFields).decode
 
 
 class UsageSum:
-    """What a stream has said of its usage so far. Its counts are cumulative, so of each the largest is the latest."""
+    """What a stream has said of its usage so far.
+
+    Its counts are cumulative, so of each the largest is the latest. A later report of the whole input takes the place of the one before,
+    as it does in the vendor's own clients: at first Kimi and Qwen count everything as input, and only at the end what of it was cached.
+    """
 
     __slots__ = (
         "_beside",
@@ -104,10 +108,17 @@ class UsageSum:
         """Takes one more report, if it is one; what it does not mention stays."""
         if usage is None:
             return
-        self.input = max(self.input, usage.input_tokens or 0)
         self.output = max(self.output, usage.output_tokens or 0)
-        self.cache_read = max(self.cache_read, usage.cache_read_input_tokens or 0)
-        self.cache_write = max(self.cache_write, usage.cache_creation_input_tokens or 0)
+        given, read, written = usage.input_tokens, usage.cache_read_input_tokens, usage.cache_creation_input_tokens
+        if given is not None and given + (read or 0) + (written or 0):
+            self.input = given
+            self.cache_read = self.cache_read if read is None else read
+            if written is not None and written != self.cache_write:
+                self.cache_write, self.cache_write_5m, self.cache_write_1h = written, 0, 0
+        else:
+            self.input = max(self.input, given or 0)
+            self.cache_read = max(self.cache_read, read or 0)
+            self.cache_write = max(self.cache_write, written or 0)
         if usage.cache_creation is not None:
             self.cache_write_5m = max(self.cache_write_5m, usage.cache_creation.ephemeral_5m_input_tokens or 0)
             self.cache_write_1h = max(self.cache_write_1h, usage.cache_creation.ephemeral_1h_input_tokens or 0)

@@ -104,6 +104,42 @@ def test_cache_tokens_by_how_long_they_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        # as Qwen and Kimi have it: at first all is input, at the end the caches are told apart
+        (
+            {"input_tokens": 8834},
+            {"input_tokens": 18, "cache_read_input_tokens": 8831, "cache_creation_input_tokens": 0},
+            Tokens(input=18, cache_read=8831, output=3),
+        ),
+        ({"input_tokens": 90}, {"input_tokens": 0, "cache_read_input_tokens": 90}, Tokens(cache_read=90, output=3)),
+        # the end repeats, adds to, or says nothing of the input
+        (USAGE, USAGE, Tokens(input=9, cache_read=4, cache_write=5, cache_write_1h=2, output=3)),
+        (USAGE, {"input_tokens": 20}, Tokens(input=20, cache_read=4, cache_write=5, cache_write_1h=2, output=3)),
+        (
+            USAGE,
+            {"input_tokens": 9, "cache_creation_input_tokens": 11},
+            Tokens(input=9, cache_read=4, cache_write=11, output=3),
+        ),
+        (USAGE, {}, Tokens(input=9, cache_read=4, cache_write=5, cache_write_1h=2, output=3)),
+        # or is filled up with zeros
+        (
+            USAGE,
+            {"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0},
+            Tokens(input=9, cache_read=4, cache_write=5, cache_write_1h=2, output=3),
+        ),
+        ({"input_tokens": 0}, {"input_tokens": 9}, Tokens(input=9, output=3)),
+    ],
+)
+def test_the_last_report_of_the_input_counts(
+    first: dict[str, object], last: dict[str, object], expected: Tokens
+) -> None:
+    """No token that a prompt cache gave is billed twice."""
+    events = start(first) + text_block("x") + stop(last | {"output_tokens": 3}) + MESSAGE_STOP
+    assert expected == scanned(events)[0]
+
+
+@pytest.mark.parametrize(
     ("says", "param", "body"),
     [
         ("`max_tokens` is missing", "max_tokens", {"model": "m", "messages": []}),
