@@ -84,6 +84,8 @@ class Usage(msgspec.Struct):
     total_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
+    cached_tokens: int | None = None  # where Kimi says it
+    prompt_cache_hit_tokens: int | None = None  # where DeepSeek says it
 
 
 class _Choice(msgspec.Struct):
@@ -195,6 +197,9 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
         audio_input = _within(_fresh_audio(details), prompt - cache_read - cache_write)
         if cache_write and details.cache_creation_token_details is not None:
             hour = _within(details.cache_creation_token_details.ephemeral_1h_input_tokens, cache_write)
+    if not cache_read and (usage.cached_tokens or usage.prompt_cache_hit_tokens):
+        told = usage.cached_tokens or usage.prompt_cache_hit_tokens
+        cache_read = _within(told, prompt - cache_write - audio_input)
     parts = usage.completion_tokens_details
     if parts is not None and (parts.reasoning_tokens or parts.audio_tokens or parts.image_tokens):
         if parts.reasoning_tokens:

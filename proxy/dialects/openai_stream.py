@@ -34,6 +34,7 @@ class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     text: msgspec.Raw = _NOTHING  # of a completion
     finish_reason: str | None = None
+    usage: msgspec.Raw = _NOTHING  # where Kimi says it
 
 
 class _Chunk(msgspec.Struct):
@@ -194,6 +195,8 @@ class StreamScanner:
                 self.finish_reason = choice.finish_reason
             if not self.content_seen and _is_content(choice):
                 self.content_seen = True
+            if bytes(choice.usage) not in _EMPTY:
+                self.tokens = read_usage(choice.usage) or self.tokens
         if bytes(chunk.usage) == b"":
             return event
         if bytes(chunk.usage) != b"null":

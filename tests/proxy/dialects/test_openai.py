@@ -52,6 +52,14 @@ def usage(prompt: int, completion: int, total: int | None = None, **details: dic
             Tokens(input=9, cache_read=60, cache_write=30, output=1),
             usage(9, 1, 100, prompt_tokens_details={"cached_tokens": 60, "cache_write_tokens": 30}),
         ),
+        # cached tokens beside the details: Kimi's and DeepSeek's words
+        (Tokens(input=4, cache_read=5, output=3), usage(9, 3, 12, cached_tokens=5)),  # type: ignore[arg-type]
+        (Tokens(input=4, cache_read=5, output=3), usage(9, 3, 12, prompt_cache_hit_tokens=5)),  # type: ignore[arg-type]
+        (
+            Tokens(input=7, cache_read=2, output=3),
+            usage(9, 3, 12, cached_tokens=5, prompt_tokens_details={"cached_tokens": 2}),  # type: ignore[arg-type]
+        ),
+        (Tokens(cache_read=9, output=3), usage(9, 3, 12, cached_tokens=50)),  # type: ignore[arg-type]
         # a total that nothing explains, or that makes no sense
         (Tokens(input=9, output=1, reasoning=2), usage(9, 3, 50, completion_tokens_details={"reasoning_tokens": 2})),
         (Tokens(input=9, output=3), usage(9, 3, 5)),

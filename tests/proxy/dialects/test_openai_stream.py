@@ -133,6 +133,16 @@ def test_usage_in_the_last_event_with_choices_is_learned_and_hidden() -> None:
     assert Tokens(input=2, output=1) == scanner.tokens
 
 
+@pytest.mark.parametrize("hide", [False, True])
+def test_usage_within_a_choice_is_learned(hide: bool) -> None:
+    """Kimi says it there, asked or not."""
+    said = {"prompt_tokens": 19, "completion_tokens": 13, "total_tokens": 32, "cached_tokens": 12}
+    last = compact({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": said}]})
+    out, learned = scan([event("x"), last, DONE], hide_usage=hide)
+    assert last in out
+    assert Tokens(input=7, cache_read=12, output=13) == learned[-1]
+
+
 def test_an_error_event_is_held_for_whoever_ends_the_stream() -> None:
     """The upstream's error is kept as it came and nothing behind it goes on."""
     scanner = StreamScanner(hide_usage=True, event_bytes_max=1000)
