@@ -38,7 +38,15 @@ from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_items import Items, Parts
 from proxy.transports.cache_memory import MemoryTier
-from proxy.transports.cache_policy import STALE_OUTCOMES, is_storable, known_of, negative_ttl_s, prepare, staleness
+from proxy.transports.cache_policy import (
+    STALE_OUTCOMES,
+    holds_answer,
+    is_storable,
+    known_of,
+    negative_ttl_s,
+    prepare,
+    staleness,
+)
 from proxy.transports.cache_redis import SharedTier
 from proxy.transports.cache_refresh import Refreshes
 from proxy.transports.cache_replay import Recording, content_type_of, reply_of
@@ -388,6 +396,8 @@ class Cache:
             ttl_s = negative_ttl_s(call, reply)
             if ttl_s > 0:
                 self.store.remember(_negative_key(call), self._entry_of(call, reply, ttl_s=ttl_s, body=body))
+            return False
+        if not holds_answer(call, body, blocks):
             return False
         ending = b"" if reply.ending == DONE else reply.ending
         size_bytes = len(body) + len(ending) + (sum(map(len, blocks)) if blocks else 0)

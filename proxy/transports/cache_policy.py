@@ -6,6 +6,11 @@ Time to live: the route's `cache_ttl_s`, else the tenant's; `x-heph-cache-ttl` c
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
+import msgspec
+
 from controlplane.contract.records import CacheState, Outcome
 from proxy.call import Call, Reply
 from proxy.dialects.operations import OPERATIONS
@@ -23,6 +28,12 @@ NEGATIVE_STATUSES = frozenset((400, 404, 405, 410, 413, 414, 415, 422))
 STALE_OUTCOMES = frozenset((Outcome.EXHAUSTED, Outcome.UNAVAILABLE, Outcome.TIMED_OUT))
 
 _OK = 200
+_ANSWER_FIELDS = {
+    "moderations": "results",
+    "embeddings": "data",
+}  # of operations that end for no reason: where the answer is
+_REASONS = re.compile(rb'"finish_reason"\s*:\s*"([^"]*)"')  # in a text the quotes are escaped
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def prepare(call: Call) -> bool:
@@ -86,6 +97,31 @@ def is_storable(call: Call, reply: Reply) -> bool:
         return False
     reasons = OPERATIONS[call.operation].storable_reasons
     return not reasons or reply.finish_reason in reasons
+
+
+def holds_answer(call: Call, body: bytes, blocks: tuple[bytes, ...]) -> bool:
+    """Whether what came with a good status is an answer, and each of several ended for a reason that would come again.
+
+    An upstream, or what stands before it, may say that it failed with a 200 and a page of its own.
+    """
+    field, view = _ANSWER_FIELDS.get(call.operation), call.view
+    if field is not None:
+        return _has_list(body, field)
+    if view is None or view.n < 2:
+        return True
+    allowed = OPERATIONS[call.operation].storable_reasons
+    reasons = _REASONS.findall(b"".join(blocks) if blocks else body)
+    missing = call.operation == "chat" and len(reasons) < view.n
+    return not missing and all(reason.decode("latin-1") in allowed for reason in reasons)
+
+
+def _has_list(body: bytes, field: str) -> bool:
+    try:
+        fields: Mapping[str, msgspec.Raw] = _decode_fields(body)
+        found = bytes(fields.get(field, b""))
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return found[:1] == b"[" and found != b"[]" and bytes(fields.get("error", b"null")) == b"null"
 
 
 def negative_ttl_s(call: Call, reply: Reply) -> int:

@@ -183,6 +183,51 @@ def _with(reply: Reply, **attributes: object) -> Reply:
     return reply
 
 
+@pytest.mark.parametrize(
+    ("operation", "asked", "said", "kept"),
+    [
+        ("moderations", {"input": "a"}, {"results": [{"flagged": False}]}, True),
+        ("moderations", {"input": "a"}, {"results": [{"flagged": False}], "error": None}, True),
+        ("moderations", {"input": "a"}, {"results": [], "model": "m"}, False),
+        ("moderations", {"input": "a"}, {"results": [{}], "error": {"message": "boom"}}, False),
+        ("moderations", {"input": "a"}, {"error": {"message": "boom"}}, False),
+        ("moderations", {"input": "a"}, "<html>back soon</html>", False),
+        ("embeddings", {"input": [{"image": "a"}]}, {"data": [{"embedding": [1]}]}, True),
+        ("embeddings", {"input": [{"image": "a"}]}, {"error": {"message": "boom"}}, False),
+        ("chat", {"n": 2}, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}, True),
+        ("chat", {"n": 2}, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "content_filter"}]}, False),
+        ("chat", {"n": 2}, {"choices": [{"finish_reason": "stop"}, {"finish_reason": None}]}, False),
+        ("chat", {}, {"choices": [{"text": '"finish_reason":"odd"', "finish_reason": "stop"}]}, True),
+    ],
+)
+async def test_a_good_status_alone_is_no_answer(
+    operation: str, asked: dict[str, object], said: object, *, kept: bool
+) -> None:
+    """A page or an error with status 200 is not stored, nor an answer of which one of several choices was filtered or cut."""
+    inner = FakeInner()
+    body = (said if isinstance(said, str) else json.dumps(said)).encode()
+    inner.answer = lambda: complete_reply(body, finish_reason="stop" if operation == "chat" else "")
+    cache = _cache(inner)
+    document = {"model": "small"} | ({"messages": []} if operation == "chat" else {}) | asked
+    for _ in range(2):
+        assert body == (await _ask(cache, make_call(json.dumps(document).encode(), operation=operation)))[2]
+    assert (1 if kept else 2) == len(inner.calls)
+
+
+@pytest.mark.parametrize("reasons", [("stop", "stop"), ("content_filter", "stop"), ("stop",)])
+async def test_a_stream_of_several_choices_is_stored_if_all_of_them_ended_well(reasons: tuple[str, ...]) -> None:
+    """What its last choice ended with says nothing of the others."""
+    events = [
+        b"data: " + json.dumps({"choices": [{"index": at, "finish_reason": reason}]}).encode() + b"\n\n"
+        for at, reason in enumerate(reasons)
+    ]
+    inner = _streaming(*events)
+    cache = _cache(inner)
+    for _ in range(2):
+        await _ask(cache, make_call(b'{"model":"small","stream":true,"n":2,"messages":[]}'))
+    assert (1 if reasons == ("stop", "stop") else 2) == len(inner.calls)
+
+
 @pytest.mark.parametrize("reason", sorted(OPERATIONS["chat"].storable_reasons))
 async def test_answers_that_would_come_again_are_stored(reason: str) -> None:
     """Tool calls and answers cut by the client's own ceiling are whole answers to their request."""
