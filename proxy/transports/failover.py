@@ -148,7 +148,7 @@ class Failover:
         while candidates:
             again: list[Candidate] = []
             for at, candidate in enumerate(candidates):
-                if not self._may_try(call, entry, tries, candidate):
+                if candidate.deployment.id not in tries.lost and not self._may_try(call, entry, tries, candidate):
                     return None
                 reply, on = await self._try_until_moved(call, entry, candidate, candidates[at + 1 :], tries)
                 if reply is not None or on is Again.NONE:
@@ -269,8 +269,10 @@ class Failover:
         return None, _where(entry, failure, tries)
 
     def _lost(self, entry: RouteEntry, tries: Tries, candidate: Candidate, failure: AttemptFailed) -> None:
-        """The second of two that raced has failed, while the first still ran."""
+        """One of two that raced has failed, and the other is what is told of."""
         tries.failed(candidate, failure)
+        if failure.retry_after_s > 0.0:
+            self.rests.note(candidate.deployment.id, failure.retry_after_s)
         on = _where(entry, failure, tries)
         tries.lost[candidate.deployment.id] = Again.ANY if on is Again.SAME else on
 

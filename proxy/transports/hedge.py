@@ -69,8 +69,8 @@ class HedgedTransport:
     ) -> Reply:
         """The reply whose first content came first.
 
-        others: where the second try may go. failed: told of a try that failed while the other still ran.
-        Raises what the last try raised when none brought an answer.
+        others: where the second try may go. failed: told of a try that failed and whose failure is not raised.
+        Raises what the first try raised when none brought an answer, whichever of them was the last.
         """
         call = attempt.call
         budget = self._budget_of(entry, hedge)
@@ -119,22 +119,27 @@ class HedgedTransport:
         """The first good reply of those that run; a try that fails leaves the others alone."""
         running = set(tries)
         hedged = len(tries) > 1
+        first_failure: Exception | None = None
         while True:
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in sorted(done, key=lambda task: tries[task] is not first):
                 error = task.exception()
+                if error is not None and not isinstance(error, (AttemptFailed, BreakerOpen, Saturated)):
+                    raise error  # a bug of ours: with the others, this try is ended by who called
+                ended = tries.pop(task)
                 if error is None:
-                    winner = tries.pop(task)
+                    if isinstance(first_failure, AttemptFailed):
+                        failed(first.candidate, first_failure)
                     if hedged:
-                        self._won(winner, tries.values(), won_by_second=winner is not first)
+                        self._won(ended, tries.values(), won_by_second=ended is not first)
                     return task.result()
-                tries_left = len(tries) - 1
-                if not tries_left or not isinstance(error, (AttemptFailed, BreakerOpen, Saturated)):
-                    tries.pop(task)
-                    raise error
-                loser = tries.pop(task)
-                if isinstance(error, AttemptFailed):
-                    failed(loser.candidate, error)
+                if ended is first:
+                    first_failure = error
+                elif isinstance(error, AttemptFailed):
+                    failed(ended.candidate, error)
+                if not tries:
+                    assert first_failure is not None, "the first is one of those that have failed"  # noqa: S101
+                    raise first_failure
 
     def _won(self, winner: Attempt, losers: Iterable[Attempt], *, won_by_second: bool) -> None:
         now_ns = time.monotonic_ns()

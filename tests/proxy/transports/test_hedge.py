@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +136,37 @@ async def test_when_both_fail_both_are_recorded_and_the_route_goes_on(world: Wor
         response.headers["x-heph-deployment"],
         response.headers["x-heph-attempts"],
     )
+
+
+async def test_the_second_of_two_that_fails_last_is_not_asked_at_once_again(world: World) -> None:
+    """Whichever fails last, each failure is its own deployment's: the next try goes to one that has not failed."""
+    gates = asyncio.Event(), asyncio.Event()
+    no = b'{"error":{"message":"no","code":"server_error"}}'
+    await hedged(world, gated(gates[0], answer(no, 500)), gated(gates[1], answer(no, 503, "retry-after: 9")), GOOD)
+    asking = asyncio.create_task(world.chat())
+    await until(lambda: world.upstreams[1].received)
+    gates[0].set()
+    await until(lambda: "u0/m" in {status.deployment for status in world.worker.breaker.statuses() if status.calls})
+    gates[1].set()
+    assert "u2/m" == (await asking).headers["x-heph-deployment"]
+    assert [1, 1, 1] == [len(upstream.received) for upstream in world.upstreams]
+    assert 200 == (await world.chat()).status_code
+    assert [2, 1, 2] == [len(upstream.received) for upstream in world.upstreams], "who asked for rest has it"
+
+
+async def test_a_race_that_both_have_lost_takes_nothing_from_the_retry_budget(tmp_path: Path) -> None:
+    """Who has failed in a race is passed over, not asked again, so one that was never asked still is."""
+    world = await World(tmp_path).start(retry_ratio=0.0, retry_min_per_s=0.0)
+    try:
+        gate = asyncio.Event()
+        no = answer(b'{"error":{"message":"no","code":"server_error"}}', 500)
+        await hedged(world, gated(gate, no), fails(503), GOOD)
+        asking = asyncio.create_task(world.chat())
+        await until(lambda: world.upstreams[1].received)
+        gate.set()
+        assert "u2/m" == (await asking).headers["x-heph-deployment"]
+    finally:
+        await world.stop()
 
 
 async def test_hedges_stay_within_their_share(world: World) -> None:

@@ -142,6 +142,9 @@ async def run(first: str, second: str, opens: list[str], *, leaves: bool) -> Non
     good = [record for record in call.attempts if record.error is AttemptError.NONE]
     if isinstance(outcome, Reply):
         assert 1 <= len(good)
+    elif not leaves and "hangs" not in (first, second):  # the first's own, whichever came last
+        expected = {"fails": AttemptFailed, "open": BreakerOpen, "full": Saturated}[first]
+        assert isinstance(outcome, expected)
     if first == "good" and not leaves and second != "hangs":
         assert isinstance(outcome, Reply)
     assert len(lost) <= 1
