@@ -8,6 +8,7 @@ two promises must hold over any sequence of numbers:
   deals the sums out again. As a share never falls when the amount grows, each part of what was spent is within its part of the limit.
 - *Rows equal ledgers.* The totals of a ledger (calls, money) stay where they are: they are the sum of the records that were written
   there. `Retired` ships what a retired spool still holds, under its own id, and goes on reporting its totals.
+- *No answer stays on disk that nobody will ask for.* The disk tiers of all workers have one bound, which retired ones are not to exceed.
 
 `share_out` writes several checkpoints, which cannot be done at once. So it writes down first what they are to be (`share-out.plan`), in one
 atomic step; a start that finds the plan carries it out before anything else. Doing it twice changes nothing, because no worker runs in between.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -183,6 +185,19 @@ def retired_ids(settings: ProxySettings) -> tuple[str, ...]:
     """The ids under which they reported, as far as they had one."""
     files = [places_of(settings) / name / "proxy-id" for name in retired_names(settings)]
     return tuple(file.read_text().strip() for file in files if file.exists())
+
+
+def cache_of(settings: ProxySettings, name: str) -> Path:
+    """Where a worker's stored answers are."""
+    return places_of(settings) / name / "cache"
+
+
+def drop_caches(settings: ProxySettings) -> None:
+    """Removes stored answers that no worker will ask for: of retired ones, and of all where the disk tier is off; blocks."""
+    off = settings.cache_disk_bytes < settings.workers
+    names = [str(number) for number in range(settings.workers)] if off else []
+    for name in (*names, *retired_names(settings)):
+        shutil.rmtree(cache_of(settings, name), ignore_errors=True)
 
 
 def open_spool(settings: ProxySettings, name: str, ledger: Ledger) -> Spool:

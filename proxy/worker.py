@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import structlog
 
@@ -44,7 +43,7 @@ from proxy.stages.reserve import Reserve
 from proxy.stages.route import RouteStage
 from proxy.stages.tally import Tally
 from proxy.status import StatusReporter
-from proxy.succession import Retired, open_spool, places_of, retired_ids
+from proxy.succession import Retired, cache_of, drop_caches, open_spool, places_of, retired_ids
 from proxy.transports.batch import Batch, watch_batch
 from proxy.transports.batches import Batches
 from proxy.transports.breaker import BreakerTransport
@@ -107,7 +106,7 @@ class Worker:
         self.lending = open_lending(
             self.shared, self.ledger, settings, worker=self.spool.proxy_id, share=self._share, gone=gone
         )
-        self._join(place / name, secrets)
+        self._join(name, secrets)
         self.hints = (
             None
             if self.shared is None
@@ -131,7 +130,7 @@ class Worker:
         self._watch()
         self.snapshots.load()
 
-    def _join(self, place: Path, secrets: ProxySecrets) -> None:
+    def _join(self, name: str, secrets: ProxySecrets) -> None:
         """Stages and transports in the order in which a call meets them."""
         settings, metrics = self.settings, self.metrics
         failover, balancer = self._join_upstreams()
@@ -164,7 +163,7 @@ class Worker:
         self.cache = Cache(
             self.coalesce,
             memory=MemoryTier(bytes_max=settings.cache_memory_bytes // settings.workers),
-            disk=DiskTier(place / "cache", bytes_max=disk_bytes) if disk_bytes else None,
+            disk=DiskTier(cache_of(settings, name), bytes_max=disk_bytes) if disk_bytes else None,
             entry_bytes_max=settings.cache_entry_bytes_max,
             redis=shared_tier(self.shared, settings, secrets),
             refreshes=self.refreshes,
@@ -411,6 +410,8 @@ class Worker:
         """
         if self.shared is not None:
             self.shared.open()
+        if not self._share.worker:
+            await asyncio.to_thread(drop_caches, self.settings)
         await self.cache.open()
         loop = asyncio.get_running_loop()
         self._tasks = [

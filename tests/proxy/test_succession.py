@@ -19,7 +19,7 @@ from controlplane.contract.wire import decode_batch
 from proxy.ledger import Ledger, LedgerState, Refused
 from proxy.quotas.account import Settled, Share
 from proxy.spool import Spool, SpoolLocked
-from proxy.succession import Retired, dealt_out, open_spool, places_of, retired_names, share_out
+from proxy.succession import Retired, cache_of, dealt_out, drop_caches, open_spool, places_of, retired_names, share_out
 from proxy.uplink import open_uplink
 from tests.proxy.control_plane_fake import control_plane
 from tests.proxy.state_fakes import NOON_US, make_record
@@ -223,6 +223,24 @@ async def test_a_retired_spool_is_shipped_in_its_own_name_and_still_reported(tmp
     (asked,) = plane.asked
     assert f"{before.proxy_id}/000000000001" == asked.headers["x-heph-batch-token"]
     assert ["call_old"] == [record.call_id for record in decode_batch(asked.body)]
+
+
+@pytest.mark.parametrize(("workers", "disk_bytes", "left"), [(4, 100, "0123"), (2, 100, "01"), (2, 1, ""), (1, 0, "")])
+def test_answers_that_no_worker_asks_for_leave_the_disk(
+    tmp_path: Path, workers: int, disk_bytes: int, left: str
+) -> None:
+    """Those of retired workers go, and all where the disk tier is off; nothing else of a worker does, and nothing is made."""
+    before = _settings(tmp_path, 4)
+    for name in "0123":
+        cache_of(before, name).mkdir(parents=True)
+        (cache_of(before, name) / "000000000001.page").write_bytes(b"answer")
+        (places_of(before) / name / "proxy-id").write_text(name)
+    now = msgspec.structs.replace(_settings(tmp_path, workers), cache_disk_bytes=disk_bytes)
+    drop_caches(now)
+    assert list(left) == [name for name in "0123" if cache_of(now, name).exists()]
+    assert ["0", "1", "2", "3"] == sorted(path.parent.name for path in places_of(now).glob("*/proxy-id"))
+    drop_caches(_settings(tmp_path / "new", 1))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_sums_hold_for_many_tenants_and_odd_amounts() -> None:

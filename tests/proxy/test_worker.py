@@ -11,7 +11,7 @@ import httpx
 from controlplane.contract.keys import hash_key
 from controlplane.contract.snapshot import KeyEntry, Snapshot, TenantPolicy, encode_snapshot
 from tests.proxy.control_plane_fake import Asked, control_plane
-from tests.proxy.fakes import KEY, PEPPER, World
+from tests.proxy.fakes import KEY, PEPPER, World, until
 
 
 async def test_whatever_a_part_counts_is_shown(world: World) -> None:
@@ -73,3 +73,15 @@ async def test_without_a_snapshot_in_time_calls_are_refused_with_the_reason(tmp_
         answer = await world.client.get("/v1/models")
         assert (503, "not_ready") == (answer.status_code, answer.json()["error"]["code"])
         await world.stop()
+
+
+async def test_what_retired_workers_have_stored_is_gone_after_a_start(tmp_path: Path) -> None:
+    """The disk tiers of all workers have one bound; one of a worker that there is no more would be beyond it."""
+    retired, own = (tmp_path / "proxy" / name / "cache" / "000000000001.page" for name in "30")
+    for page in (retired, own):
+        page.parent.mkdir(parents=True)
+        page.write_bytes(b"not a page, and so removed by its own tier")
+    world = await World(tmp_path).start()
+    await until(lambda: not own.exists())
+    assert not retired.exists()
+    await world.stop()
