@@ -281,7 +281,7 @@ class BreakerPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     window_s: float = 20.0
     requests_min: int = 10
     error_ratio: float = 0.5
-    slow_s: float = 30.0
+    slow_s: float = 300.0  # a whole answer of a model that thinks takes minutes and is no sign of sickness
     slow_ratio: float = 0.8
     open_s: float = 5.0
     probes: int = 2

@@ -86,7 +86,7 @@ class BreakerTransport:
         self._policy = policy
         self._known = frozenset(deployments)
         for gone in self._breakers.keys() - self._known:
-            del self._breakers[gone]
+            self._breakers.pop(gone).retire()
             self.sick.discard(gone)
             self._metrics.forget_breaker(gone)
         for breaker in self._breakers.values():
@@ -175,6 +175,10 @@ class Breaker:
         self.policy = policy
         self._weights: dict[AttemptError, float] = {error: getattr(policy.weights, error.value) for error in RETRYABLE}
 
+    def retire(self) -> None:
+        """Its deployment is gone: what calls that still run there report is told to nobody, also when the deployment comes back."""
+        self._on_change = lambda _: None
+
     @property
     def retry_after_s(self) -> float:
         """Seconds until a probe may go; 0.0 when one may go now."""
@@ -220,11 +224,11 @@ class Breaker:
             bucket[0] += 1
             bucket[1] += weight
             bucket[2] += slow
+            if error in _HEALTHY:
+                self._streak = 0.0
             if weight or slow:
                 self._streak += weight
                 self._judge(error, weight)
-            elif not failed:
-                self._streak = 0.0
 
     def status(self) -> BreakerStatus:
         """The breaker as operators see it."""

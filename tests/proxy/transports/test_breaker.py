@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.records import AttemptError
 from controlplane.contract.snapshot import BreakerPolicy
-from proxy.transports.breaker import Breaker
+from proxy.metrics import ProxyMetrics
+from proxy.transports.breaker import Breaker, BreakerTransport
+from proxy.transports.http import HttpTransport
 from tests.proxy.fakes import Clock
 
 POLICY = BreakerPolicy(
@@ -126,3 +129,38 @@ def test_late_reports_of_calls_from_before_change_nothing(clock: Clock) -> None:
     target.admit_probe()
     report(target, *[AttemptError.STATUS_5XX] * 20)
     assert "half_open" == target.state
+
+
+def test_a_slow_answer_ends_a_row_of_failures(clock: Clock) -> None:
+    """Where whole answers take long, failures with answers between them are no row."""
+    policy = BreakerPolicy(failures_in_row=3.0, requests_min=1_000, slow_s=10.0)
+    target = Breaker("d", policy, lambda *_: None, clock, clock.us)
+    for _ in range(5):
+        report(target, AttemptError.STATUS_5XX)
+        report(target, AttemptError.NONE, latency_s=60.0)
+    assert "closed" == target.state
+    report(target, *[AttemptError.STATUS_5XX] * 3)
+    assert "open" == target.state
+
+
+def test_a_model_that_thinks_for_minutes_is_not_sick(clock: Clock) -> None:
+    """Unless the operator says what is slow: an answer within the time that upstreams have by default."""
+    target = Breaker("d", BreakerPolicy(), lambda *_: None, clock, clock.us)
+    report(target, *[AttemptError.NONE] * 50, latency_s=200.0)
+    assert "closed" == target.state
+
+
+def test_what_ends_after_its_deployment_is_gone_leaves_no_trace(clock: Clock) -> None:
+    """A deployment that comes back is as healthy as a new one, whatever the last calls on the old one came to."""
+
+    settings, metrics = ProxySettings(), ProxyMetrics("0")
+    transport = BreakerTransport(HttpTransport(settings, metrics), metrics, monotonic=clock, now_us=clock.us)
+    policy = BreakerPolicy(failures_in_row=2.0)
+    transport.configure(policy, ["d"])
+    running = transport.breaker_of("d")
+    transport.configure(policy, [])
+    report(running, *[AttemptError.STATUS_5XX] * 5)
+    assert "open" == running.state
+    assert (set(), ()) == (transport.sick, transport.statuses())
+    transport.configure(policy, ["d"])
+    assert set() == transport.sick
