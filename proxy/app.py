@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from functools import partial
 from typing import Any, Protocol
 
-from controlplane.contract.ids import ALPHABET, ulid
+from controlplane.contract.ids import ALPHABET, PAIRS, ulid
 from controlplane.contract.proxy_settings import ProxySettings
 from proxy import refusals
 from proxy.call import Call, Reply
@@ -63,28 +63,28 @@ class Lifespan(Protocol):
 
 
 class CallIds:
-    """Ids of calls, as `controlplane.contract.ids.new_id` makes them; the time is written once a millisecond, the randomness of many drawn at once."""
+    """Ids of calls, as `controlplane.contract.ids.new_id` makes them; the time is written once a second, the randomness of many drawn at once."""
 
-    __slots__ = ("_at", "_drawn", "_now_ms", "_prefix")
+    __slots__ = ("_at", "_drawn", "_prefix", "_second")
 
     def __init__(self) -> None:
-        self._now_ms = -1
+        self._second = -1  # of 1024 milliseconds, which are the last two digits of the time
         self._prefix = ""
         self._drawn = ""
         self._at = 0
 
-    def new(self) -> str:
-        """A fresh id, unique across processes."""
-        now_ms = time.time_ns() // 1_000_000
-        if now_ms != self._now_ms:
-            self._now_ms = now_ms
-            self._prefix = "call_" + ulid(now_ms=now_ms, entropy=_NO_ENTROPY)[:-_ENTROPY_CHARS]
+    def new(self, now_us: int) -> str:
+        """A fresh id, unique across processes. now_us: the wall clock, Unix microseconds."""
+        now_ms = now_us // 1000
+        if now_ms >> 10 != self._second:
+            self._second = now_ms >> 10
+            self._prefix = "call_" + ulid(now_ms=now_ms, entropy=_NO_ENTROPY)[: -_ENTROPY_CHARS - 2]
         at = self._at
         if at >= len(self._drawn):
             self._drawn = os.urandom(_ENTROPY_CHARS * _ENTROPY_DRAWS).translate(_DIGITS).decode()
             at = 0
         self._at = end = at + _ENTROPY_CHARS
-        return self._prefix + self._drawn[at:end]
+        return self._prefix + PAIRS[now_ms & 1023] + self._drawn[at:end]
 
 
 class ProxyApp:
@@ -147,14 +147,15 @@ class ProxyApp:
     def _call(self, runtime: Runtime, operation: Operation, exchange: Exchange) -> None:
         self.calls_total += 1
         body = exchange.body
+        now_us = time.time_ns() // 1000
         call = Call(
             runtime,
             operation.name,
             exchange.path,
             exchange.headers,
             b"" if body is None else body,
-            call_id=self._call_ids.new(),
-            started_us=time.time_ns() // 1000,
+            call_id=self._call_ids.new(now_us),
+            started_us=now_us,
             started_ns=time.monotonic_ns(),
         )
         call.peer = exchange.peer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from controlplane.contract.pricing import NO_TOKENS, Tokens
 from controlplane.contract.records import AttemptRecord, CacheState, CostState, Outcome
@@ -201,6 +201,11 @@ class Stage(Protocol):
     def enter(self, call: Call) -> Reply | None:
         """None: go on. A Reply: the call ends here with it."""
         ...
+
+
+@runtime_checkable
+class TakingStage(Stage, Protocol):
+    """A stage that takes something for a call, and gives it back."""
 
     def leave(self, call: Call) -> None:
         """Undo or settle; once for each stage that was entered without a refusal, in reverse order."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-LISTS = (b"anthropic-beta", b"openai-beta")
+LISTS = frozenset((b"anthropic-beta", b"openai-beta"))
 """Headers that hold lists and go on to an upstream; clients also write their parts in lines of their own."""
 _FORWARDED_FOR = b"x-forwarded-for"
 _UNKNOWN = b"unknown"  # nobody's address

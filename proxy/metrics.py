@@ -105,7 +105,7 @@ class ProxyMetrics(Collector):
         tokens, counts = record.tokens, self._tokens
         counts["input"] += tokens.input
         counts["output"] += tokens.output
-        if tokens.total != tokens.input + tokens.output:
+        if tokens.special:
             for kind in TOKEN_KINDS:
                 if kind not in ("input", "output"):
                     counts[kind] += getattr(tokens, kind)

@@ -14,7 +14,7 @@ import structlog
 
 from controlplane.contract.records import CallRecord, Outcome
 from proxy import meter, refusals
-from proxy.call import Call, ChunkStream, Reply, Stage, StreamBroken, Transport, tap
+from proxy.call import Call, ChunkStream, Reply, Stage, StreamBroken, TakingStage, Transport, tap
 from proxy.dialects.openai_stream import DONE
 from proxy.dialects.operations import Protocol as ClientProtocol
 from proxy.dialects.operations import protocol_of
@@ -63,6 +63,8 @@ class Pipeline:
     ) -> None:
         """local: what answers operations that never reach an upstream, by their name."""
         self._stages = tuple(stages)
+        takers = [(at, stage) for at, stage in enumerate(stages) if isinstance(stage, TakingStage)]
+        self._takers = tuple(reversed(takers))  # with their places among the stages
         self._transport = transport
         self._local = local or {}
         self._cache = cache
@@ -237,12 +239,13 @@ class Pipeline:
             return
         call.settled = True
         meter.sum_up(call)
-        for stage in reversed(self._stages[: call.entered]):
-            try:
-                stage.leave(call)
-            except Exception as error:  # noqa: BLE001 - the other stages must be left all the same
-                self._failed(call, f"leaving {stage.name} failed", error)
-        call.entered = 0
+        entered, call.entered = call.entered, 0
+        for at, stage in self._takers:
+            if at < entered:
+                try:
+                    stage.leave(call)
+                except Exception as error:  # noqa: BLE001 - the other stages must be left all the same
+                    self._failed(call, f"leaving {stage.name} failed", error)
         try:
             record = meter.record_of(call)
             self._records.append(record)

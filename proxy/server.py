@@ -216,8 +216,8 @@ class WorkerProtocol(asyncio.Protocol):
         piece = self._piece
         head_bytes = len(self._head) + len(piece)  # with some of the body, perhaps
         self._headers = headers = by_name(self._raw, remember=head_bytes <= _NAMES_HEAD_BYTES_MAX)
-        for name in LISTS:
-            if name in headers and not self._arrived:  # else the piece begins with another request
+        if not LISTS.isdisjoint(headers) and not self._arrived:  # else the piece begins with another request
+            for name in LISTS & headers.keys():
                 headers[name] = whole_list(name, bytes(self._head) + piece, last=headers[name])
         limit = self.settings.header_bytes_max
         if head_bytes > limit:

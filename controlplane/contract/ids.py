@@ -20,7 +20,8 @@ IncidentId = NewType("IncidentId", str)
 ProxyId = NewType("ProxyId", str)
 
 ALPHABET = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS = tuple(a + b for a in ALPHABET.decode() for b in ALPHABET.decode())
+PAIRS = tuple(a + b for a in ALPHABET.decode() for b in ALPHABET.decode())
+"""Ten bits as two digits."""
 
 
 def ulid(*, now_ms: int, entropy: bytes) -> str:
@@ -30,7 +31,7 @@ def ulid(*, now_ms: int, entropy: bytes) -> str:
     entropy: exactly 10 bytes.
     """
     value = (now_ms << 80) | int.from_bytes(entropy, "big")
-    pairs = _PAIRS
+    pairs = PAIRS
     return (
         pairs[value >> 120 & 1023]
         + pairs[value >> 110 & 1023]

@@ -42,6 +42,14 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
         )  # fmt: skip
 
     @property
+    def special(self) -> bool:
+        """Whether some are of another kind than plain input and output."""
+        return bool(
+            self.cache_read or self.cache_write or self.cache_write_1h or self.audio_input
+            or self.image_input or self.reasoning or self.audio_output or self.image_output
+        )  # fmt: skip
+
+    @property
     def total_input(self) -> int:
         """All tokens that went in."""
         return (
@@ -173,7 +181,7 @@ def cost_nanousd(tokens: Tokens, price: Price, *, service_class: str = "") -> in
     if price.long or (price.service and service_class):
         price = priced_at(price, input_tokens=tokens.total_input, service_class=service_class)
     millionths = tokens.input * price.input + tokens.output * price.output
-    if tokens.total != tokens.input + tokens.output:
+    if tokens.special:
         millionths += _special_millionths(tokens, price)
     if not millionths and tokens.total and price.by_unit_only:
         raise UnknownPrice("input")

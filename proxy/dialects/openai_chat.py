@@ -10,6 +10,7 @@ from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.openai_stream import StreamScanner
 
 _IMAGE_PART = b'"image_url"'
+_NO_CEILING = f"`%s` must be between 1 and {openai.TOKENS_MAX}"
 
 
 class OpenAiChat:
@@ -65,9 +66,10 @@ class OpenAiChat:
 def _ceiling(fields: openai.ChatFields) -> int | None:
     """The larger of the two names for it, because upstreams differ in which one they read."""
     newer, older = fields.max_completion_tokens, fields.max_tokens
-    if newer is None and older is None:
-        return None
-    for value, param in ((newer, "max_completion_tokens"), (older, "max_tokens")):
-        if value is not None and not 1 <= value <= openai.TOKENS_MAX:
-            raise Malformed(f"`{param}` must be between 1 and {openai.TOKENS_MAX}", param)
-    return max(newer or 0, older or 0)
+    if newer is not None and not 1 <= newer <= openai.TOKENS_MAX:
+        raise Malformed(_NO_CEILING % "max_completion_tokens", "max_completion_tokens")
+    if older is None:
+        return newer
+    if not 1 <= older <= openai.TOKENS_MAX:
+        raise Malformed(_NO_CEILING % "max_tokens", "max_tokens")
+    return older if newer is None else max(newer, older)

@@ -46,9 +46,6 @@ class Decode:
             return refuse(refusals.MALFORMED, str(error) + _why(call), param=error.param)
         return None
 
-    def leave(self, call: Call) -> None:
-        """Nothing was taken."""
-
     @staticmethod
     def _take(call: Call, view: RequestView) -> None:
         call.view = view

@@ -32,6 +32,3 @@ class Guard:
             )
             return refuse(refusals.FORBIDDEN, message, param="max_tokens")
         return None
-
-    def leave(self, call: Call) -> None:
-        """Nothing was taken."""

@@ -84,9 +84,6 @@ class Identify:
             call.user = entry.id.partition(":")[2]
         return None
 
-    def leave(self, call: Call) -> None:
-        """Nothing was taken."""
-
     def _known(self, runtime: Runtime, key: bytes) -> KeyIdentity | None:
         return runtime.keys.get(hash_key(key, self._pepper)) if len(key) <= _KEY_BYTES_MAX else None
 

@@ -78,9 +78,6 @@ class PassThrough:
         call.deadline = self._monotonic() + self._timeout_s
         return None
 
-    def leave(self, call: Call) -> None:
-        """Nothing was taken."""
-
 
 def _read_target(target: bytes) -> tuple[str, str, bytes] | None:
     """The upstream's name, the decoded path below its base address and the same as it came, query included; None: not plain."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -23,6 +24,7 @@ IGNORED_FIELDS = (
 
 # Headers of the client that are forwarded and may change the answer, or whose books it is on there.
 VARYING_HEADERS = (b"openai-beta", b"openai-organization", b"openai-project")
+_VARYING = frozenset(VARYING_HEADERS)
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -39,9 +41,10 @@ def variant_of(
     is forwarded. ceiling: the tenant's for an answer, where the body names none: an answer cut there is no answer under another.
     """
     found = ""
-    for name in VARYING_HEADERS:
-        if name in headers:
-            found += _entry(name, headers[name])
+    if not _VARYING.isdisjoint(headers):
+        for name in VARYING_HEADERS:
+            if name in headers:
+                found += _entry(name, headers[name])
     if prefix:
         found += "".join(_entry(name, headers[name]) for name in sorted(headers) if name.startswith(prefix))
     if query:
@@ -93,4 +96,11 @@ def item_keys(*, tenant: str, alias: str, rest: bytes, items: Sequence[bytes], v
 
 def scope_of(tenant: str, operation: str, alias: str, variant: str = "") -> bytes:
     """Who asks, and how: what a key begins with. variant: from `variant_of`."""
-    return f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}{variant}".encode()
+    scope = _plain_scope(tenant, operation, alias)
+    return scope + variant.encode() if variant else scope
+
+
+@lru_cache(maxsize=1024)
+def _plain_scope(tenant: str, operation: str, alias: str) -> bytes:
+    """Names from the catalog, so there are few."""
+    return f"{len(tenant)}:{tenant}{len(operation)}:{operation}{len(alias)}:{alias}".encode()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from controlplane.contract.ids import new_id
+from controlplane.contract.ids import new_id, ulid
 from controlplane.contract.keys import hash_key
 from controlplane.contract.records import Outcome
 from controlplane.contract.snapshot import CachePolicy, KeyEntry, TenantPolicy
@@ -511,13 +514,22 @@ async def test_metrics_tell_calls_attempts_tokens_and_cost(world: World) -> None
 def test_ids_of_calls_are_ulids_and_never_the_same() -> None:
     """Thousands in a row: as `new_id` writes them, in the order of their time, each once."""
     ids = CallIds()
-    made = [ids.new() for _ in range(3_000)]
+    made = [ids.new(time.time_ns() // 1000) for _ in range(3_000)]
     now = new_id("call")
     assert 3_000 == len(set(made))
     assert [len(now)] * 3_000 == [len(item) for item in made]
     assert made[0][:10] == now[:10]  # of the same hours
     assert sorted(item[:15] for item in made) == [item[:15] for item in made]
     assert set("".join(item.removeprefix("call_") for item in made)) == set("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+
+
+@given(st.lists(st.integers(0, 2**48 - 1), min_size=1, max_size=20), st.integers(0, 2_000))
+def test_the_id_of_a_call_says_when_it_began(moments_ms: list[int], later_ms: int) -> None:
+    """In any order of moments, near each other or far, the time is that of a ULID of the same millisecond."""
+    ids = CallIds()
+    for moment_ms in (*moments_ms, min(moments_ms[-1] + later_ms, 2**48 - 1)):
+        expected = "call_" + ulid(now_ms=moment_ms, entropy=bytes(10))[:10]
+        assert expected == ids.new(moment_ms * 1000 + 999)[:15]
 
 
 async def test_a_list_is_not_looked_for_in_what_was_thrown_away(world: World) -> None:
