@@ -16,7 +16,15 @@ import msgspec
 import pytest
 
 from controlplane.contract.records import CacheState
-from controlplane.contract.snapshot import BreakerPolicy, Budget, CachePolicy, TenantPolicy, Window, encode_snapshot
+from controlplane.contract.snapshot import (
+    BreakerPolicy,
+    Budget,
+    CacheInvalidation,
+    CachePolicy,
+    TenantPolicy,
+    Window,
+    encode_snapshot,
+)
 from tests.proxy.control_plane_fake import Asked, control_plane
 from tests.proxy.fakes import (
     DONE,
@@ -212,6 +220,34 @@ async def test_identical_calls_on_both_hosts_are_one_upstream_call(tmp_path: Pat
         records = [record for world in hosts.worlds for record in world.records()]
         assert {CacheState.MISS: 1, CacheState.COALESCED: 9} == Counter(record.cache for record in records)
         assert COST_NANOUSD == sum(record.cost_nanousd for record in records)
+
+
+async def test_an_invalidation_reaches_answers_in_flight_on_the_other_host(tmp_path: Path, plain: Urls) -> None:
+    """Who asks after it, on whatever host, gets nothing that was asked for before it, neither while that comes nor just after."""
+    go_on = asyncio.Event()
+    words = iter(("old", "new", "newer"))
+
+    async def script(wire: Wire, _: Received) -> None:
+        said = next(words)
+        if said == "old":
+            await go_on.wait()
+        await wire.send(answer(completion(said)))
+
+    async with hosts_of(tmp_path, plain, script=script) as hosts:
+        hosts.apply(TenantPolicy("acme"))
+        here, there = hosts.worlds
+        old = asyncio.create_task(here.chat())
+        await until(lambda: 1 == len(hosts.upstream.received))
+        for at, host in enumerate((there, here)):
+            rule = CacheInvalidation("i", time.time_ns() // 1000, 2**60, tenant="acme")
+            for world in hosts.worlds:
+                assert world.worker.app.runtime is not None
+                snapshot = world.worker.app.runtime.snapshot
+                world.worker.apply(msgspec.structs.replace(snapshot, version=9 + at, invalidations=(rule,)))
+            fresh = await host.chat()
+            assert ("miss", completion(("new", "newer")[at])) == (fresh.headers["x-heph-cache"], fresh.content)
+            go_on.set()
+            assert completion("old") == (await old).content
 
 
 async def test_a_breaker_that_opens_here_makes_the_other_host_sceptical(tmp_path: Path, plain: Urls) -> None:
