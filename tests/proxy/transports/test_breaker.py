@@ -152,7 +152,6 @@ def test_a_model_that_thinks_for_minutes_is_not_sick(clock: Clock) -> None:
 
 def test_what_ends_after_its_deployment_is_gone_leaves_no_trace(clock: Clock) -> None:
     """A deployment that comes back is as healthy as a new one, whatever the last calls on the old one came to."""
-
     settings, metrics = ProxySettings(), ProxyMetrics("0")
     transport = BreakerTransport(HttpTransport(settings, metrics), metrics, monotonic=clock, now_us=clock.us)
     policy = BreakerPolicy(failures_in_row=2.0)
