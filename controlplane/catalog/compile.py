@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from controlplane.catalog.file import BudgetEntry, ConfigFile, DeploymentEntry, ModelEntry, PriceEntry, TenantEntry
-from controlplane.catalog.invalidations import in_force
+from controlplane.catalog.invalidations import ended, in_force
 from controlplane.catalog.issuers import issuer_of, source_of
 from controlplane.catalog.own_prices import change_moments_us, own_price
 from controlplane.catalog.quotas import quota_of
@@ -113,7 +113,7 @@ def compile_snapshot(
         ),
         retries=config.retries,
         label_aliases=config.label_aliases,
-        invalidations=in_force(state.invalidations.values(), now_us=now_us),
+        invalidations=ended(state, now_us=now_us) + in_force(state.invalidations.values(), now_us=now_us),
     )
     return msgspec.structs.replace(snapshot, hash=content_hash(snapshot))
 

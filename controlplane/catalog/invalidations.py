@@ -1,7 +1,8 @@
 """Invalidations of stored answers: rules that travel in the snapshot, journalled like keys and leases.
 
-A rule says "what was asked for before this moment, and fits these selectors, must not be served again". It is dropped when no answer can be
-that old any more, going by the longest time that the configuration allowed when the rule was made.
+A rule says "what was asked for before this moment, and fits these selectors, must not be served again". It ends when no answer can be that
+old any more, going by the longest time that the configuration allowed when the rule was made. From then on one rule without selectors stands
+for all that have ended: answers that a configuration before that had kept for longer would else be back with the next one that allows them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from controlplane.catalog.file import ConfigFile
-from controlplane.catalog.state import CacheInvalidated, StateReader
+from controlplane.catalog.state import CacheInvalidated, CatalogState, StateReader
 from controlplane.clock import US_PER_S
 from controlplane.contract.ids import new_id
 from controlplane.contract.snapshot import CacheInvalidation, CachePolicy
@@ -20,7 +21,9 @@ from controlplane.journal.events import NewEvent
 from controlplane.journal.journal import Journal
 
 RULES_MAX = 200
+ENDED = "ended"  # the rule that stands for those
 REASON_CHARS_MAX = 500
+FOREVER_US = 2**62
 SLACK_S = 60  # for clocks that differ, and for answers that were on their way
 SELECTORS = ("tenant", "tag", "alias", "model", "agent")
 
@@ -90,6 +93,13 @@ def in_force(rules: Iterable[CacheInvalidation], *, now_us: int) -> tuple[CacheI
     """What proxies must know of these rules: neither expired nor covered by a wider one; by moment and id."""
     alive = sorted((rule for rule in rules if rule.expires_us > now_us), key=lambda rule: (rule.before_us, rule.id))
     return tuple(rule for at, rule in enumerate(alive) if not any(_covers(wider, rule) for wider in alive[at + 1 :]))
+
+
+def ended(state: CatalogState, *, now_us: int) -> tuple[CacheInvalidation, ...]:
+    """What proxies must know of rules that have ended: nothing is as old as that, or it has no business to be there."""
+    over = [rule.before_us for rule in state.invalidations.values() if rule.expires_us <= now_us]
+    before_us = max([*over, state.ended_before_us])
+    return (CacheInvalidation(id=ENDED, before_us=before_us, expires_us=FOREVER_US),) if before_us else ()
 
 
 def longest_cached_s(config: ConfigFile) -> int:

@@ -123,7 +123,8 @@ class CatalogState(msgspec.Struct, frozen=True):
 
     keys: Mapping[str, KeyRecord] = {}
     leases: Mapping[str, Lease] = {}
-    invalidations: Mapping[str, CacheInvalidation] = {}  # expired ones among them, until another comes
+    invalidations: Mapping[str, CacheInvalidation] = {}  # ended ones among them, until another comes
+    ended_before_us: int = 0  # the newest moment of those that have ended and are not among them
     position: int = 0
 
 
@@ -165,7 +166,7 @@ def evolve_lease(lease: Lease | None, event: LeaseEvent) -> Lease | None:
 def evolve(state: CatalogState, events: Iterable[tuple[StateEvent, int, int]]) -> CatalogState:
     """The state after events, each with the moment it occurred at and its position; pure, copies the state once."""
     keys, leases, position = dict(state.keys), dict(state.leases), state.position
-    rules = dict(state.invalidations)
+    rules, ended_before_us = dict(state.invalidations), state.ended_before_us
     for event, occurred_us, at in events:
         position = at
         if isinstance(event, KeyCreated | KeyRotated | KeyRevoked):
@@ -173,7 +174,10 @@ def evolve(state: CatalogState, events: Iterable[tuple[StateEvent, int, int]]) -
                 keys[event.id] = key
             continue
         if isinstance(event, CacheInvalidated):
-            rules = {name: rule for name, rule in rules.items() if rule.expires_us > occurred_us}
+            over = [rule for rule in rules.values() if rule.expires_us <= occurred_us]
+            ended_before_us = max(ended_before_us, *(rule.before_us for rule in over), 0)
+            for rule in over:
+                del rules[rule.id]
             rules[event.rule.id] = event.rule
             continue
         lease_id = event.lease.id if isinstance(event, LeaseGranted) else event.id
@@ -182,7 +186,9 @@ def evolve(state: CatalogState, events: Iterable[tuple[StateEvent, int, int]]) -
             leases.pop(lease_id, None)
         else:
             leases[lease_id] = lease
-    return CatalogState(keys=keys, leases=leases, invalidations=rules, position=position)
+    return CatalogState(
+        keys=keys, leases=leases, invalidations=rules, ended_before_us=ended_before_us, position=position
+    )
 
 
 class StateReader:

@@ -40,7 +40,26 @@ def test_a_rule_travels_until_no_answer_can_be_so_old(
     state = StateReader(journal).refresh()
     assert rule.expires_us == next_change_us(state, ConfigFile(), now_us=clock.now_us())
     clock.move(LONGEST_S + SLACK_S)
-    assert () == compiled(journal, clock) == invalidations.active()
+    assert rule not in compiled(journal, clock)
+    assert () == invalidations.active()
+
+
+def test_answers_that_an_ended_rule_forbade_do_not_come_back(
+    invalidations: Invalidations, journal: Journal, clock: ManualClock
+) -> None:
+    """They may still lie there where an earlier configuration allowed longer times, which the next one may allow again."""
+    assert () == compiled(journal, clock)
+    first = invalidations.invalidate(Selection(tenant="acme"))
+    clock.move(LONGEST_S + SLACK_S)
+    (rest,) = compiled(journal, clock)
+    assert (first.before_us, "", True) == (rest.before_us, rest.tenant, rest.expires_us > 10**17)
+    second = invalidations.invalidate(Selection(agent="a", before_us=first.before_us - 1))
+    assert (rest,) == compiled(journal, clock), "it had ended when it was made"
+    third = invalidations.invalidate(Selection(agent="a"))
+    assert (rest, third) == compiled(journal, clock)
+    assert second.id not in {rule.id for rule in invalidations.active()}
+    clock.move(LONGEST_S + SLACK_S)
+    assert [third.before_us] == [rule.before_us for rule in compiled(journal, clock)]
 
 
 def test_what_a_later_rule_covers_is_left_out(
