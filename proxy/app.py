@@ -124,10 +124,13 @@ class ProxyApp:
 
     def handle(self, exchange: Exchange) -> None:
         """Answers one request, at once or in a task of its own."""
-        path, method = exchange.path, exchange.method
+        path, method, runtime = exchange.path, exchange.method, self.runtime
         operation = PATHS.get(path)
         if operation is None or method != operation.method:
             operation = resolve(path, method)
+        elif runtime is not None:  # nearly all
+            self._call(runtime, operation, exchange)
+            return
         if operation is None and exchange.target.startswith(PASSTHROUGH_PREFIX):
             operation, method = OPERATIONS["passthrough"], b""
         if operation is None:
@@ -136,13 +139,13 @@ class ProxyApp:
             allowed = methods_of(path)
             message = f"{path[:128]} takes {' or '.join(allowed)}, not {method.decode()}"
             self._ops.refuse(refusals.METHOD_NOT_ALLOWED, message, exchange, operation=operation.name, allow=allowed)
-        elif self.runtime is None:
+        elif runtime is None:
             message = (
                 "this worker has no configuration yet: the control plane has not been reached since its first start"
             )
             self._ops.refuse(refusals.NOT_READY, message, exchange, operation=operation.name)
         else:
-            self._call(self.runtime, operation, exchange)
+            self._call(runtime, operation, exchange)
 
     def _call(self, runtime: Runtime, operation: Operation, exchange: Exchange) -> None:
         self.calls_total += 1
@@ -167,7 +170,7 @@ class ProxyApp:
             call.request_line = (exchange.method, exchange.target)
         elif operation.local or operation.named:
             pipeline = self._unrouted
-        reply = self._reply_at_once(call, pipeline, too_large=body is None)
+        reply = self._too_large(call, pipeline) if body is None else pipeline.enter(call)
         if reply is not None and reply.stream is None and call.shortage is None:
             pipeline.answer(call, reply, exchange)
             return
@@ -186,13 +189,11 @@ class ProxyApp:
         if self._flights.leave(call):
             task.cancel()
 
-    def _reply_at_once(self, call: Call, pipeline: Pipeline, *, too_large: bool) -> Reply | None:
-        """What can be said without waiting: a refusal, the list of models, an answer from memory."""
-        if too_large:
-            limit = self._settings.body_bytes_max
-            refused = pipeline.enter(call, stages=_STAGES_BEFORE_BODY)
-            return refused or refuse(refusals.TOO_LARGE, f"the request's body is larger than {limit} bytes")
-        return pipeline.enter(call)
+    def _too_large(self, call: Call, pipeline: Pipeline) -> Reply:
+        """The refusal of a body that was thrown away, or of who sent it."""
+        refused = pipeline.enter(call, stages=_STAGES_BEFORE_BODY)
+        limit = self._settings.body_bytes_max
+        return refused or refuse(refusals.TOO_LARGE, f"the request's body is larger than {limit} bytes")
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """The server's lifespan, in ASGI's words; requests come to `handle`."""

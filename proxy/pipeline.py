@@ -76,17 +76,20 @@ class Pipeline:
 
         stages: only so many of them, for operations that need no route. Whatever happens, `answer` or `serve` must follow.
         """
+        entered = call.entered
         try:
-            for stage in self._stages[call.entered : stages]:
+            for stage in self._stages[entered:stages]:
                 reply = stage.enter(call)
                 if reply is not None:
                     if stages is not None:
                         call.shortage = None  # what is answered here does not wait
                     return reply
-                call.entered += 1
+                entered += 1
             return None if stages is not None else self._cache.lookup(call)
         except Exception as error:  # noqa: BLE001 - the one place that catches
             return self._internal(call, "a stage failed", error)
+        finally:
+            call.entered = entered
 
     def answer(self, call: Call, reply: Reply, exchange: Exchange) -> None:
         """Sends a complete reply that was there at once."""

@@ -97,18 +97,8 @@ class WorkerProtocol(asyncio.Protocol):
         self._dated: list[tuple[bytes, bytes]] = []
         self._date_line = b""
         self.write_paused = False
-        self._begin()
+        self.on_message_begin()
         self._arriving = self._in_head = False
-
-    def _begin(self) -> None:
-        """A request begins to arrive."""
-        self._arriving = self._in_head = True
-        self._url = b""
-        self._raw.clear()
-        self._parts: list[bytes] = []
-        self._parts_bytes = 0
-        self._known = False  # by its key; asked only when its body is not small
-        self._skipped = False  # it has been answered already; what is left of it is thrown away
 
     # what the event loop calls
 
@@ -205,7 +195,13 @@ class WorkerProtocol(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A request begins to arrive."""
-        self._begin()
+        self._arriving = self._in_head = True
+        self._url = b""
+        self._raw.clear()
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._known = False  # by its key; asked only when its body is not small
+        self._skipped = False  # it has been answered already; what is left of it is thrown away
 
     def on_url(self, url: bytes) -> None:
         """Some of the request's target."""

@@ -206,6 +206,8 @@ def read_usage(raw: bytes | msgspec.Raw) -> Tokens | None:
             reasoning = _within(parts.reasoning_tokens, completion)
         audio_output = _within(parts.audio_tokens, completion - reasoning)
         image_output = _within(parts.image_tokens, completion - reasoning - audio_output)
+    if not (cache_read or cache_write or audio_input or reasoning or audio_output or image_output):  # nearly all
+        return Tokens(input=prompt, output=completion)
     return Tokens(
         input=prompt - cache_read - cache_write - audio_input,
         cache_read=cache_read,

@@ -14,15 +14,15 @@ from proxy.view import LABEL_CHARS_MAX, label
 TAGS_MAX = 32
 TAG_NAME_CHARS_MAX = 64
 
-_PREFIXES = (
-    b"x-heph-", b"x-litellm-", b"helicone-", b"x-portkey-", b"cf-aig-", b"x-bf-", b"x-claude-code-", b"traceparent",
-)  # fmt: skip
+_FOREIGN_PREFIXES = (b"x-litellm-", b"helicone-", b"x-portkey-", b"cf-aig-", b"x-bf-", b"x-claude-code-")
 _OWN = {
     b"x-heph-agent": "agent",
     b"x-heph-session": "session",
     b"x-heph-user": "user",
     b"x-heph-channel": "channel",
     b"x-heph-priority": "priority",
+    b"x-heph-tags": "",  # these two are more than a text
+    b"traceparent": "",
 }
 _ALIASES = {
     b"x-litellm-session-id": "session",
@@ -41,28 +41,30 @@ _NAME_BYTES_MAX = 128
 
 def read_labels(call: Call, *, aliases: bool) -> None:
     """Fills in the call's labels from its headers; our own names win over the aliases of other proxies."""
-    found = _labels_in(tuple(call.headers))
-    if not found:
+    own, foreign = _labels_in(tuple(call.headers))
+    if not own and not foreign:
         return
+    headers = call.headers
     tags: dict[str, str] = {}
     if aliases:
-        for name in found:
+        for name in foreign:
             _read_alias(call, name, tags)
-    for name in found:
-        attribute = _OWN.get(name)
-        if attribute is not None:
-            setattr(call, attribute, text_of(call.headers[name]))
+    for name, attribute in own:
+        if attribute:
+            setattr(call, attribute, text_of(headers[name]))
         elif name == b"x-heph-tags":
-            _add_object(tags, call.headers[name])
-        elif name == b"traceparent":
-            call.trace_id = _trace_id(call.headers[name])
+            _add_object(tags, headers[name])
+        else:
+            call.trace_id = _trace_id(headers[name])
     call.tags = tags
 
 
 @lru_cache(maxsize=256)
-def _labels_in(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Which headers are labels; a client nearly always sends the same ones."""
-    return tuple([name for name in names if len(name) <= _NAME_BYTES_MAX and name.startswith(_PREFIXES)])
+def _labels_in(names: tuple[bytes, ...]) -> tuple[tuple[tuple[bytes, str], ...], tuple[bytes, ...]]:
+    """Which headers are labels of our own, with what they set, and which are those of other proxies; a client nearly always sends the same ones."""
+    own = tuple([(name, _OWN[name]) for name in names if name in _OWN])
+    foreign = [name for name in names if len(name) <= _NAME_BYTES_MAX and name.startswith(_FOREIGN_PREFIXES)]
+    return own, tuple(foreign)
 
 
 def _read_alias(call: Call, name: bytes, tags: dict[str, str]) -> None:

@@ -215,6 +215,10 @@ class Breaker:
     def report(self, error: AttemptError, *, latency_s: float, probe: bool) -> None:
         """Counts one finished try; latency_s: to the first content of a stream, to the end of a complete reply."""
         slow = latency_s >= self.policy.slow_s
+        if error is AttemptError.NONE and not slow and not probe and self.state == "closed":  # nearly all
+            self._current_bucket()[0] += 1
+            self._streak = 0.0
+            return
         failed = error not in _HEALTHY and error not in _NEUTRAL
         if probe:
             self._probe_ended(error, failed=failed or slow)

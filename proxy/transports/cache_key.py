@@ -22,6 +22,8 @@ IGNORED_FIELDS = (
     "prompt_cache_key",  # which machine may hold the prompt's prefix; changes speed, not text
 )
 
+_IGNORED = frozenset(IGNORED_FIELDS)
+
 # Headers of the client that are forwarded and may change the answer, or whose books it is on there.
 VARYING_HEADERS = (b"openai-beta", b"openai-organization", b"openai-project")
 _VARYING = frozenset(VARYING_HEADERS)
@@ -70,9 +72,9 @@ def cache_key(*, scope: bytes, body: bytes) -> bytes | None:
         document = _decode(body)
         if type(document) is not dict:
             return None
-        for field in IGNORED_FIELDS:
-            if field in document:
-                del document[field]
+        if not _IGNORED.isdisjoint(document):
+            for field in IGNORED_FIELDS:
+                document.pop(field, None)
         canonical = _encode(document)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None

@@ -134,6 +134,8 @@ class Connection(asyncio.Protocol):
         """What ends when there is news: await it until the news is what you want. Raises ConnectionFailed when there will be none."""
         if self._error is not None:
             raise self._error
+        if self._timer is None and self._expires:  # it fired while nobody waited
+            self._arm(self._expires)
         self._waiter = waiter = self._loop.create_future()
         return waiter
 
@@ -181,14 +183,17 @@ class Connection(asyncio.Protocol):
         self._tail = self._loop.call_later(within_s, self.abort)
 
     def finish(self) -> bool:
-        """Ends the exchange; True if the connection can carry another one."""
+        """Ends the exchange; True if the connection can carry another one: all of both messages has gone over it."""
         self._busy = False
         self._on_complete = self._on_data = None
         self._parts = []
         if self._tail is not None:
             self._tail.cancel()
             self._tail = None
-        return self.complete and self.keep_alive and not self.closed
+        transport = self._transport
+        if transport is None or not (self.complete and self.keep_alive) or self._error is not None:
+            return False
+        return not transport.get_write_buffer_size()  # else it was answered before the request was whole
 
     def abort(self) -> None:
         """Closes the connection now; safe to call twice."""
@@ -241,10 +246,12 @@ class Connection(asyncio.Protocol):
             self._check_head(self._head_bytes)
         if self._on_data is not None and self._tapped(self._on_data):
             return
-        if self._paused is False:
+        if not self._body_bytes_max and not self._paused:
             self._hold_back()
-        self._wake()
-        if self.complete and self._on_complete is not None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        if self._on_complete is not None and self.complete:
             self._on_complete(self)
 
     # what the parser calls
