@@ -6,11 +6,11 @@ import msgspec
 
 from controlplane.store.client import Store, Value
 
-# What a proxy stores was a miss that ended well. Some of these answers were never kept (too large, filtered), and some are gone
+# What a proxy stores was a miss that ended well, or a stale answer asked anew behind a call. Some of these answers were never kept (too large, filtered), and some are gone
 # already (evicted, invalidated, asked for by two workers), so the numbers are at most what is there.
 _COUNT = """
 SELECT count() AS entries, sum(response_bytes) AS bytes FROM calls
-WHERE cache = 'miss' AND outcome = 'ok' AND status = 200
+WHERE (cache = 'miss' OR (cache = 'bypass' AND channel = 'cache-refresh')) AND outcome = 'ok' AND status = 200
     AND started >= fromUnixTimestamp64Micro({from_us:Int64}, 'UTC') AND started < fromUnixTimestamp64Micro({before_us:Int64}, 'UTC')
     AND ({tenant:String} = '' OR tenant = {tenant:String}) AND ({alias:String} = '' OR alias = {alias:String})
     AND ({model:String} = '' OR model = {model:String}) AND ({agent:String} = '' OR agent = {agent:String})

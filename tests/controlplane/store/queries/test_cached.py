@@ -14,16 +14,18 @@ from tests.controlplane.store.fill import fill
 MISS = CacheState.MISS
 
 
-def _call(number: int, *, tags: dict[str, str] | None = None, model: str = "m", **fields: object) -> CallRecord:
+def _call(
+    number: int, *, tags: dict[str, str] | None = None, model: str = "m", channel: str = "", **fields: object
+) -> CallRecord:
     """A call whose answer has ten bytes."""
     call = a_call(number, **fields)  # type: ignore[arg-type]
-    return msgspec.structs.replace(call, tags=tags or {}, model=model, response_bytes=10)
+    return msgspec.structs.replace(call, tags=tags or {}, model=model, channel=channel, response_bytes=10)
 
 
 @pytest.mark.parametrize(
     ("selectors", "entries"),
     [
-        ({}, 4),
+        ({}, 5),
         ({"tenant": "globex"}, 1),
         ({"tag": "team"}, 2),
         ({"tag": "team=search"}, 1),
@@ -33,11 +35,12 @@ def _call(number: int, *, tags: dict[str, str] | None = None, model: str = "m", 
         ({"agent": "bot"}, 1),
         ({"tenant": "globex", "agent": "bot"}, 0),
         ({"before_us": START_US + 2}, 2),
-        ({"from_us": START_US + 2}, 2),
+        ({"from_us": START_US + 2}, 3),
+        ({"agent": "again"}, 1),
     ],
 )
 def test_answers_that_were_stored_are_counted(store: Store, selectors: dict[str, str | int], entries: int) -> None:
-    """A miss that ended well was stored; hits, bypasses and failures were not, and every selector narrows."""
+    """A miss that ended well was stored, and so was what was asked anew; hits, other bypasses and failures were not. Every selector narrows."""
     fill(
         store,
         _call(1, cache=MISS, tags={"team": "search"}, at_us=START_US),
@@ -46,6 +49,7 @@ def test_answers_that_were_stored_are_counted(store: Store, selectors: dict[str,
         _call(4, cache=MISS, agent="bot", at_us=START_US + 3),
         _call(5, cache=CacheState.HIT, at_us=START_US),
         _call(6, cache=CacheState.BYPASS, at_us=START_US),
+        _call(8, cache=CacheState.BYPASS, at_us=START_US + 4, agent="again", channel="cache-refresh"),
         _call(7, cache=MISS, at_us=START_US, outcome=Outcome.EXHAUSTED, status=502),
     )
     wanted = {"from_us": START_US - 10, "before_us": START_US + 10} | dict.fromkeys(
