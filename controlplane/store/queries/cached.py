@@ -6,8 +6,8 @@ import msgspec
 
 from controlplane.store.client import Store, Value
 
-# What a proxy stores was a miss that ended well, or a stale answer asked anew behind a call. Some of these answers were never kept (too large, filtered), and some are gone
-# already (evicted, invalidated, asked for by two workers), so the numbers are at most what is there.
+# What a proxy stores was a miss that ended well, or a stale answer asked anew behind a call. Some of these answers were never kept (too
+# large, filtered), and some are gone already (evicted, invalidated, asked for by two workers), so the numbers are at most what is there.
 _COUNT = """
 SELECT count() AS entries, sum(response_bytes) AS bytes FROM calls
 WHERE (cache = 'miss' OR (cache = 'bypass' AND channel = 'cache-refresh')) AND outcome = 'ok' AND status = 200
