@@ -210,7 +210,8 @@ class Attempt:
         """The tokens of this try and whether the upstream said so itself."""
         if self.tokens is not None:
             return self.tokens, True
-        if error in _UNBILLED and not self.events:
+        redirected = 300 <= self.status < 400  # nobody has worked on it
+        if (error in _UNBILLED or redirected) and not self.events:
             return NO_TOKENS, True
         view = self.call.view
         if view is not None and view.background and self.reply is not None:

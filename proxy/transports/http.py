@@ -27,18 +27,29 @@ from proxy.refusals import MALFORMED, refuse
 from proxy.runtime import Candidate, Endpoint
 from proxy.transports.attempt import Attempt, AttemptFailed, bounded, error_of, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
+from proxy.transports.encodings import decoded
 from proxy.transports.pool import Pool, PoolExhausted
 from proxy.transports.reported_cost import CostReader
 from proxy.transports.retry_after import asked_s, with_whole_seconds
 from proxy.transports.upstream_stream import UpstreamStream
+from proxy.view import label
 from proxy.wires import Wire
 
 # An upstream's headers that the client may see.
 _RETURNED = frozenset(
-    (b"content-type", b"x-request-id", b"request-id", b"retry-after", b"retry-after-ms", b"x-should-retry")
+    (
+        b"content-type",
+        b"content-encoding",
+        b"x-request-id",
+        b"request-id",
+        b"retry-after",
+        b"retry-after-ms",
+        b"x-should-retry",
+    )
 )
 _RETURNED_PREFIXES = (b"openai-", b"x-ratelimit-", b"anthropic-")
 _JSON = b"application/json"
+_STALE_S = 1.0  # a kept connection that turns out to be closed says so at once; later the upstream may have worked on the request
 _TELLING = frozenset(
     ("messages", "passthrough", "responses")
 )  # languages in which an upstream says what its own tools did
@@ -52,6 +63,7 @@ class HttpTransport:
         self._metrics = metrics
         self._pools: dict[tuple[str, int, bool], Pool] = {}
         self._tls: ssl.SSLContext | None = None
+        self.stale_s = _STALE_S
 
     async def send(self, attempt: Attempt) -> Reply:
         """A complete reply, or a stream whose first content has come. Raises AttemptFailed."""
@@ -72,7 +84,8 @@ class HttpTransport:
                 try:
                     return await self._answer(attempt, wire, pool, connection, head, body)
                 except ConnectionFailed as failure:  # once more over a fresh one if a kept one turned out to be closed
-                    if failure.failure is not Failure.CLOSED or failure.answered:
+                    late = time.monotonic_ns() - began_ns > self.stale_s * 1e9
+                    if failure.failure is not Failure.CLOSED or failure.answered or late:
                         raise _as_failed(failure, attempt) from failure
             connection = await self._connect(attempt, pool, fresh=connection is not None)
             try:
@@ -123,14 +136,18 @@ class HttpTransport:
                 await connection.wait()
             attempt.status = connection.status
             headers = connection.headers
-            content_type = _value_of(headers, b"content-type")
+            content_type, encoding = _content_of(headers)
             view = call.view
-            if connection.status == 200 and view is not None and content_type.startswith(b"text/event-stream"):
+            if connection.status == 200 and view is not None and content_type[:17].lower() == b"text/event-stream":
+                if encoding:
+                    _check_plain(attempt, encoding)
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers)
             elif (
                 wire.raw and connection.status == 200 and view is not None and (view.free or not _is_json(content_type))
             ):
+                if encoding:
+                    _check_plain(attempt, encoding)
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers, raw=True)
             else:
@@ -138,7 +155,10 @@ class HttpTransport:
                     connection.expire_at(min(call.deadline, time.monotonic() + upstream.idle_timeout_s))
                     while not connection.complete:
                         await connection.wait()
-                reply = self._complete(attempt, wire, headers, connection.whole_body)
+                body = connection.whole_body
+                if encoding:
+                    headers, body = self._plain(attempt, headers, encoding, body)
+                reply = self._complete(attempt, wire, headers, body)
             return reply
         finally:
             if not streaming:
@@ -183,6 +203,15 @@ class HttpTransport:
         attempt.reply = reply
         await stream.open()
         return reply
+
+    def _plain(self, attempt: Attempt, headers: Headers, encoding: bytes, body: bytes) -> tuple[Headers, bytes]:
+        """Headers and body without an encoding that nobody asked for; an error that cannot be read goes on as it came."""
+        plain = decoded(body, encoding, bytes_max=self._settings.reply_bytes_max)
+        if plain is not None:
+            return [header for header in headers if header[0] != b"content-encoding"], plain
+        if 200 <= attempt.status < 300:
+            raise _encoded(attempt, encoding)
+        return headers, body
 
     def _complete(self, attempt: Attempt, wire: Wire, headers: Headers, body: bytes) -> Reply:
         """A reply that is all there. Raises AttemptFailed if it is an error or makes no sense."""
@@ -279,7 +308,7 @@ def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, by
 
 def _is_json(content_type: bytes) -> bool:
     """Whether an answer is one JSON document, and not lines of them."""
-    return content_type.partition(b";")[0].strip() == _JSON
+    return content_type.partition(b";")[0].strip().lower() == _JSON
 
 
 def _extra_lines(wire: Wire, headers: Mapping[bytes, bytes]) -> bytes:
@@ -301,12 +330,27 @@ def _with_query(wire: Wire, query: bytes) -> bytes:
     return b"%b?%b %b%b" % (line, query, version, wire.lines)
 
 
-def _value_of(headers: Headers, wanted: bytes) -> bytes:
-    """The first header of this name; b"" if there is none."""
+def _content_of(headers: Headers) -> tuple[bytes, bytes]:
+    """What an answer says of its body: type and encoding; b"" where it does not."""
+    content_type = encoding = b""
     for name, value in headers:
-        if name == wanted:
-            return value
-    return b""
+        if name == b"content-type":
+            content_type = value
+        elif name == b"content-encoding":
+            encoding = value
+    return content_type, encoding
+
+
+def _check_plain(attempt: Attempt, encoding: bytes) -> None:
+    """Raises AttemptFailed for a stream in an encoding: it must be read as it comes."""
+    if encoding.strip().lower() != b"identity":
+        raise _encoded(attempt, encoding)
+
+
+def _encoded(attempt: Attempt, encoding: bytes) -> AttemptFailed:
+    said = label(encoding.decode("latin-1"), 40)
+    message = f"upstream {attempt.candidate.upstream.id} answered in the encoding `{said}`, which was not asked for"
+    return AttemptFailed(AttemptError.MALFORMED, message)
 
 
 @lru_cache(maxsize=256)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from controlplane.contract.records import AttemptError
+from controlplane.contract.records import AttemptError, CostState
+from proxy.outbox import Outbox
+from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from tests.proxy.fakes import (
     DONE,
     STREAM_END,
@@ -109,6 +112,83 @@ async def test_a_kept_connection_that_was_closed_costs_no_failure(world: World) 
     assert [200, 200] == [(await world.chat()).status_code for _ in range(2)]
     assert 3 == len(upstream.received)
     assert [1, 1] == [len(record.attempts) for record in world.records()]
+
+
+async def test_what_an_upstream_may_have_worked_on_is_not_sent_again_unseen(world: World) -> None:
+    """A kept connection that closes late was not merely stale: that is a failed try like any other, on the record."""
+
+    async def closes_on_second(wire: Wire, _: Received) -> None:
+        if len(upstream.received) == 2:
+            wire.abort()
+        else:
+            await wire.send(answer(BODY))
+
+    upstream = await world.upstream(closes_on_second)
+    world.worker.http.stale_s = -1.0
+    world.apply(route={"attempts_max": 1})
+    assert [200, 502] == [(await world.chat()).status_code for _ in range(2)]
+    assert 2 == len(upstream.received)
+    assert AttemptError.CONNECT == world.records()[1].attempts[0].error
+
+
+async def test_an_answer_before_the_end_of_the_request_ends_the_connection(world: World) -> None:
+    """The client hears it, and no other call is put behind what is left of that request."""
+    served = asyncio.Event()
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        heads.append(head)
+        if b"content-length: 3" in head:  # some thirty megabytes, of which it reads nothing
+            writer.transport.pause_reading()  # type: ignore[attr-defined]  # typeshed has no such method there
+            writer.write(answer(b"{}", 413))
+            await served.wait()
+        else:
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            writer.write(answer(BODY))
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=1024) as server:
+        port = server.sockets[0].getsockname()[1]
+        world.apply(route={"attempts_max": 1}, urls=(f"http://127.0.0.1:{port}/v1",))
+        large = await world.chat(messages=[{"role": "user", "content": "x" * 30_000_000}])
+        small = await world.chat()
+        served.set()
+    assert (413, 200, 2) == (large.status_code, small.status_code, len(heads))
+
+
+async def test_a_wait_is_bounded_also_if_the_timer_fired_between_two_of_them() -> None:
+    """Time that runs out while nobody waits has run out for the next one who does."""
+    loop = asyncio.get_running_loop()
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+        _, connection = await loop.create_connection(
+            lambda: Connection(
+                loop,
+                header_bytes_max=1_000,
+                high_water_bytes=1_000,
+                shown=lambda names: ((True,) * len(names), names),
+                on_closed=lambda _: None,
+                outbox=Outbox(),
+            ),
+            *server.sockets[0].getsockname(),
+        )
+        connection.start(b"GET / HTTP/1.1\r\n\r\n", b"", body_bytes_max=0)
+        connection.expire_at(time.monotonic() - 1.0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10.0):
+            with pytest.raises(ConnectionFailed) as failed:
+                await connection.read()
+        assert Failure.TIMED_OUT is failed.value.failure
+
+
+async def test_a_redirect_costs_nothing(world: World) -> None:
+    """It is not followed, since our credential is not for others, and nobody has worked on the request."""
+    await world.upstream(replies(answer(b"", 307, "location: http://elsewhere.example/")))
+    world.apply(route={"attempts_max": 1})
+    assert 502 == (await world.chat()).status_code
+    assert (0, CostState.FINAL) == (world.records()[0].cost_nanousd, world.records()[0].cost_state)
 
 
 @pytest.mark.parametrize(
