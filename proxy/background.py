@@ -54,7 +54,7 @@ class Background:
         self._runtime = runtime
 
     async def ask_again(self, call: Call) -> bool:
-        """Asks what a call asked, anew; whether a good answer came, which the cache then has."""
+        """Asks what a call asked, anew; whether a good answer came, which the cache then has if it is one to keep."""
         runtime = self._runtime()
         if runtime is None:
             return False

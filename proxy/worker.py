@@ -373,7 +373,7 @@ class Worker:
         return await self.cache.has_fresher(call) or await self.flights.is_refreshed_elsewhere(call.cache_key)
 
     async def _ask_again(self, call: Call) -> bool:
-        return await self.background.ask_again(call)
+        return await self.background.ask_again(call) and self.cache.has_fresh(call)
 
     def status(self) -> ProxyStatus:
         """What this worker says about itself."""

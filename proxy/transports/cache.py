@@ -362,6 +362,11 @@ class Cache:
         self.store.remember(call.cache_key, entry)
         return True
 
+    def has_fresh(self, call: Call) -> bool:
+        """Whether memory has a fresh answer to this call now."""
+        entry = self._memory.get(call.cache_key)
+        return entry is not None and self._may_serve(call, entry)
+
     async def _stale_instead(self, call: Call) -> Reply | None:
         """A stale answer instead of an error, where the policy allows it and there is one."""
         _, on_error_s = staleness(call)

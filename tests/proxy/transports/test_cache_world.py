@@ -62,6 +62,19 @@ async def test_a_background_call_is_a_call_of_the_tenant(world: World) -> None:
     assert 2 * first.cost_nanousd == world.worker.ledger.nanousd
 
 
+async def test_a_stale_answer_whose_successor_cannot_be_kept_is_left_alone(world: World) -> None:
+    """Each call would else pay for another one behind it, as long as the upstream gives nothing to be kept."""
+    filtered = completion("new").replace(b'"stop"', b'"content_filter"')
+    upstream = await world.upstream(replies(answer(completion("old"))), replies(answer(filtered)))
+    world.apply(tenant=TENANT)
+    await world.chat()
+    _age_everything(world, 5)
+    for _ in range(3):
+        assert "stale" == (await world.chat()).headers["x-heph-cache"]
+        await world.worker.refreshes.settled()
+    assert (2, 1) == (len(upstream.received), world.worker.refreshes.failed_total)
+
+
 async def test_an_outage_is_served_through(world: World) -> None:
     """With every upstream failing the stored answer comes, marked stale, and the failed attempts are on the record."""
     await world.upstream(replies(answer(completion("old"))), fails(500))
