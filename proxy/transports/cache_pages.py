@@ -78,15 +78,14 @@ class Pages:
                 index[key] = place
             expires_us = max(expiry_of(place) for _, place in directory)
             self._note(int(path.stem), _Page(path.stat().st_size, expires_us))
-        return index, max(self._pages, default=0)
+        newest = max(self._pages, default=0)
+        if self._make_room(0, now_us=0):  # the bound was higher, or there were fewer workers to share it
+            index = {key: place for key, place in index.items() if PLACE.unpack(place)[0] in self._pages}
+        return index, newest
 
     def write(self, number: int, data: bytes, *, expires_us: int, now_us: int) -> int:
         """Writes a page, after as many old ones as must go for it; the bytes on disk then. Raises OSError."""
-        for old, page in list(self._pages.items()):
-            if self.bytes_used + len(data) <= self._bytes_max and page.expires_us > now_us:
-                break
-            self._path(old).unlink(missing_ok=True)
-            self.bytes_used -= self._pages.pop(old).size_bytes
+        self._make_room(len(data), now_us=now_us)
         if len(data) > self._bytes_max:
             return self.bytes_used
         path = self._path(number)
@@ -120,6 +119,17 @@ class Pages:
     def wipe(self) -> None:
         """Throws all away: it is a cache."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _make_room(self, size_bytes: int, *, now_us: int) -> bool:
+        """Drops the oldest pages that have expired or are in the way of so many bytes; whether there were any."""
+        dropped = False
+        for old, page in list(self._pages.items()):
+            if self.bytes_used + size_bytes <= self._bytes_max and page.expires_us > now_us:
+                break
+            self._path(old).unlink(missing_ok=True)
+            self.bytes_used -= self._pages.pop(old).size_bytes
+            dropped = True
+        return dropped
 
     def _note(self, number: int, page: _Page) -> None:
         self._pages[number] = page

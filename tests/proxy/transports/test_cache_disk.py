@@ -169,6 +169,22 @@ async def test_expired_pages_make_room_for_others(tmp_path: Path) -> None:
     await tier.aclose()
 
 
+async def test_a_smaller_bound_holds_from_the_start_on(tmp_path: Path) -> None:
+    """The oldest pages leave the disk when it is opened, not with the first write, which may be long in coming."""
+    before = await _opened(tmp_path, bytes_max=TIER_BYTES)
+    for number in range(4):
+        before.put(b"%d" % number, _entry(str(number), size=10_000))
+        await before.flush()
+    await before.aclose()
+    bound = 25_000
+    tier = await _opened(tmp_path, bytes_max=bound)
+    used = sum(file.stat().st_size for file in _files(tmp_path))
+    assert (2, 2, True) == (len(_files(tmp_path)), len(tier), used == tier.bytes_used <= bound)
+    found = [await tier.get(b"%d" % number) for number in range(4)]
+    assert [False, False, True, True] == [entry is not None for entry in found]
+    await tier.aclose()
+
+
 async def test_entries_share_a_page(tmp_path: Path) -> None:
     """Hundreds of entries are few files: what the disk costs is shared."""
     tier = await _opened(tmp_path)
