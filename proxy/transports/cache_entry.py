@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from sys import getsizeof
 
 import msgspec
 
@@ -47,6 +48,8 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     def size_bytes(self) -> int:
         """About what it takes in memory."""
         size_bytes = OVERHEAD_BYTES + len(self.body)
+        if self.tags:  # which clients choose, and may be larger than the answer
+            size_bytes += sum(map(getsizeof, self.tags)) + sum(map(getsizeof, self.tags.values()))
         return size_bytes + len(self.ending) + sum(map(len, self.blocks)) if self.blocks else size_bytes
 
     @property

@@ -1,10 +1,12 @@
 """Tests of stored answers as bytes."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.contract.pricing import Tokens
 from proxy.transports.cache_entry import BLOCK_BYTES, CacheEntry, decode_entry, encode_entry, joined
+from proxy.transports.cache_memory import MemoryTier
 
 ENTRY = CacheEntry(
     tenant="acme",
@@ -34,6 +36,17 @@ def test_any_damage_is_a_miss() -> None:
         damaged[at] ^= 1
         assert decode_entry(bytes(damaged)) is None
         assert decode_entry(data[:at]) is None
+
+
+def test_labels_weigh_what_they_take() -> None:
+    """A client may give its calls dozens of them, each longer than the answer: they are held against the bound of memory as well."""
+    tags = {f"{number:02}" * 32: "\U0001f600" * 256 for number in range(32)}
+    labelled = msgspec.structs.replace(ENTRY, tags=tags)
+    assert 32 * 256 * 4 < labelled.size_bytes - ENTRY.size_bytes < 45_000
+    memory = MemoryTier(bytes_max=20 * labelled.size_bytes)
+    for number in range(30):
+        memory.put(b"%d" % number, labelled)
+    assert (20, 20 * labelled.size_bytes, 10) == (len(memory), memory.bytes_used, memory.evicted_total)
 
 
 @given(st.binary(max_size=300))
