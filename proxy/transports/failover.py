@@ -155,6 +155,13 @@ class Failover:
                     return reply
                 if on is Again.ANY:
                     again.append(candidate)
+            if tries.saturated:  # who is busy is better than who has failed
+                busy, tries.saturated = tries.saturated[0], []
+                if not self._may_try(call, entry, tries, busy):
+                    return None
+                reply = await self._last_resort(call, busy, tries)
+                if reply is not None:
+                    return reply
             if (
                 not again
                 or not self._may_retry(call, entry, tries)
@@ -162,10 +169,6 @@ class Failover:
             ):
                 break
             candidates = again
-        if tries.leg:
-            return None
-        if tries.saturated:
-            return await self._last_resort(call, tries.saturated[0], tries)
         return None
 
     async def _try_until_moved(

@@ -175,6 +175,22 @@ async def test_who_finds_all_places_taken_goes_elsewhere_first(world: World) -> 
     assert ("u0/m", "u1/m") == (served["a"], served["b"])
 
 
+async def test_who_is_busy_is_waited_for_where_the_others_have_failed(world: World) -> None:
+    """Whichever of them comes first: a call is not lost to a sick deployment while a healthy one is merely full."""
+    doors = Doors()
+    await world.upstream(doors.script)
+    sick = await world.upstream(fails(500))
+    limited(world)
+    calls = [asks(world, "a")]
+    await until(lambda: world.upstreams[0].received)
+    calls.append(asks(world, "b"))
+    await waiting(world, 1)
+    assert 1 == len(sick.received)
+    doors.open(2)
+    assert [200, 200] == [status for _, status, _ in await asyncio.gather(*calls)]
+    assert 1 == len(sick.received)
+
+
 @pytest.mark.parametrize(
     ("policy", "headers", "status", "code"),
     [({"queue_s": 0.05}, {}, 503, "overloaded"), ({}, {"x-heph-timeout-ms": "50"}, 504, "timed_out")],
