@@ -42,7 +42,8 @@ def content_type_of(reply: Reply) -> str:
 class Recording:
     """A stream on its way to the client, kept in passing and handed over at its end.
 
-    What was not read to its end, or grew beyond bytes_max, is not handed over.
+    What was not read to its end, or grew beyond bytes_max, is not handed over; nor is one of a flight whose chunks are too much to be kept, for
+    they are the same: so all that are recorded have the bound of all flights.
     """
 
     __slots__ = ("_bytes", "_bytes_max", "_chunks", "_inner", "_on_end", "_on_large", "_sink")
@@ -62,6 +63,8 @@ class Recording:
         self._chunks: list[bytes] | None = []  # None: not to be stored
         self._bytes = 0
         self._sink: Sink | None = None
+        if isinstance(inner, Reader):
+            inner.on_trimmed = self._give_up
 
     async def read(self) -> bytes:
         """The inner stream's next chunk."""
@@ -98,10 +101,15 @@ class Recording:
             return
         self._bytes += len(chunk)
         if self._bytes > self._bytes_max:
-            self._chunks = None
-            self._on_large()
+            self._give_up()
         else:
             chunks.append(chunk)
+
+    def _give_up(self) -> None:
+        """It is not stored: alone or with others it takes too much room."""
+        if self._chunks is not None:
+            self._chunks = None
+            self._on_large()
 
     def close(self) -> None:
         """What was not read to its end is not stored. Lets go of whoever listened, or thousands of calls would wait for the garbage collector."""

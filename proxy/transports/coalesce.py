@@ -289,6 +289,9 @@ class Coalesce:
             self.unjoinable_total += 1
             flight.trimming = True
             self.close_to_joiners(flight)
+            for reader in flight.readers:
+                if reader.on_trimmed is not None:
+                    reader.on_trimmed()
         if flight.trimming:
             self.ejected_total += flight.trim(self._buffer_bytes_max)
 

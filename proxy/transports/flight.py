@@ -176,7 +176,7 @@ class Flight:
 class Reader:
     """One client's view of a flight's stream: the chunks so far, then the live ones."""
 
-    __slots__ = ("call", "coalesce", "ejected", "flight", "on_joined", "position", "reply", "sink")
+    __slots__ = ("call", "coalesce", "ejected", "flight", "on_joined", "on_trimmed", "position", "reply", "sink")
 
     def __init__(self, coalesce: Owner, flight: Flight, call: Call, reply: Reply) -> None:
         self.coalesce = coalesce
@@ -189,6 +189,7 @@ class Reader:
         self.on_joined: Callable[[int, bytes], None] | None = (
             None  # told that so many chunks, the last ones, are one now
         )
+        self.on_trimmed: Callable[[], None] | None = None  # told that the flight's chunks are too much to be kept
         flight.readers.append(self)
 
     async def read(self) -> bytes:

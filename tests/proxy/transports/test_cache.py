@@ -18,6 +18,7 @@ from proxy.call import Call, Reply, StreamBroken
 from proxy.dialects.operations import OPERATIONS
 from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
+from proxy.transports.cache_entry import OVERHEAD_BYTES
 from proxy.transports.cache_memory import MemoryTier
 from proxy.transports.coalesce import Coalesce
 from tests.proxy.state_fakes import (
@@ -438,6 +439,27 @@ async def test_with_coalescing_below_one_flight_stores_one_answer() -> None:
     assert [CacheState.MISS, *[CacheState.COALESCED] * 3] == states
     assert (1, 1) == (len(inner.calls), cache.stored_total)
     assert CacheState.HIT == (await _ask(cache))[0].cache
+
+
+async def test_streams_that_are_recorded_have_the_bound_of_all_flights() -> None:
+    """Thousands at once, each within the bound of one answer, would else take what they like; who is beyond it is served and not stored."""
+    inner = FakeInner()
+    inner.streaming = True
+    below = Coalesce(inner, calls_max=10, buffer_bytes_max=10**4, buffers_bytes_max=10**4)
+    cache = _cache(below)
+    bodies = [b'{"model":"small","stream":true,"messages":[%d]}' % number for number in range(3)]
+    asking = [asyncio.create_task(_ask(cache, make_call(body))) for body in bodies]
+    await settle_down()
+    for _ in range(6):
+        for stream in inner.streams:
+            stream.feed(b"x" * 1000)
+        await settle_down()
+    assert below.buffered_bytes <= 10**4
+    for stream in inner.streams:
+        stream.end()
+    assert [6000] * 3 == [len(said) for _, _, said in await asyncio.gather(*asking)]
+    assert (3, True) == (cache.stored_total + cache.too_large_total, cache.too_large_total > 0)
+    assert cache.memory.bytes_used < 10**4 + 3 * OVERHEAD_BYTES
 
 
 async def test_a_fresh_answer_is_asked_for_alone() -> None:
