@@ -125,6 +125,7 @@ class Call:
     fell_back: str  # why another model than the one asked for was tried; such an answer is nobody else's
     quota_warning: str  # which soft quotas it passed, and which sent it to another model
     context_tokens: int  # of what it builds on at its upstream; only of a call that does, once that was looked up
+    response_kept: bytearray  # a stream's bytes; only where the tenant's policy stores payloads
     tally: object | None  # owned by stages/tally.py; only of a call that goes through it
     entered: int  # stages entered and not left
     responding: bool  # status and headers were handed to the server
@@ -187,7 +188,6 @@ class Call:
         self.outcome = Outcome.INTERNAL
         self.error_code = self.price_version = self.fell_back = self.quota_warning = ""
         self.status = self.first_token_us = self.response_bytes = 0
-        self.response_kept = bytearray()  # a stream's bytes, kept only where the tenant's policy stores payloads
         self.tokens: Tokens = NO_TOKENS
         self.cost_nanousd = self.saved_nanousd = 0
         self.cost_state = CostState.FINAL

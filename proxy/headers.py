@@ -124,7 +124,6 @@ def usd(nanousd: int) -> bytes:
 def _with_limits(call: Call, headers: Headers) -> bytes:
     """An upstream's headers and our limits, in the words of the client's protocol: of two limits of a kind the one with less left, ours if equal."""
     anthropic = protocol_of(call.operation, call.headers) is Protocol.ANTHROPIC
-    shown = _rate_limit_anthropic if anthropic else _rate_limit
     requests, tokens = call.ratelimit_requests, call.ratelimit_tokens
     lines = b""
     if headers:
@@ -135,7 +134,12 @@ def _with_limits(call: Call, headers: Headers) -> bytes:
         if tokens is not None and of_tokens >= 0 and _is_less(values[of_tokens], tokens[1]):
             tokens = None
         lines = _lines(names, values, _THEIRS[anthropic, requests is not None, tokens is not None])
-    return lines + shown(b"requests", requests) + shown(b"tokens", tokens)
+    shown = _rate_limit_anthropic if anthropic else _rate_limit
+    if requests is not None:
+        lines += shown(b"requests", requests)
+    if tokens is not None:
+        lines += shown(b"tokens", tokens)
+    return lines
 
 
 def _is_less(theirs: bytes, ours: int) -> bool:
@@ -151,18 +155,14 @@ def _places_of_left(names: tuple[bytes, ...], *, anthropic: bool) -> tuple[int, 
     return last.get(requests[1], -1), last.get(tokens[1], -1)
 
 
-def _rate_limit(what: bytes, limit: RateLimit | None) -> bytes:
+def _rate_limit(what: bytes, limit: RateLimit) -> bytes:
     """The three headers that OpenAI's clients look for."""
-    if limit is None:
-        return b""
     most, remaining, reset_s = limit
     return _RATE_LIMIT_LINES[what] % (most, remaining, _duration(reset_s))
 
 
-def _rate_limit_anthropic(what: bytes, limit: RateLimit | None) -> bytes:
+def _rate_limit_anthropic(what: bytes, limit: RateLimit) -> bytes:
     """The three headers that Anthropic's clients look for; the reset is a moment, as RFC 3339 writes it."""
-    if limit is None:
-        return b""
     most, remaining, reset_s = limit
     resets = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + reset_s + 1.0)).encode()  # rounded up
     return (

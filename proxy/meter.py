@@ -23,6 +23,7 @@ from controlplane.contract.snapshot import Deployment
 from proxy.call import Call
 from proxy.dialects.hosted_tools import Used
 from proxy.dialects.openai_media import Drawn
+from proxy.runtime import KeyIdentity
 from proxy.view import label
 
 BYTES_PER_TOKEN = 4  # of a JSON body; an estimate, marked as one wherever it is used
@@ -145,7 +146,7 @@ def _sum(attempts: list[AttemptRecord]) -> Tokens:
 def record_of(call: Call) -> CallRecord:
     """The one record of a call, as it stands now: made at settlement, after the stages were left."""
     elapsed_us = (time.monotonic_ns() - call.started_ns) // 1000
-    identity, view, reply = call.identity, call.view, call.reply
+    identity, view, reply, route = call.identity, call.view, call.reply, call.route
     return CallRecord(
         call_id=call.call_id,
         started_us=call.started_us,
@@ -163,7 +164,7 @@ def record_of(call: Call) -> CallRecord:
         priority=call.priority,
         trace_id=call.trace_id,
         alias="" if view is None else label(view.model),
-        routed=_routed(call),
+        routed="" if route is None or view is None else _routed(call, view.model, route.route.alias),
         model="" if reply is None else reply.model,
         deployment="" if reply is None else reply.deployment,
         stream=view is not None and view.stream,
@@ -181,28 +182,21 @@ def record_of(call: Call) -> CallRecord:
         request_bytes=len(call.body),
         response_bytes=call.response_bytes,
         attempts=tuple(call.attempts),
-        payload=_payload_of(call),
+        payload=None if identity is None or not identity.tenant.payloads.store else _payload_of(call, identity),
     )
 
 
-def _routed(call: Call) -> str:
+def _routed(call: Call, named: str, alias: str) -> str:
     """The alias under which quotas counted the call, where that is not the one that it named: of another model, or of a path."""
-    if call.route is None or call.view is None:
-        return ""
-    alias = call.route.route.alias
-    return alias if call.fell_back or alias != call.view.model else ""
+    return alias if alias != named or call.fell_back else ""
 
 
-def _payload_of(call: Call) -> Payload | None:
-    """Request and response, where the tenant's policy says so; each cut at a megabyte."""
-    if call.identity is None:
-        return None
-    policy = call.identity.tenant.payloads
-    if not policy.store:
-        return None
-    response = call.response_kept if call.reply is None or call.reply.stream is not None else call.reply.body
+def _payload_of(call: Call, identity: KeyIdentity) -> Payload:
+    """Request and response, each cut at a megabyte."""
+    kept = getattr(call, "response_kept", b"")
+    response = kept if call.reply is None or call.reply.stream is not None else call.reply.body
     return Payload(
         request=call.body[:PAYLOAD_BYTES_MAX],
         response=bytes(response[:PAYLOAD_BYTES_MAX]),
-        retention_days=policy.retention_days,
+        retention_days=identity.tenant.payloads.retention_days,
     )

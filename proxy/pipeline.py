@@ -167,6 +167,8 @@ class Pipeline:
             began_ns = _now_ns()
             keep = self._keeps_payload(call)
             call.responding = True
+            if keep:
+                call.response_kept = bytearray()
             exchange.begin(reply.status, lines)
             last = await self._copy(call, stream, exchange, keep=keep)
             if keep and not last:

@@ -32,11 +32,12 @@ class Bucket:
 
     def refresh(self, now_s: float) -> None:
         """Adds what has come since the last look."""
-        if self.stock is not None:
-            self.stock.look(self, now_s)
-        if self.stock is None or self.stock.degraded:
+        stock = self.stock
+        if stock is not None:
+            stock.look(self, now_s)
+        if stock is None or stock.degraded:
             filled = self.level + (now_s - self.updated_s) * self.per_minute / 60.0
-            self.level = min(float(self.per_minute), filled)
+            self.level = filled if filled < self.per_minute else float(self.per_minute)
         self.updated_s = now_s
 
     @property
@@ -52,7 +53,7 @@ class Bucket:
     @property
     def full(self) -> int:
         """The level when nobody asks for anything."""
-        return self.limit if self.shared else self.per_minute
+        return self.per_minute if self.stock is None or self.stock.degraded else self.limit
 
     def wait_s(self) -> float:
         """Seconds until there is one request, if nobody else takes it."""

@@ -145,7 +145,9 @@ class Attempt:
         self._finished = True
         elapsed_ns = time.monotonic_ns() - self.started_ns
         deployment = self.candidate.deployment
-        tokens, known = self._billed(error, elapsed_ns / 1e9)
+        tokens, known = self.tokens, True
+        if tokens is None:
+            tokens, known = self._unreported(error, elapsed_ns / 1e9)
         items: tuple[Item, ...] = ()
         unit = "" if known else OPERATIONS[self.call.operation].unit
         if unit:
@@ -206,10 +208,8 @@ class Attempt:
         if state is CostState.FINAL and out_of_bounds(reported, own, ratio_max=self.reported_ratio_max):
             self._metrics.bound_hit("reported_cost_ratio_max")
 
-    def _billed(self, error: AttemptError, elapsed_s: float) -> tuple[Tokens, bool]:
-        """The tokens of this try and whether the upstream said so itself."""
-        if self.tokens is not None:
-            return self.tokens, True
+    def _unreported(self, error: AttemptError, elapsed_s: float) -> tuple[Tokens, bool]:
+        """The tokens of a try of which the upstream did not say what it used, and whether they are known all the same."""
         redirected = 300 <= self.status < 400  # nobody has worked on it
         if (error in _UNBILLED or redirected) and not self.events:
             return NO_TOKENS, True

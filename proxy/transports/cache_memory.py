@@ -55,6 +55,10 @@ class MemoryTier:
         share.keys[key] = None
         share.bytes_used += size_bytes
         self.bytes_used += size_bytes
+        return self._make_room(share) if self.bytes_used > self._bytes_max else []
+
+    def _make_room(self, share: _Share) -> list[tuple[bytes, CacheEntry]]:
+        """Drops entries until all fit, those of the given tenant first if it has more than an equal part."""
         evicted: list[tuple[bytes, CacheEntry]] = []
         while self.bytes_used > self._bytes_max:
             greedy = share.keys and share.bytes_used * len(self._shares) > self._bytes_max

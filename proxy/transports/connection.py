@@ -48,10 +48,10 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (  # there are thousands of them
-        "_body_bytes", "_body_bytes_max", "_busy", "_error", "_expires", "_head_bytes", "_header_bytes_max",
+        "_body_bytes_max", "_busy", "_error", "_expires", "_head_bytes", "_header_bytes_max",
         "_high_water_bytes", "_loop", "_on_closed", "_on_complete", "_on_data", "_out", "_outbox", "_parser",
         "_parts", "_parts_bytes", "_paused", "_raw", "_shown", "_tail", "_timer", "_timer_at", "_transport",
-        "_waiter", "answered", "closed", "complete", "head_done", "headers", "idle_since", "keep_alive", "on_header",
+        "_waiter", "answered", "closed", "complete", "head_done", "headers", "idle_since", "keep_alive", "names", "on_header",
         "status", "uses",
     )  # fmt: skip
 
@@ -90,18 +90,18 @@ class Connection(asyncio.Protocol):
         self.closed = False
         self.idle_since = 0.0
         self.uses = 0
+        self.names: tuple[bytes, ...] = ()
         self._reset(0)
 
     def _reset(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
-        self._body_bytes = 0
         self._head_bytes = 0
         self._raw.clear()
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._error: ConnectionFailed | None = None
         self.status = 0
-        self.headers: Headers = []
+        self.headers: Headers = []  # their `names`, one by one, with the values
         self.head_done = False
         self.complete = False
         self.answered = False
@@ -271,8 +271,8 @@ class Connection(asyncio.Protocol):
         self.status = status
         self.head_done = True
         raw = self._raw
-        wanted, names = self._shown(tuple(raw))
-        self.headers = list(zip(names, compress(raw.values(), wanted), strict=True))
+        wanted, self.names = self._shown(tuple(raw))
+        self.headers = list(zip(self.names, compress(raw.values(), wanted), strict=True))
         if self._head_bytes > self._header_bytes_max:  # with some of the body, perhaps
             self._check_head(sum(len(name) + len(value) for name, value in self._raw.items()))
 
@@ -282,8 +282,9 @@ class Connection(asyncio.Protocol):
             return
         self._parts.append(body)
         self._parts_bytes += len(body)
-        self._body_bytes += len(body)
-        if self._body_bytes_max and self._body_bytes > self._body_bytes_max:
+        if (
+            self._body_bytes_max and self._parts_bytes > self._body_bytes_max
+        ):  # none of a whole body is taken before its end
             self._fail(Failure.MALFORMED, f"the upstream's answer is larger than {self._body_bytes_max} bytes")
 
     def on_message_complete(self) -> None:

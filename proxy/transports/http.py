@@ -136,7 +136,9 @@ class HttpTransport:
                 await connection.wait()
             attempt.status = connection.status
             headers = connection.headers
-            content_type, encoding = _content_of(headers)
+            of_type, of_encoding = _content_places(connection.names)
+            content_type = headers[of_type][1] if of_type >= 0 else b""
+            encoding = headers[of_encoding][1] if of_encoding >= 0 else b""
             view = call.view
             if connection.status == 200 and view is not None and content_type[:17].lower() == b"text/event-stream":
                 if encoding:
@@ -330,15 +332,11 @@ def _with_query(wire: Wire, query: bytes) -> bytes:
     return b"%b?%b %b%b" % (line, query, version, wire.lines)
 
 
-def _content_of(headers: Headers) -> tuple[bytes, bytes]:
-    """What an answer says of its body: type and encoding; b"" where it does not."""
-    content_type = encoding = b""
-    for name, value in headers:
-        if name == b"content-type":
-            content_type = value
-        elif name == b"content-encoding":
-            encoding = value
-    return content_type, encoding
+@lru_cache(maxsize=256)
+def _content_places(names: tuple[bytes, ...]) -> tuple[int, int]:
+    """Which headers of an answer say the type and the encoding of its body; -1: none does. Of equal names the last."""
+    last = {name: place for place, name in enumerate(names)}
+    return last.get(b"content-type", -1), last.get(b"content-encoding", -1)
 
 
 def _check_plain(attempt: Attempt, encoding: bytes) -> None:
