@@ -16,6 +16,7 @@ from proxy.dialects.anthropic_stream import MessagesScanner
 from proxy.dialects.dialect import Malformed, RequestView
 
 _IMAGE = b'"image"'
+_CODE = b'"code_execution_2'  # the tool's type, with its date: it leaves a container behind, for later requests
 _NOTHING = msgspec.Raw(b"")
 
 
@@ -27,6 +28,7 @@ class _Fields(msgspec.Struct):
     max_tokens: int
     stream: bool | None = None
     metadata: msgspec.Raw = _NOTHING
+    container: msgspec.Raw = _NOTHING
 
 
 class _CountFields(msgspec.Struct):
@@ -69,6 +71,7 @@ class AnthropicMessages:
             image_parts=body.count(_IMAGE),
             user=metadata.get("user_id", ""),
             ambiguous=None,
+            kept=_CODE in body or _names_container(fields.container),
         )
 
     def rewritten(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:  # noqa: ARG002 - the seam's
@@ -116,6 +119,14 @@ class AnthropicCountTokens(AnthropicMessages):
         except (msgspec.DecodeError, RecursionError) as error:
             raise Malformed(f"the upstream's reply is not valid: {error}") from error
         return NO_TOKENS, ""
+
+
+def _names_container(container: msgspec.Raw) -> bool:
+    """Whether a request goes on where an earlier one ended: in a machine whose files are another each time. Skills alone name none."""
+    if not bytes(container):
+        return False
+    found: object = msgspec.json.decode(container)
+    return bool(found.get("id") if isinstance(found, dict) else found)
 
 
 def _check(model: str, messages: msgspec.Raw) -> None:

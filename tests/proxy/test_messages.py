@@ -177,6 +177,21 @@ async def test_a_query_that_the_upstream_gets_is_part_of_the_cache_key(claude: C
     assert list(paths[:3]) == asked
 
 
+async def test_what_goes_on_in_a_container_is_nobody_else_s(claude: Claude) -> None:
+    """Its files are others each time, and what a tool does there is not done by a stored answer; skills alone are no container."""
+    await claude.serve(replies(answer(message())), tenant=CACHED)
+    tool = {"type": "code_execution_20250825", "name": "code_execution"}
+    asked: list[tuple[dict[str, object], str]] = [
+        ({"container": "container_1"}, "bypass"),
+        ({"container": {"id": "container_1", "skills": []}}, "bypass"),
+        ({"tools": [tool]}, "bypass"),
+        ({"container": {"skills": [{"skill_id": "pdf"}]}}, "miss"),
+        ({"container": None}, "miss"),
+        ({"tools": [{"name": "run", "input_schema": {"properties": {"container": {"type": "string"}}}}]}, "miss"),
+    ]
+    assert [how for _, how in asked] == [(await claude.send(**body)).headers["x-heph-cache"] for body, _ in asked]
+
+
 async def test_a_refused_answer_is_not_stored(claude: Claude) -> None:
     """The next try may be answered."""
     await claude.serve(replies(answer(message(stop_reason="refusal"))), tenant=CACHED)
