@@ -15,6 +15,8 @@ from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, fai
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool
 
+_TIMED_OUT = frozenset((AttemptError.IDLE_TIMEOUT, AttemptError.DEADLINE))
+_TOO_LATE = "no content came before the call's deadline"
 _TAIL_S = 1.0  # how long the last bytes behind the protocol's end may take before the connection is given up
 
 
@@ -140,7 +142,8 @@ class UpstreamStream:
                     operation = self._attempt.call.operation
                     raise self._broken(*error_of_event(scanner.error_event, operation), event=scanner.error_event)
                 if not connection.has_data:
-                    connection.expire_at(min(self._expires, time.monotonic() + self._idle_s))
+                    expires = min(self._expires, time.monotonic() + self._idle_s)
+                    connection.expire_at(min(expires, self._attempt.call.deadline) if self._waits else expires)
                     await connection.wait()  # what is ordinary goes through `_pass` meanwhile
                     continue
                 data = connection.take()
@@ -193,13 +196,17 @@ class UpstreamStream:
 
     def _cut(self, failure: ConnectionFailed) -> StreamBroken:
         """A stream that its connection has ended, or the time that all of it may take."""
-        if failure.failure is Failure.TIMED_OUT and time.monotonic() >= self._expires - 0.002:
-            self._metrics.bound_hit(self._bound)
+        if failure.failure is Failure.TIMED_OUT:
+            now = time.monotonic()
+            if now >= self._expires - 0.002:
+                self._metrics.bound_hit(self._bound)
+            elif self._waits and now >= self._attempt.call.deadline - 0.002:
+                return self._broken(AttemptError.DEADLINE, _TOO_LATE)
         return self._broken(*_after_content(failure))
 
     def _broken(self, error: AttemptError, message: str, *, event: bytes = b"") -> StreamBroken:
         self._end(error)
-        timed_out = error is AttemptError.IDLE_TIMEOUT
+        timed_out = error in _TIMED_OUT
         text = message or "the upstream's stream broke"
         return StreamBroken(Outcome.TIMED_OUT if timed_out else Outcome.BROKEN_STREAM, text, event=event)
 
@@ -243,7 +250,7 @@ class UpstreamStream:
 def _before_content(failure: ConnectionFailed, attempt: Attempt) -> AttemptFailed:
     if failure.failure is Failure.TIMED_OUT:
         if time.monotonic() >= attempt.call.deadline - 0.002:
-            return AttemptFailed(AttemptError.DEADLINE, "no content came before the call's deadline")
+            return AttemptFailed(AttemptError.DEADLINE, _TOO_LATE)
         return AttemptFailed(AttemptError.FIRST_BYTE_TIMEOUT, "no content came in time")
     if failure.failure is Failure.MALFORMED:
         return AttemptFailed(AttemptError.MALFORMED, str(failure))

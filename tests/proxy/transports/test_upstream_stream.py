@@ -21,6 +21,7 @@ from tests.proxy.fakes import (
     chunk,
     event,
     sends_then_aborts,
+    sends_then_hangs,
     until,
     usage_event,
 )
@@ -215,4 +216,20 @@ async def test_what_fails_after_a_ping_was_shown_is_an_error_in_the_stream(tmp_p
     assert b"event: error" in response.content
     await world.until_idle()
     assert (Outcome.BROKEN_STREAM, []) == (world.records()[0].outcome, second.received)
+    await world.stop()
+
+
+async def test_pings_do_not_put_off_the_calls_deadline(tmp_path: Path) -> None:
+    """Until there is content the client's own limit holds, whatever it was shown meanwhile; the upstream is left."""
+    world = await World(tmp_path).start(stream_hold_s_max=0)
+    upstream = await world.upstream(sends_then_hangs(STREAM_HEAD + chunk(start() + PING)))
+    world.apply(urls=(f"http://127.0.0.1:{upstream.port}",), upstream={"dialect": "anthropic"}, tenant=PLAIN)
+    headers = {"x-heph-timeout-ms": "200"}
+    async with asyncio.timeout(20.0):
+        response = await world.client.post("/v1/messages", json=body() | {"max_tokens": 9}, headers=headers)
+        await upstream.client_left.wait()
+    assert b"event: error" in response.content
+    await world.until_idle()
+    (record,) = world.records()
+    assert (Outcome.TIMED_OUT, AttemptError.DEADLINE) == (record.outcome, record.attempts[0].error)
     await world.stop()
