@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sized
 from functools import partial
 from typing import Any, Protocol
 
@@ -115,8 +115,13 @@ class ProxyApp:
         self.runtime: Runtime | None = None  # swapped by one assignment; a call keeps the one it began with
         self.on_started: Callable[[], None] = lambda: None  # called when calls can be served
         self.draining = False
-        self.inflight = 0
+        self.serving: Sized = ()  # the server's tasks that serve calls
         self.calls_total = 0
+
+    @property
+    def inflight(self) -> int:
+        """Calls that are being served now."""
+        return len(self.serving)
 
     def takes_body(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a body that is not small is worth keeping until it is whole: only that of somebody we know."""
@@ -174,15 +179,8 @@ class ProxyApp:
         if reply is not None and reply.stream is None and call.shortage is None:
             pipeline.answer(call, reply, exchange)
             return
-        self.inflight += 1
-        task = exchange.spawn(self._serve(call, reply, exchange, pipeline))
+        task = exchange.spawn(pipeline.serve(call, reply, exchange))
         exchange.on_gone = partial(self._on_gone, call, task)
-
-    async def _serve(self, call: Call, reply: Reply | None, exchange: Exchange, pipeline: Pipeline) -> None:
-        try:
-            await pipeline.serve(call, reply, exchange)
-        finally:
-            self.inflight -= 1
 
     def _on_gone(self, call: Call, task: asyncio.Task[None]) -> None:
         """The client has left: unless others wait for its answer, whatever is done for it is cancelled."""

@@ -64,7 +64,9 @@ def make_server(app: ProxyApp, settings: ProxySettings, metrics: ProxyMetrics) -
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=BACKLOG,
     )
-    return _Server(config)
+    server = _Server(config)
+    app.serving = server.server_state.tasks
+    return server
 
 
 def listen(settings: ProxySettings) -> socket.socket:

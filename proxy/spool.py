@@ -199,10 +199,13 @@ class Spool:
 
     def _write(self, frame: bytes) -> bool:
         """Appends a frame whole or not at all."""
-        if self.bytes_stored + len(frame) > self._bytes_max:
+        active = self._active
+        stored = self._sealed_bytes + self._quarantine_bytes + (0 if active is None else active.size)
+        if stored + len(frame) > self._bytes_max:
             return False
         try:
-            active = self._active or self._open()
+            if active is None:
+                active = self._open()
             written = os.write(active.fd, frame)
         except OSError:
             return False

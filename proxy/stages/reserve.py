@@ -274,7 +274,9 @@ def worst_case(
     unit = OPERATIONS[call.operation].unit
     hosted = read_hosted(call.body) if call.operation in HOSTING else None
     tokens_out_max = nanousd_max = nanousd_min = 0
-    for candidate in _reachable(call):
+    route = call.route
+    spares = () if route is None else route.spares
+    for candidate in (*call.candidates, *spares) if spares else call.candidates:  # wherever the call may end
         deployment, nanousd = candidate.deployment, 0
         tokens_out = (deployment.max_output_tokens if ceiling is None else ceiling) * view.n
         if tokens_out > tokens_out_max:
@@ -302,7 +304,7 @@ def worst_case(
     if call.operation == _PASSTHROUGH and call.candidates:
         stated = call.candidates[0].upstream.passthrough_nanousd
         nanousd_max = nanousd_max if stated is None else stated
-    at_once = 1 if call.route is None or call.route.route.hedge is None else 2  # tries that may run side by side
+    at_once = 1 if route is None or route.route.hedge is None else 2  # tries that may run side by side
     return (tokens_in + tokens_out_max) * at_once, max(nanousd_max * at_once, nanousd_min)
 
 
@@ -313,12 +315,6 @@ def _units_nanousd_max(unit: str, view: RequestView, price: Price) -> int:
     if unit == "character":
         return (price.character or 0) * view.characters
     return picture_nanousd_max(price, quality=view.quality, size=view.size) * view.n
-
-
-def _reachable(call: Call) -> tuple[Candidate, ...]:
-    """Every deployment at which the call may end."""
-    spares = () if call.route is None else call.route.spares
-    return (*call.candidates, *spares) if spares else call.candidates
 
 
 def _who(call: Call, view: RequestView) -> Who:

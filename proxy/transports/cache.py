@@ -213,7 +213,9 @@ class Cache:
     def _stored_since(self, call: Call) -> Reply | None:
         """The answer to an identical call that has ended since the look-up."""
         entry = self._memory.get(call.cache_key)
-        reply = None if entry is None else self._serve(call, entry)
+        if entry is None:
+            return None
+        reply = self._serve(call, entry)
         self.store.hits_memory_total += reply is not None
         return reply
 

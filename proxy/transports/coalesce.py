@@ -165,7 +165,7 @@ class Coalesce:
                 if reply.outcome is not Outcome.TIMED_OUT:  # or its followers start over
                     self.share_bill(flight)
         else:
-            flight.stream = reply.stream
+            flight.begin(reply.stream)
             reply.stream = Reader(self, flight, call, reply)
             self._part(flight, reply)
         flight.deliver(reply)
@@ -254,7 +254,7 @@ class Coalesce:
         if flight.followers:
             return
         if flight.leader_finished:
-            if flight.stream is not None or flight.chunks:
+            if flight.begun:
                 flight.discard()
         elif flight.leader_gone and not flight.ended and not self._elsewhere(flight.key):
             self._give_up(flight)

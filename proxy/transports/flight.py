@@ -37,10 +37,10 @@ class Owner(Protocol):
 
 
 class Flight:
-    """One upstream call and the chunks it has brought so far."""
+    """One upstream call and, if its answer is a stream, the chunks it has brought so far."""
 
     __slots__ = (
-        "abandoned", "buffered_bytes", "calls", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
+        "abandoned", "begun", "buffered_bytes", "calls", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
         "leader_finished", "leader_gone", "loose", "loose_bytes", "puller", "pulling", "readers", "stream", "task", "trimming", "waiting",
     )  # fmt: skip
 
@@ -52,7 +52,17 @@ class Flight:
         self.head: Reply | None = None
         self.delivered = False
         self.waiting: dict[asyncio.Future[bool], None] = {}  # for the head first, for the next chunk later; ordered
-        self.stream: ChunkStream | None = None
+        self.begun = False  # a stream, and with it all that `begin` sets
+        self.ended = False
+        self.followers = 0
+        self.calls: dict[str, Call] = {}  # the followers', by id
+        self.leader_gone = False  # its client; its task may still run
+        self.leader_finished = False
+
+    def begin(self, stream: ChunkStream) -> None:
+        """The answer is a stream."""
+        self.begun = True
+        self.stream: ChunkStream | None = stream
         self.chunks: list[bytes] = []
         self.dropped = 0  # chunks that were here before chunks[0]
         self.loose = self.loose_bytes = 0  # chunks at the end that can be joined to one
@@ -62,12 +72,7 @@ class Flight:
         self.puller: asyncio.Task[object] | None = None
         self.abandoned = False
         self.trimming = False
-        self.ended = False
         self.failure: StreamBroken | None = None
-        self.followers = 0
-        self.calls: dict[str, Call] = {}  # the followers', by id
-        self.leader_gone = False  # its client; its task may still run
-        self.leader_finished = False
 
     def deliver(self, head: Reply | None) -> None:
         """The leader's answer, or None when it has none and never will."""
