@@ -15,7 +15,7 @@ from proxy.transports.cache import Cache
 from proxy.transports.cache_disk import DiskTier
 from proxy.transports.cache_entry import CacheEntry
 from proxy.transports.cache_memory import MemoryTier
-from proxy.transports.cache_rules import Rules, fits
+from proxy.transports.cache_rules import LABELS_MAX, Rules, fits
 from tests.proxy.state_fakes import NOON_US, FakeClock, FakeInner, make_call
 
 LABELS = st.sampled_from(["", "a", "b"])
@@ -53,7 +53,18 @@ def test_a_rule_fits_what_each_of_its_selectors_says(rule: dict[str, object], go
     """A rule without selectors fits everything before its moment; with several, all of them must fit."""
     entry = _entry(alias="fast", model="m", agent="bot", tags={"team": "search"})
     made = CacheInvalidation(**({"id": "i", "before_us": 9, "expires_us": 99} | rule))  # type: ignore[arg-type]
-    assert gone is fits(made, entry) is Rules((made,)).forbid(entry)
+    rules = Rules((made,))
+    assert gone is fits(made, entry) is rules.forbid(entry) is rules.forbid(entry)
+
+
+def test_what_is_remembered_of_labels_is_bounded_and_right() -> None:
+    """Any number of users may tag their calls as they like."""
+    made = [CacheInvalidation("i", 9, 99, tag="n=7"), CacheInvalidation("j", 5, 99, agent="bot")]
+    rules = Rules(made)
+    for number in (*range(LABELS_MAX + 10), 7):
+        assert (number == 7) is rules.forbid(_entry(tags={"n": str(number)}))
+    assert [True, False] == [rules.forbid(_entry(agent="bot", asked_us=at)) for at in (4, 5)]
+    assert len(rules._moments) <= LABELS_MAX
 
 
 @given(
