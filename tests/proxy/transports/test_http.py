@@ -114,6 +114,26 @@ async def test_a_kept_connection_that_was_closed_costs_no_failure(world: World) 
     assert [1, 1] == [len(record.attempts) for record in world.records()]
 
 
+async def test_a_connection_that_was_waited_for_may_be_stale_too(world: World) -> None:
+    """Handed over by a call that has ended, and closed by the upstream at that moment: no failure either."""
+    gate = asyncio.Event()
+
+    async def closes_on_second(wire: Wire, _: Received) -> None:
+        if len(upstream.received) == 2:
+            wire.abort()
+        else:
+            await gate.wait()
+            await wire.send(answer(BODY))
+
+    upstream = await world.upstream(closes_on_second)
+    world.apply(route={"attempts_max": 1}, upstream={"connections_max": 1})
+    calls = [asyncio.create_task(world.chat()) for _ in range(2)]
+    await until(lambda: waiting(world))
+    gate.set()
+    assert [200, 200] == [response.status_code for response in await asyncio.gather(*calls)]
+    assert 3 == len(upstream.received)
+
+
 async def test_what_an_upstream_may_have_worked_on_is_not_sent_again_unseen(world: World) -> None:
     """A kept connection that closes late was not merely stale: that is a failed try like any other, on the record."""
 
