@@ -394,7 +394,7 @@ class Ledger:
         if len(table) < self._instances_max:
             return value
         for name, account in list(islice(table.items(), _EVICTION_TRIES)):
-            idle = not account.held.requests and account.used_us + self._idle_us <= now_us
+            idle = not account.held.anything() and account.used_us + self._idle_us <= now_us
             if name != OTHERS and (idle or account.is_over(now_us)):
                 self.forgiven_total += not account.is_over(now_us)
                 del table[name]

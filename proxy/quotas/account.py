@@ -54,6 +54,10 @@ class Held:
         self.tokens = 0
         self.nanousd = 0
 
+    def anything(self) -> bool:
+        """Whether a call in flight holds something, or one that has ended and goes on at its upstream."""
+        return bool(self.requests or self.tokens or self.nanousd)
+
 
 class Meter:
     """The settled amounts of one kind of window: the one that is current, and of some kinds the one before it.
@@ -125,8 +129,8 @@ class Account:
             settled.requests += requests
 
     def is_over(self, now_us: int) -> bool:
-        """Whether nothing that was counted here matters any more: all its windows have ended and no call is in flight."""
-        return not self.held.requests and all(meter.now.end_us <= now_us for meter in self.meters.values())
+        """Whether nothing that was counted here matters any more: all its windows have ended and nothing is held."""
+        return not self.held.anything() and all(meter.now.end_us <= now_us for meter in self.meters.values())
 
 
 class Lease(Protocol):

@@ -207,6 +207,19 @@ def test_an_idle_instance_makes_room_and_is_counted() -> None:
     assert (1, 1) == (ledger.forgiven_total, ledger.crowded_total)
 
 
+@pytest.mark.parametrize("later_us", [61_000_000, DAY_US])
+def test_an_instance_with_a_call_that_goes_on_upstream_makes_no_room(later_us: int) -> None:
+    """A response in the background is no request any more, but what it may cost stays held against its agent, idle or in another window."""
+    policy = TenantPolicy("acme", quotas=(Quota("q", QuotaScope.AGENT, window=Window.DAY, tokens=10),))
+    ledger = Ledger(instances_max=1, idle_s=60)
+    ledger.configure((policy,), now_us=NOON_US)
+    held = _take(ledger, policy, _who(agent="slow"), tokens=10)
+    assert isinstance(held, Reservation)
+    ledger.outlive(held)
+    assert isinstance(_take(ledger, policy, _who(agent="new"), now_us=NOON_US + later_us, tokens=10), Reservation)
+    assert isinstance(_take(ledger, policy, _who(agent="slow"), now_us=NOON_US + later_us, tokens=1), Refused)
+
+
 def test_quotas_that_count_the_same_share_one_account() -> None:
     """Two quotas for each agent cost one account; a third about some models has its own."""
     policy = TenantPolicy(
