@@ -73,14 +73,23 @@ class Refused(msgspec.Struct, frozen=True):
 
     refusal: Refusal
     message: str
+    details: str = ""
 
 
-def refuse(refusal: Refusal, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> Reply:
+def refuse(
+    refusal: Refusal,
+    message: str,
+    *,
+    param: str | None = None,
+    retry_after_s: float | None = None,
+    details: str = "",
+) -> Reply:
     """A complete reply that says no, in OpenAI's shape until `shape` knows better.
 
     message: what happened, to what, and what to do; shown to the client, so it holds no secret, no upstream's address and no
     other tenant's name; what the operator must know besides goes to the log.
     retry_after_s: rounded up to whole seconds, at least one.
+    details: the code by which Anthropic's clients know what to do, where they have one for it.
     """
     headers: Headers = [_JSON, _RETRY[refusal.should_retry]]
     if retry_after_s is not None:
@@ -93,7 +102,7 @@ def refuse(refusal: Refusal, message: str, *, param: str | None = None, retry_af
         outcome=refusal.outcome,
         error_code=refusal.code,
     )
-    reply.refusal = Refused(refusal, message)
+    reply.refusal = Refused(refusal, message, details)
     reply.complete = True
     return reply
 
@@ -103,7 +112,9 @@ def shape(reply: Reply, protocol: Protocol, request_id: str) -> None:
     refused = reply.refusal
     if protocol is Protocol.ANTHROPIC and isinstance(refused, Refused):
         kind = _anthropic_kind(refused.refusal)
-        reply.body = anthropic.error_body(message=refused.message, kind=kind, request_id=request_id)
+        reply.body = anthropic.error_body(
+            message=refused.message, kind=kind, request_id=request_id, details=refused.details
+        )
         code = (b"x-heph-error-code", refused.refusal.code.encode())  # for it has no place in their body
         rest = [
             header for header in reply.headers if header[0] not in _SHAPED

@@ -68,6 +68,7 @@ from proxy.transports.owners import Owners
 from proxy.transports.passthrough import Passthrough
 from proxy.transports.promises import Promises
 from proxy.transports.shadow import Shadow
+from proxy.transports.threads import Threads
 from proxy.uplink import open_uplink
 
 _SHIP_AT_STOP_S = 3.0
@@ -273,6 +274,7 @@ class Worker:
         )
         local: dict[str, Transport] = dict.fromkeys(KEPT_OPERATIONS, self.kept)
         local |= dict.fromkeys(BATCH_OPERATIONS, self.batches)
+        local["messages"] = Threads(self.cache, self.owners)
         self.pipeline = Pipeline(stages, self.cache, self.cache, self.spool, self.metrics, local=local)
         refill = None if self.lending is None else self.lending.refill
         self.unrouted = Pipeline(

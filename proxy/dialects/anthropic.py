@@ -226,9 +226,12 @@ def read_error(body: bytes) -> tuple[str, str]:
     return "insufficient_quota" if _NO_CREDIT in message else detail.type or "", message
 
 
-def error_body(*, message: str, kind: str, request_id: str) -> bytes:
-    """An error as Anthropic's clients expect it."""
-    return _encode({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id})
+def error_body(*, message: str, kind: str, request_id: str, details: str = "") -> bytes:
+    """An error as Anthropic's clients expect it. details: a code that says more than its kind."""
+    error: dict[str, object] = {"type": kind, "message": message}
+    if details:
+        error["details"] = {"error_code": details}
+    return _encode({"type": "error", "error": error, "request_id": request_id})
 
 
 def error_event(*, message: str, kind: str, request_id: str) -> bytes:

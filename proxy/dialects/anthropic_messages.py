@@ -6,7 +6,7 @@ its order is part of the provider's prompt cache and of its clients' attribution
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from controlplane.contract.pricing import NO_TOKENS, Tokens
 from proxy.dialects import anthropic, openai
 from proxy.dialects.anthropic_stream import MessagesScanner
 from proxy.dialects.dialect import Malformed, RequestView
+from proxy.dialects.responses_state import check_id, written_anew
 
 _IMAGE = b'"image"'
 _CODE = b'"code_execution_2'  # the tool's type, with its date: it leaves a container behind, for later requests
@@ -29,6 +30,14 @@ class _Fields(msgspec.Struct):
     stream: bool | None = None
     metadata: msgspec.Raw = _NOTHING
     container: msgspec.Raw = _NOTHING
+    thread: msgspec.Raw = _NOTHING
+
+
+class _Thread(msgspec.Struct):
+    """A conversation that the upstream keeps: it begins with this request, or goes on from the answer of an earlier one."""
+
+    type: Literal["create", "continue"]
+    previous_message_id: str = ""
 
 
 class _CountFields(msgspec.Struct):
@@ -46,9 +55,12 @@ class _CountReply(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Fields).decode
+_decode_thread = msgspec.json.Decoder(_Thread | None).decode
 _decode_count = msgspec.json.Decoder(_CountFields).decode
 _decode_reply = msgspec.json.Decoder(_ReplyFields).decode
 _decode_count_reply = msgspec.json.Decoder(_CountReply).decode
+_decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
 
 
 class AnthropicMessages:
@@ -63,7 +75,7 @@ class AnthropicMessages:
         if not 0 <= fields.max_tokens <= openai.TOKENS_MAX:
             raise Malformed(f"`max_tokens` must be between 0 and {openai.TOKENS_MAX}", "max_tokens")
         _, metadata = openai.labels_of(_NOTHING, fields.metadata)
-        return RequestView(
+        view = RequestView(
             model=fields.model,
             stream=bool(fields.stream),
             include_usage=True,  # it is always there
@@ -73,10 +85,16 @@ class AnthropicMessages:
             ambiguous=None,
             kept=_CODE in body or _names_container(fields.container),
         )
+        return view if fields.thread is _NOTHING else _in_thread(view, fields.thread)
 
     def rewritten(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:  # noqa: ARG002 - the seam's
-        """The request with the upstream's name of the model; it always has a ceiling of its own."""
-        return openai.rewritten(body, model=model, include_usage=False)
+        """The request with the upstream's name of the model; it always has a ceiling of its own. A thread is named once."""
+        written = openai.rewritten(body, model=model, include_usage=False)
+        if not view.threaded:
+            return written
+        fields = _decode_shallow(written)
+        fields["thread"] = written_anew(fields["thread"])
+        return _encode(fields)
 
     def read_reply(self, body: bytes) -> tuple[Tokens | None, str]:
         """Usage and stop reason of a complete reply. Raises Malformed."""
@@ -119,6 +137,21 @@ class AnthropicCountTokens(AnthropicMessages):
         except (msgspec.DecodeError, RecursionError) as error:
             raise Malformed(f"the upstream's reply is not valid: {error}") from error
         return NO_TOKENS, ""
+
+
+def _in_thread(view: RequestView, raw: msgspec.Raw) -> RequestView:
+    """The view of a request that names a thread, or says that it is in none. Raises Malformed for one whose ids nobody can find."""
+    view = msgspec.structs.replace(view, ambiguous=True)  # named twice, it could be another one to another reader
+    try:
+        thread = _decode_thread(raw)
+    except msgspec.DecodeError as error:
+        raise Malformed(f"`thread` must be of type `create` or `continue`: {error}", "thread") from error
+    if thread is None:
+        return view
+    continues: tuple[tuple[str, str], ...] = ()
+    if thread.type == "continue" or thread.previous_message_id:
+        continues = (("thread", check_id(thread.previous_message_id, "thread.previous_message_id")),)
+    return msgspec.structs.replace(view, kept=True, threaded=True, continues=continues)
 
 
 def _names_container(container: msgspec.Raw) -> bool:

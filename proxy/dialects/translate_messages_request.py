@@ -67,6 +67,8 @@ def chat_request(
         for name in ("container", "mcp_servers"):
             if bytes(getattr(asked, name)) not in _ABSENT:
                 raise Malformed(f"`{name}` cannot be had from a model of OpenAI's; leave it out", name)
+        if view.continues:
+            raise Malformed("`thread` is kept at another upstream; send the whole conversation", "thread")
         if asked.max_tokens == 0:  # fills Anthropic's prompt cache; there it would ask for an answer without an end
             raise Malformed("`max_tokens` must be at least 1 for a model of OpenAI's", "max_tokens")
         request = chat.Request(
