@@ -49,11 +49,19 @@ def zone_of(timezone: str) -> tzinfo:
 
 def _by_calendar(window: Window, at_us: int, zone: tzinfo) -> tuple[int, int]:
     day = datetime.fromtimestamp(at_us // _US, zone).date()
+    first = day if window is Window.DAY else day.replace(day=1)
+    following = _following(window, first)
+    end_us = _midnight_us(following, zone)
+    if at_us >= end_us:  # clocks were put back over midnight: the day that has begun goes on
+        first, end_us = following, _midnight_us(_following(window, following), zone)
+    return _midnight_us(first, zone), end_us
+
+
+def _following(window: Window, first: date) -> date:
+    """The first day of the next window. first: of a window."""
     if window is Window.DAY:
-        return _midnight_us(day, zone), _midnight_us(day + timedelta(days=1), zone)
-    first = day.replace(day=1)
-    following = date(first.year + first.month // 12, first.month % 12 + 1, 1)
-    return _midnight_us(first, zone), _midnight_us(following, zone)
+        return first + timedelta(days=1)
+    return date(first.year + first.month // 12, first.month % 12 + 1, 1)
 
 
 def _midnight_us(day: date, zone: tzinfo) -> int:

@@ -39,6 +39,8 @@ def _us(text: str) -> int:
         (Window.DAY, "America/Sao_Paulo", "2018-11-04T12:00:00", "2018-11-04T03:00:00", "2018-11-05T02:00:00"),
         # Havana repeats midnight: its day begins at the first of the two
         (Window.DAY, "America/Havana", "2026-11-01T12:00:00", "2026-11-01T04:00:00", "2026-11-02T05:00:00"),
+        # St. John's went back to the day before a minute after midnight: the day that had begun goes on
+        (Window.DAY, "America/St_Johns", "2010-11-07T03:00:00", "2010-11-07T02:30:00", "2010-11-08T03:30:00"),
         # minutes and hours are everybody's
         (Window.HOUR, "Asia/Kolkata", "2026-07-01T02:59:59", "2026-07-01T02:00:00", "2026-07-01T03:00:00"),
         # the turn of a year
