@@ -10,6 +10,7 @@ from typing import TypeAlias
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
+_MAPPED_BITS = 96  # before the IPv4 address in an IPv6 address that holds one
 HOPS_MAX = 32  # of `x-forwarded-for`, read from its end
 
 
@@ -45,7 +46,12 @@ def networks_of(texts: Sequence[str]) -> tuple[Network, ...]:
 
 @lru_cache(maxsize=1024)
 def _network(text: str) -> Network:
-    return ip_network(text)
+    """A network; one of IPv4 addresses written as IPv6 is what it is, as an address is."""
+    network = ip_network(text)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 def _within(address: Address, networks: Sequence[Network]) -> bool:

@@ -55,3 +55,22 @@ def test_any_bytes_are_an_address_or_none(forwarded: bytes, peer: str) -> None:
 def test_networks(address: str, allowed: bool) -> None:
     """An address is allowed in its own networks and in no others, of the other version least of all."""
     assert allowed is may_come_from(client_address(address, {}, ()), ("192.0.2.0/24", "198.51.100.1/32"))
+
+
+@pytest.mark.parametrize(
+    ("network", "address", "allowed"),
+    [
+        ("::ffff:192.0.2.0/120", "192.0.2.255", True),
+        ("::ffff:192.0.2.0/120", "::ffff:192.0.2.1", True),
+        ("::ffff:192.0.2.0/120", "192.0.3.0", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::/0", "2001:db8::1", True),
+        ("::/0", "192.0.2.1", False),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_one_of_their_own(network: str, address: str, allowed: bool) -> None:
+    """IPv4 addresses that are written as IPv6 are the same addresses, in networks as in connections."""
+    assert allowed is may_come_from(client_address(address, {}, ()), (network,))
+    (trusted,) = networks_of((network,))
+    seen = client_address(address, {b"x-forwarded-for": b"203.0.113.5"}, (trusted,))
+    assert allowed is (str(seen) == "203.0.113.5")
