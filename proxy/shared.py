@@ -3,8 +3,9 @@
 One server, one found through sentinels, or a cluster: the callers do not know which. A call waits at most `redis_timeout_s`, and `FIRST_FACTOR` times
 that for the first answer of a script or command after a connection was made, when sockets are opened and scripts are sent; after
 `redis_failures_max` failures in a row, or when the connection is lost, the door is *degraded*: everything raises SharedUnavailable at once
-until a probe, every `redis_pause_s`, was answered in time. A slow Redis is worse than a dead one, so it is treated as one. What a
-caller does then is its own decision, and must never be to wait.
+until a probe, every `redis_pause_s`, was answered in time. A slow Redis is worse than a dead one, so it is treated as one, and so is one that
+takes no writes: a former master answers reads for ever, on connections that nobody closes. What a caller does then is its own decision, and
+must never be to wait.
 
 Names: every key begins with `prefix`, which two installations on one Redis do not share. All keys of one script must carry
 the same `{hash tag}`, so that a cluster keeps them on one node.
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias, cast  # redis-py's answers depend on the comm
 import msgspec
 import structlog
 from redis.asyncio.client import PubSub
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.redis_address import parse_redis_address
@@ -29,6 +30,7 @@ from proxy.settings import ProxySecrets
 
 STALL_FACTOR = 2  # a deadline missed by this factor was missed by our own event loop
 FIRST_FACTOR = 10  # of a deadline, as long as nothing of that kind was answered since the door opened
+PROBE_MS = 1_000  # what a probe writes is gone by then
 IDLE_CONNECTIONS = 8  # opened before the door is, so that the first calls at once do not wait for them
 LISTEN_S = 5.0  # how long one wait for messages takes before the connection is asked whether it is alive
 _TROUBLE = (RedisError, OSError, ValueError, EOFError, RecursionError)
@@ -67,6 +69,7 @@ class SharedState:
         self._password = None if secrets.redis_password is None else secrets.redis_password.reveal()
         tag = hashlib.blake2b(secrets.pepper_bytes, digest_size=6, person=_PERSON).hexdigest()
         self.prefix = f"heph:{tag}:".encode()
+        self._probe_key = self.prefix + b"probe"
         self.secret = hashlib.blake2b(secrets.pepper_bytes, digest_size=32, person=_SECRET_PERSON).digest()  # for seals
         self.degraded = True
         self._client: Client | None = None
@@ -181,7 +184,10 @@ class SharedState:
             raise SharedUnavailable("Redis refuses the password") from error
         except ResponseError as error:
             self.errors_total += 1
-            self._failed(f"it refuses a command: {error}")
+            if isinstance(error, ReadOnlyError) or "-READONLY" in str(error):  # so older servers say it of a script
+                self._degrade("it takes no writes any more")
+            else:
+                self._failed(f"it refuses a command: {error}")
             raise SharedUnavailable(f"Redis refuses: {error}") from error
         except _TROUBLE as error:
             self.errors_total += 1
@@ -224,7 +230,7 @@ class SharedState:
                 await asyncio.sleep(self._settings.redis_pause_s)
 
     async def _probe(self) -> bool:
-        """Whether Redis answers as fast as a command must be answered."""
+        """Whether Redis takes a write, and answers as fast as a command must be answered."""
         settings = self._settings
         await self._drop_client()
         try:
@@ -232,6 +238,7 @@ class SharedState:
                 client = self._client = open_client(self._address, password=self._password, settings=settings)
                 await _ping(client)
                 await asyncio.gather(*(_ping(client) for _ in range(IDLE_CONNECTIONS)))
+                await cast("Awaitable[Answer]", client.execute_command("SET", self._probe_key, 1, "PX", PROBE_MS))
             async with asyncio.timeout(settings.redis_timeout_s * STALL_FACTOR):
                 await _ping(client)
         except _TROUBLE as error:  # TimeoutError is an OSError

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from controlplane.contract.proxy_settings import ProxySettings
 from controlplane.contract.redis_address import parse_redis_address
@@ -244,6 +244,8 @@ class RedisTier(WriteBehind):
             return 0
         refused = [answer for answer in answers if isinstance(answer, Exception)]
         self.errors_total += len(refused)
+        if any(isinstance(answer, ReadOnlyError) for answer in refused):  # the master is another by now
+            self._take_out("it takes no writes any more")
         return len(answers) - len(refused)
 
 

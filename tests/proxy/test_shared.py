@@ -160,6 +160,25 @@ async def test_a_refused_command_is_a_failure_of_the_door(server: RedisServer) -
         assert not shared.degraded
 
 
+async def test_a_master_that_became_a_replica_is_left_until_it_takes_writes(server: RedisServer) -> None:
+    """It answers reads as ever, so nothing but the refused write tells; whoever is the master is found by connecting anew."""
+    async with opened(server.url) as shared:
+        key = named(shared, b"k")
+        with server.client() as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            assert await shared.ask("GET", key, key=key) is None
+            with pytest.raises(SharedUnavailable, match="read only replica"):
+                await shared.run(ADD, (key, key), 1)
+            assert shared.degraded
+            failed = shared.errors_total
+            await until(lambda: shared.errors_total > failed + 2)
+            assert (True, 1) == (shared.degraded, shared.degradations_total)
+            client.execute_command("REPLICAOF", "NO", "ONE")
+        async with asyncio.timeout(DEADLINE_S):
+            await shared.ready()
+        assert 2 == await shared.run(ADD, (key, key), 1)
+
+
 async def test_a_message_reaches_every_subscriber(server: RedisServer) -> None:
     """What one worker publishes the others hear, subscriptions made while listening included."""
     async with opened(server.url) as one, opened(server.url) as other:

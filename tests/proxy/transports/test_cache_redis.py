@@ -414,6 +414,18 @@ async def test_a_value_of_another_type_or_a_refusal_is_a_miss(server: RedisServe
         assert (0, 1, 1, False) == (tier.written_total, tier.dropped_total, tier.errors_total, tier.degraded)
 
 
+async def test_a_master_that_became_a_replica_is_looked_for_anew(server: RedisServer, tier: RedisTier) -> None:
+    """Its connections stay and answer reads, but nothing would be stored for all any more."""
+    with server.client() as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        await _written(tier, KEY, _entry())
+        assert (0, 1, True) == (tier.written_total, tier.dropped_total, tier.degraded)
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        await _until(lambda: not tier.degraded)
+        await _written(tier, KEY, _entry())
+    assert await tier.get(KEY) is not None
+
+
 async def test_a_damaged_value_is_a_miss(server: RedisServer, tier: RedisTier) -> None:
     """One bit that changed, wherever, is noticed and counted."""
     await _written(tier, KEY, _entry())
