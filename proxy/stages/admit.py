@@ -120,7 +120,8 @@ class Admit:
             admission = self._admissions.get(call.identity.tenant.id)
             if admission is not None:
                 held = admission.account.held
-                held.requests = max(0, held.requests - 1)
+                if held.requests:
+                    held.requests -= 1
 
     def retain(self, tenants: Collection[str]) -> None:
         """Forgets tenants that the catalog no longer has, unless they still have calls in flight."""

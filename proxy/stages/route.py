@@ -11,7 +11,6 @@ from proxy import refusals
 from proxy.balance import Balancer
 from proxy.call import Call, Reply
 from proxy.refusals import refuse
-from proxy.runtime import RouteEntry
 
 
 class RouteStage:
@@ -51,7 +50,9 @@ class RouteStage:
                 message = f"model `{call.view.model[:128]}` does not serve {call.operation}: none of its upstreams does"
                 return refuse(refusals.NO_ROUTE, message, param="model")
             entry = narrowed
-        timeout_s = min(entry.route.timeout_s, self._timeout_s_max)
+        timeout_s = entry.route.timeout_s
+        if timeout_s > self._timeout_s_max:
+            timeout_s = self._timeout_s_max
         asked = call.headers.get(b"x-heph-timeout-ms")
         if asked is not None:
             if not asked.isdigit() or len(asked) > 9 or int(asked) == 0:
@@ -59,7 +60,8 @@ class RouteStage:
             call.patience = min(1.0, int(asked) / 1000 / timeout_s)
             timeout_s = min(timeout_s, int(asked) / 1000)
         call.deadline = self._monotonic() + timeout_s
-        self._choose(call, entry)
+        call.route = entry
+        call.candidates = entry.plain if entry.plain is not None else self._balancer.order(call, entry)
         return None
 
     def leave(self, call: Call) -> None:
@@ -71,7 +73,3 @@ class RouteStage:
             self._balancer.served(call, reply.deployment)
         if entry.shadow is not None or self._sick:
             self._copy(call)
-
-    def _choose(self, call: Call, entry: RouteEntry) -> None:
-        call.route = entry
-        call.candidates = entry.plain if entry.plain is not None else self._balancer.order(call, entry)

@@ -20,6 +20,7 @@ from proxy.transports.cache_control import read_cache_control
 from proxy.transports.cache_key import cache_key, scope_of, variant_of
 
 CACHEABLE_OPERATIONS = frozenset(name for name, row in OPERATIONS.items() if row.cached)
+_PREFIXES = {name: row.forwarded_prefix for name, row in OPERATIONS.items()}
 NEGATIVE_BODY_BYTES_MAX = 64 * 1024
 # Statuses with which an upstream refuses the request itself, so that the same one would be refused again. What says something about a
 # key, a quota, a conflict or the upstream's own state (401, 402, 403, 408, 409, 425, 429, 5xx) is never kept.
@@ -72,7 +73,7 @@ def known_of(call: Call) -> Known | None:
 
 
 def _scope_of(call: Call, identity: KeyIdentity, route: RouteEntry) -> bytes:
-    prefix = OPERATIONS[call.operation].forwarded_prefix
+    prefix = _PREFIXES[call.operation]
     variant = variant_of(call.headers, prefix=prefix, query=call.query if prefix else b"", ceiling=call.output_ceiling)
     return scope_of(identity.tenant.id, call.operation, route.route.alias, variant)
 

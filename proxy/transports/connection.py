@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol):
         self._parts_bytes += len(body)
         if (
             self._body_bytes_max and self._parts_bytes > self._body_bytes_max
-        ):  # none of a whole body is taken before its end
+        ):  # a whole body: nothing has been taken yet
             self._fail(Failure.MALFORMED, f"the upstream's answer is larger than {self._body_bytes_max} bytes")
 
     def on_message_complete(self) -> None:

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.contract.pricing import Tokens
-from controlplane.contract.records import AttemptRecord, CostState
-from controlplane.contract.snapshot import Deployment, Snapshot
+from controlplane.contract.records import AttemptRecord, CacheState, CallRecord, CostState, Outcome, Payload
+from controlplane.contract.snapshot import Deployment, KeyEntry, PayloadPolicy, Route, Snapshot, TenantPolicy
 from proxy import meter
-from proxy.call import Call
+from proxy.call import Call, Reply
 from proxy.dialects.dialect import RequestView
-from proxy.runtime import compile_runtime
+from proxy.runtime import KeyIdentity, RouteEntry, compile_runtime
 from tests.proxy.fakes import PRICE
 
 DEPLOYMENT = Deployment(id="d", upstream="u", model="m", price=PRICE, max_output_tokens=100)
@@ -97,3 +97,59 @@ def test_a_try_that_counted_no_tokens_keeps_its_state() -> None:
     call.attempts = [estimated, final]
     meter.sum_up(call)
     assert (18, CostState.ESTIMATED) == (call.cost_nanousd, call.cost_state)
+
+
+def test_each_field_of_a_record_says_what_the_call_says() -> None:
+    """Every field has a value of its own, which stands in its place."""
+    call = call_of(b"asked", RequestView(model="alias", stream=True))
+    call.started_us, call.status, call.outcome, call.cache = 1_001, 201, Outcome.BROKEN_STREAM, CacheState.STALE
+    tenant = TenantPolicy("tenant", payloads=PayloadPolicy(store=True, retention_days=9))
+    call.identity = KeyIdentity(tenant, KeyEntry("0" * 32, "key", "tenant"), None)
+    call.agent, call.session, call.user, call.tags = "agent", "session", "user", {"tag": "value"}
+    call.channel, call.priority, call.trace_id, call.fell_back = "channel", "priority", "trace", "why"
+    call.route = RouteEntry(Route("routed", ()), ())
+    call.reply = Reply(202, [], body=b"answered")
+    call.reply.model, call.reply.deployment, call.reply.finish_reason = "model", "deployment", "reason"
+    call.first_token_us, call.error_code, call.tokens = 3, "error", Tokens(input=4)
+    call.cost_nanousd, call.saved_nanousd, call.cost_state, call.price_version = 5, 6, CostState.ESTIMATED, "version"
+    call.response_bytes, call.waited_ns = 8, 0
+    call.attempts = [AttemptRecord("d", "u", "m", 1, 2)]
+    record = meter.record_of(call)
+    assert record.overhead_us == record.latency_us
+    assert record == CallRecord(
+        call_id="c",
+        started_us=1_001,
+        latency_us=record.latency_us,
+        operation="chat",
+        outcome=Outcome.BROKEN_STREAM,
+        status=201,
+        tenant="tenant",
+        key_id="key",
+        agent="agent",
+        session="session",
+        user="user",
+        tags={"tag": "value"},
+        channel="channel",
+        priority="priority",
+        trace_id="trace",
+        alias="alias",
+        routed="routed",
+        model="model",
+        deployment="deployment",
+        stream=True,
+        first_token_us=3,
+        overhead_us=record.overhead_us,
+        error_code="error",
+        finish_reason="reason",
+        cache=CacheState.STALE,
+        tokens=Tokens(input=4),
+        cost_nanousd=5,
+        cost_state=CostState.ESTIMATED,
+        saved_nanousd=6,
+        price_version="version",
+        snapshot_version=1,
+        request_bytes=5,
+        response_bytes=8,
+        attempts=(AttemptRecord("d", "u", "m", 1, 2),),
+        payload=Payload(request=b"asked", response=b"answered", retention_days=9),
+    )
