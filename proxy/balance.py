@@ -9,9 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from hashlib import blake2b
 
+from controlplane.contract.pricing import Price, picture_nanousd
 from controlplane.contract.routing import Principal, Strategy
 from controlplane.contract.snapshot import LeaseKind
 from proxy.call import Call
+from proxy.dialects.dialect import RequestView
+from proxy.dialects.operations import OPERATIONS
 from proxy.load import Loads
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate, RouteEntry
@@ -19,6 +22,7 @@ from proxy.runtime import Candidate, RouteEntry
 _PROMPT_BYTES_MAX = 4096
 _OUTPUT_TOKENS_USUAL = 500  # of an answer without a ceiling, where prices are compared
 _BYTES_PER_TOKEN = 4
+_HEARD_S = 60  # of a sound whose length nobody knows yet
 _BEGINS = (b'"system"', b'"messages"', b'"instructions"', b'"input"', b'"prompt"')
 
 
@@ -244,5 +248,20 @@ def _expected_cost(call: Call, candidate: Candidate) -> float:
     price, view = candidate.deployment.price, call.view
     if price is None:
         return math.inf
+    unit = OPERATIONS[call.operation].unit
+    if unit and view is not None:
+        cost = _by_unit(view, price, unit)
+        if cost is not None:
+            return cost * 1e6  # as the others: those prices are for a million tokens
     output = _OUTPUT_TOKENS_USUAL if view is None or view.max_output_tokens is None else view.max_output_tokens
     return len(call.body) / _BYTES_PER_TOKEN * price.input + output * price.output
+
+
+def _by_unit(view: RequestView, price: Price, unit: str) -> int | None:
+    """About what a call costs that is billed by something else than tokens; None: this has no price."""
+    if unit == "second":
+        return None if price.second is None else price.second * _HEARD_S
+    if unit == "character":
+        return None if price.character is None else price.character * view.characters
+    found = picture_nanousd(price, quality=view.quality, size=view.size)
+    return None if found is None else found * view.n

@@ -131,6 +131,8 @@ class Failover:
                 if other is None:
                     continue
             candidates = self._order(call, other)
+            if self.rests.until:
+                candidates = self.rests.last(candidates)
             if identity is not None and identity.tenant.unpriced is Unpriced.REFUSE:
                 candidates = tuple(item for item in candidates if item.deployment.price is not None)
             tries.leg, tries.saturated = 0, []

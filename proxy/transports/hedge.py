@@ -23,6 +23,7 @@ from controlplane.contract.records import AttemptError
 from controlplane.contract.routing import Hedge
 from proxy import meter
 from proxy.call import Call, Reply
+from proxy.dialects.operations import OPERATIONS
 from proxy.load import DeploymentLoad, Loads
 from proxy.metrics import ProxyMetrics
 from proxy.runtime import Candidate, RouteEntry
@@ -209,7 +210,12 @@ async def _cancel(tries: dict[asyncio.Task[Reply], Attempt]) -> None:
 
 
 def _expected_nanousd(call: Call, candidate: Candidate, load: DeploymentLoad) -> int | None:
-    """About what the call costs there; None: unpriced."""
+    """About what the call costs there; None: nobody knows."""
+    unit = OPERATIONS[call.operation].unit
+    if unit:
+        item = meter.by_unit(call, candidate.deployment.price, unit=unit, heard_us=None, drawn=None)
+        if item is None or item.nanousd is not None:
+            return None if item is None else item.nanousd
     output = load.output_tokens or _OUTPUT_TOKENS_USUAL
     view = call.view
     if view is not None and view.max_output_tokens is not None:

@@ -43,6 +43,7 @@ class Bench:
         *,
         route: dict[str, object] | None = None,
         prices: dict[str, int] | None = None,
+        priced: dict[str, Price] | None = None,
         drained: str = "",
         affinity_max: int = 10_000,
         seed: int = 7,
@@ -62,16 +63,8 @@ class Bench:
             monotonic=self.clock,
             now_us=self.clock.us,
         )
-        found = prices or {}
-        items = tuple(
-            Deployment(
-                id=name,
-                upstream="u",
-                model="m",
-                price=Price(input=found[name], output=found[name]) if name in found else None,
-            )
-            for name in names
-        )
+        found = priced or {name: Price(input=price, output=price) for name, price in (prices or {}).items()}
+        items = tuple(Deployment(id=name, upstream="u", model="m", price=found.get(name)) for name in names)
         self.snapshot = Snapshot(
             version=1,
             created_us=0,
@@ -118,6 +111,25 @@ def test_ordered_is_as_listed() -> None:
 def test_cheapest_goes_by_price_and_unpriced_come_last() -> None:
     """The others stand behind in the order of their prices."""
     assert "cba" == Bench(route={"strategy": Strategy.CHEAPEST}, prices={"b": 30, "c": 10}).order()
+
+
+def test_cheapest_goes_by_what_the_call_is_billed_by() -> None:
+    """A picture's price, a second's or a character's where these count, and not that of tokens which nobody bills."""
+    prices = {
+        "a": Price(input=0, output=0, picture=90, second=3, character=1),
+        "b": Price(input=0, output=0, picture=80, second=2, character=2),
+        "c": Price(input=0, output=0, picture=99, pictures={"512x512": 1}, second=1, character=3),
+    }
+    bench = Bench(route={"strategy": Strategy.CHEAPEST}, priced=prices)
+    for operation, view, expected in (
+        ("images_generations", RequestView(model="gpt"), "bac"),
+        ("images_generations", RequestView(model="gpt", size="512x512"), "cba"),
+        ("audio_transcriptions", RequestView(model="gpt"), "cba"),
+        ("audio_speech", RequestView(model="gpt", characters=10), "abc"),
+    ):
+        call = bench.call(operation=operation)
+        call.view = view
+        assert expected == bench.order(call)
 
 
 def test_least_busy_goes_by_calls_in_flight() -> None:

@@ -83,6 +83,16 @@ async def test_other_calls_leave_a_deployment_alone_that_asked_for_it(world: Wor
     assert "u0/m" == (await world.chat()).headers["x-heph-deployment"]
 
 
+async def test_who_asked_for_rest_has_it_from_calls_that_fall_back_too(world: World) -> None:
+    """The deployments of another model are asked in the same order as for its own calls."""
+    await world.upstream(fails(500))
+    await world.upstream(fails(429, "rate_limit_exceeded", "retry-after: 30"))
+    await world.upstream(GOOD)
+    world.apply(route={"fallbacks": {"general": ["big"]}, "attempts_max": 1}, others={"big": (1, 2)}, breaker=RELAXED)
+    assert ["u2/m"] * 3 == [(await world.chat()).headers["x-heph-deployment"] for _ in range(3)]
+    assert 1 == len(world.upstreams[1].received)
+
+
 @pytest.mark.parametrize(
     ("kind", "script"),
     [

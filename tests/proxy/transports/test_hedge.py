@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.contract.pricing import Price
 from controlplane.contract.records import AttemptError, CostState, Outcome
 from controlplane.contract.snapshot import BreakerPolicy, Budget, CachePolicy, TenantPolicy, Window
 from tests.proxy.fakes import (
@@ -199,6 +200,27 @@ async def test_a_second_try_must_be_worth_its_price(world: World, hedge: dict[st
     gate.set()
     assert "u0/m" == (await asking).headers["x-heph-deployment"]
     assert 0 == len(world.upstreams[1].received)
+
+
+@pytest.mark.parametrize(("extra_nanousd_max", "asked"), [(89, 0), (90, 1)])
+async def test_a_second_picture_costs_what_a_picture_costs(world: World, extra_nanousd_max: int, asked: int) -> None:
+    """What is not billed by tokens is not free, and may be too dear to be drawn twice."""
+    gate = asyncio.Event()
+    drawn = answer(b'{"created":1,"data":[{"url":"http://x"}]}')
+    for script in (gated(gate, drawn), replies(drawn)):
+        await world.upstream(script)
+    price = Price(input=0, output=0, picture=90, version="p1")
+    hedge = {"after_ms": 30, "budget_ratio": 1.0, "extra_nanousd_max": extra_nanousd_max}
+    world.apply(route={"hedge": hedge}, breaker=RELAXED, price=price)
+    asking = asyncio.create_task(
+        world.client.post("/v1/images/generations", json={"model": "gpt", "prompt": "a cat"})
+    )  # fmt: skip
+    seen = 0.0
+    while not seen:
+        seen = await metric(world, "second" if asked else "too_dear")
+    gate.set()
+    assert 200 == (await asking).status_code
+    assert asked == len(world.upstreams[1].received)
 
 
 async def test_a_second_try_is_made_where_the_time_is_worth_more_than_its_price(world: World) -> None:
