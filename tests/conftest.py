@@ -22,12 +22,13 @@ from tests.guardian import STARTED_BY, started_by
 MEMORY_DISK = Path("/dev/shm")
 MEMORY_DISK_FREE_MIN_BYTES = 4 * 1024**3
 FOLDER_PREFIX = "hephaestus-tests-"
+AUTHORITY = Path(__file__).with_name("authority.pem")  # long expired, and its key is lost
 LEAVING_S_MAX = 30.0  # for processes that are about to end when the tests have
 _GUARDIAN = pytest.StashKey["subprocess.Popen[bytes]"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes runs alike: the same examples each time, temporary folders in memory, and a mark on each process that is started.
+    """Makes runs alike: the same examples each time, temporary folders in memory, a mark on each process that is started, and nobody to trust.
 
     `--hypothesis-profile=explore` looks for examples that nobody has seen yet.
     """
@@ -36,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("alike")
     config.stash[_GUARDIAN] = start_guardian()
     os.environ[STARTED_BY] = str(os.getpid())
+    os.environ["SSL_CERT_FILE"] = str(
+        AUTHORITY
+    )  # each HTTP client reads all whom it is to trust, or 20 ms of the system's
     if config.option.basetemp is None and MEMORY_DISK.is_dir():
         remove_folders_of_the_dead(MEMORY_DISK)
         if shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_FREE_MIN_BYTES:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,13 @@ def test_examples_are_the_same_in_every_run() -> None:
     """Neither chance nor the machine's speed decides whether a property test passes."""
     assert (True, None) == (settings.default.derandomize, settings.default.deadline)
     assert HealthCheck.too_slow in settings.default.suppress_health_check
+
+
+def test_who_trusts_the_system_trusts_nobody_here() -> None:
+    """No test reaches beyond this machine over TLS, and no client spends its start on reading whom it could trust."""
+    trusted = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"]).get_ca_certs()
+    assert 1 == len(trusted)
+    assert ssl.cert_time_to_seconds(str(trusted[0]["notAfter"])) < time.time()
 
 
 def test_folders_of_dead_test_processes_are_removed(tmp_path: Path) -> None:

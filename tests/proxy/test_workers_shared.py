@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -54,6 +56,18 @@ async def _ready(fleet: Fleet) -> dict[str, str]:
         return answered
 
 
+async def _all_listen(fleet: Fleet, workers: int) -> None:
+    """Waits until each of so many workers hears the others, and looks into their cache: from then on they share what is in flight."""
+    ready: set[str] = set()
+    async with asyncio.timeout(60.0):
+        while len(ready) < workers:
+            async with httpx.AsyncClient() as client:  # a connection of its own: the kernel chooses who answers
+                metrics = (await client.get(f"http://127.0.0.1:{fleet.port}/metrics")).text
+            heard = re.findall(r'heph_proxy_shared_listening\{worker="(.)"\} 1.0', metrics)
+            cached = re.findall(r'heph_proxy_cache_redis_degraded\{worker="(.)"\} 0.0', metrics)
+            ready |= set(heard) & set(cached)
+
+
 async def test_workers_share_a_budget_to_its_end_and_survive_a_kill(tmp_path: Path) -> None:
     """Three workers and one budget: all of it is let in whoever serves, a killed worker costs nothing but its slice for a
     while, nobody overspends, and rows equal ledgers.
@@ -91,6 +105,7 @@ async def test_an_answer_that_one_worker_brought_is_served_by_all(tmp_path: Path
     """Of many calls over many connections one is asked for and paid, whichever worker serves the others."""
     async with fleet_on_redis(tmp_path, tenant=TenantPolicy("acme"), redis_timeout_s=1.0) as (fleet, _redis):
         await fleet.start(3)
+        await _all_listen(fleet, 3)
         await fleet.call(60)
         await fleet.stop()
     rows = fleet.rows()
