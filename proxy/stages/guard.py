@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import msgspec
+
 from proxy import refusals
 from proxy.call import Call, Reply
+from proxy.dialects.other_models import may_name_others, others_named
 from proxy.refusals import refuse
 
 
@@ -15,12 +18,18 @@ class Guard:
     name: ClassVar[str] = "guard"
 
     def enter(self, call: Call) -> Reply | None:
-        """Refuses a model that is not allowed and a ceiling above the tenant's; sets the tenant's where there is none."""
+        """Refuses models that are not allowed and a ceiling above the tenant's; sets the tenant's where there is none."""
         identity, view = call.identity, call.view
         assert identity is not None and view is not None, "identify and decode come first"  # noqa: S101, PT018
         if identity.models is not None and view.model not in identity.models:
             message = f"model `{view.model[:128]}` is not allowed for this key; GET /v1/models lists those that are"
             return refuse(refusals.FORBIDDEN, message, param="model")
+        if identity.models is not None and may_name_others(call.body):
+            other = next((name for name in others_named(call.body) if name not in identity.models), None)
+            if other is not None:
+                message = f"the request names model `{other[:128]}` besides, which is not allowed for this key"
+                return refuse(refusals.FORBIDDEN, message, param="model")
+            call.view = view = msgspec.structs.replace(view, ambiguous=True)  # what was read is what goes on
         ceiling = identity.tenant.max_output_tokens
         if ceiling is None:
             return None

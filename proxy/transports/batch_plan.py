@@ -19,6 +19,7 @@ from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.filed import LINE_URLS, Line, Request, decode_line
 from proxy.dialects.hosted_request import HOSTING, hosted_nanousd_max, read_hosted
 from proxy.dialects.operations import dialect_of
+from proxy.dialects.other_models import may_name_others, others_named
 from proxy.refusals import Refusal, refuse
 from proxy.runtime import Candidate
 from proxy.transports.owners import Batched, BatchModel
@@ -121,6 +122,12 @@ class BatchPlan:
             raise LineRefused(refusals.MALFORMED, number, str(error)) from error
         if view.stream or view.background:
             raise LineRefused(refusals.MALFORMED, number, "a request of a batch has no `stream` and no `background`")
+        allowed = self._identity.models
+        if allowed is not None and may_name_others(body):
+            other = next((name for name in others_named(body) if name not in allowed), None)
+            if other is not None:
+                message = f"model `{other[:128]}`, which the line names besides, is not allowed for this key"
+                raise LineRefused(refusals.FORBIDDEN, number, message)
         ceiling = self._ceiling(number, view)
         model, candidate = self._models.get(view.model) or self._model(number, operation, view)
         self.kept += [(number, field, name) for field, name in view.continues]

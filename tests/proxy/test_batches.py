@@ -151,6 +151,7 @@ async def test_a_list_that_others_fill_is_looked_through_only_so_far(tmp_path: P
 
 REFUSED: list[tuple[list[str], str, str]] = [
     ([line("a", model="large"), line("b")], "forbidden", "line 2: model `small` is not allowed for this key"),
+    ([line("a", model="large", models=["small"])], "forbidden", "line 1: model `small`, which the line names besides,"),
     ([line("a", model="large"), "{"], "malformed", "line 2: it is no request of a batch"),
     ([line("a", model="large", stream=True)], "malformed", "line 1: a request of a batch has no `stream`"),
     ([line("a", model="large", messages="hi")], "malformed", "line 1: `messages`"),
