@@ -201,6 +201,9 @@ def _server(bound: Bound[ConfigFile]) -> Iterator[Problem]:
         if url.partition("://")[0] not in schemes:
             hint = "write it as " + " or ".join(f"`{scheme}://...`" for scheme in schemes[:2])
             yield bound.problem(f"`server.{name}` has an unknown scheme", "server", name, hint=hint)
+    if ":" in server.telemetry.partition("://")[2].partition("/")[0].rpartition("@")[0]:
+        hint = "write it as `telemetry_password: env:NAME`"
+        yield bound.problem("`server.telemetry` holds a password", "server", "telemetry", hint=hint)
     try:
         if server.redis is not None:
             parse_redis_address(server.redis)

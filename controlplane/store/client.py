@@ -101,7 +101,7 @@ class StoreAddress(msgspec.Struct, frozen=True):
         database = parts.path.strip("/") or DATABASE
         if parts.scheme == "clickhouse" and parts.hostname and _has_good_port(parts) and database.isidentifier():
             if parts.password is not None:
-                raise ConfigError.at("server.telemetry", "a password does not belong into an address", hint="use env:")
+                raise ConfigError.at("server.telemetry", "holds a password", hint="use `telemetry_password: env:NAME`")
             return cls(
                 host=parts.hostname,
                 port=parts.port or 8123,
