@@ -78,7 +78,9 @@ class Balancer:
                 first = self._by_strategy(call, entry, live)
         if first or demoted:
             ordered = (*probes, *first, *fallbacks, *demoted)
-            return ordered if entry.route.affinity is None else self._at_home(call, entry, ordered, len(demoted))
+            if entry.route.affinity is None:
+                return ordered
+            return self._at_home(call, entry, ordered, len(demoted), chosen=bool(probes))
         self._metrics.bound_hit("all_drained")
         return tuple(item for group in entry.groups for item in self._by_strategy(call, entry, list(group)))
 
@@ -136,9 +138,12 @@ class Balancer:
         return {canary.deployment: at < canary.share}
 
     def _at_home(
-        self, call: Call, entry: RouteEntry, ordered: tuple[Candidate, ...], demoted: int
+        self, call: Call, entry: RouteEntry, ordered: tuple[Candidate, ...], demoted: int, *, chosen: bool
     ) -> tuple[Candidate, ...]:
-        """The same with the conversation's own deployment first, as long as that is healthy."""
+        """The same with the conversation's own deployment first, as long as that is healthy.
+
+        chosen: the first is there for a reason, as a canary for its share; a new conversation begins there.
+        """
         affinity = entry.route.affinity
         who = None if affinity is None else principal_of(call, affinity.by)
         if who is None:
@@ -150,7 +155,7 @@ class Balancer:
             home = next((item for item in healthy if item.deployment.id == known[0]), None)
             if home is not None:
                 return (home, *(item for item in ordered if item is not home))
-        if entry.route.strategy is not Strategy.WEIGHTED or not healthy:
+        if entry.route.strategy is not Strategy.WEIGHTED or not healthy or chosen:
             return ordered
         same = [item for item in healthy if item.deployment.order == healthy[0].deployment.order]
         home = max(same, key=lambda item: _rendezvous(key, item))  # so that workers agree without asking each other

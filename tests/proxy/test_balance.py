@@ -255,6 +255,23 @@ def test_workers_agree_about_a_new_conversation() -> None:
     }
 
 
+def test_a_canary_has_its_share_of_new_conversations() -> None:
+    """Keeping conversations at home takes nothing from it; those that began elsewhere stay there."""
+    route: dict[str, object] = {
+        "affinity": Affinity(),
+        "canary": Canary(deployment="c", share=0.5, by=Principal.SESSION),
+    }
+    bench = Bench(route=route)
+    plain = Bench(route={"canary": route["canary"]})
+    names = [f"s{n}" for n in range(200)]
+    on = {name for name in names if plain.first(session=name) == "c"}
+    assert on == {name for name in names if bench.first(session=name) == "c"}
+    assert 60 < len(on) < 140
+    for name in on:
+        bench.balancer.served(bench.call(session=name), "a")
+    assert {"a"} == {bench.first(session=name) for name in on}
+
+
 def test_the_table_of_conversations_is_bounded() -> None:
     """The one that was silent longest is forgotten, and that is counted."""
     bench = Bench("ab", route={"affinity": Affinity()}, affinity_max=10)
