@@ -36,6 +36,7 @@ class Wire:
     default: tuple[bytes, bytes] | None = None
     reports_cost: bool = False
     raw: bool = False  # an answer that is no JSON goes on as it comes
+    queried: bool = False  # the upstream gets the query of the client's path
     base: bytes = b""  # method and base path, for a call with a target of its own
 
 
@@ -77,6 +78,7 @@ def _wire(upstream: Upstream, credential: str, operation: Operation) -> Wire | N
         default=default_header(upstream.dialect),
         reports_cost=upstream.reports_cost,
         raw=asked.raw,
+        queried=translation is None and asked.query_forwarded,
         base=f"{asked.method.decode()} {url.path.rstrip('/')}".encode("latin-1"),
     )
 

@@ -63,6 +63,11 @@ class Operation:
         """How the names of the client's headers begin that an upstream of its protocol gets, all of them; b"": by name only."""
         return b"anthropic-" if self.protocol is Protocol.ANTHROPIC else b""
 
+    @property
+    def query_forwarded(self) -> bool:
+        """Whether an upstream of its protocol gets the query, by which SDKs say that they want what is still being tried."""
+        return self.protocol in (Protocol.ANTHROPIC, Protocol.RESPONSES)
+
 
 def _both(path: str) -> tuple[str, ...]:
     """With and without `/v1`, for base URLs differ in whether they end with it."""

@@ -39,8 +39,8 @@ def variant_of(
 ) -> str:
     """What beside the body changes the key, each with its length; empty, as almost always, if there is none of it.
 
-    prefix: of the names of all headers that are forwarded beside VARYING_HEADERS; b"": there are none. query: of the request's target, where that
-    is forwarded. ceiling: the tenant's for an answer, where the body names none: an answer cut there is no answer under another.
+    prefix: of the names of all headers that are forwarded beside VARYING_HEADERS; b"": there are none. query: of the request's target, which
+    may be forwarded. ceiling: the tenant's for an answer, where the body names none: an answer cut there is no answer under another.
     """
     found = ""
     if not _VARYING.isdisjoint(headers):

@@ -74,7 +74,7 @@ def known_of(call: Call) -> Known | None:
 
 def _scope_of(call: Call, identity: KeyIdentity, route: RouteEntry) -> bytes:
     prefix = _PREFIXES[call.operation]
-    variant = variant_of(call.headers, prefix=prefix, query=call.query if prefix else b"", ceiling=call.output_ceiling)
+    variant = variant_of(call.headers, prefix=prefix, query=call.query, ceiling=call.output_ceiling)
     return scope_of(identity.tenant.id, call.operation, route.route.alias, variant)
 
 

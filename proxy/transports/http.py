@@ -112,7 +112,7 @@ class HttpTransport:
         except PoolExhausted as error:
             self._metrics.bound_hit("upstream_connections_max")
             message = f"every connection to upstream {upstream.id} is busy"
-            raise AttemptFailed(AttemptError.CONNECT, message, detail=str(error)) from error
+            raise AttemptFailed(AttemptError.CONNECT, message, detail=str(error), unsent=True) from error
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             expired = isinstance(error, TimeoutError) and left_s < allowed_s
             kind = AttemptError.DEADLINE if expired else AttemptError.CONNECT
@@ -301,7 +301,7 @@ def _request_of(call: Call, candidate: Candidate, wire: Wire) -> tuple[bytes, by
     headers = call.headers
     if wire.prefix or wire.default is not None or not wire.forwarded.isdisjoint(headers):
         extra = _extra_lines(wire, headers)
-    head = _with_query(wire, call.query) if call.query and wire.prefix else wire.head
+    head = _with_query(wire, call.query) if call.query and wire.queried else wire.head
     if call.target:
         head = b"%b%b HTTP/1.1\r\n%b" % (wire.base, call.target, wire.lines)
     return b"%b%bcontent-length: %d\r\n\r\n" % (head, extra, len(body)), body

@@ -379,3 +379,16 @@ async def test_an_upstreams_refusal_passes_through(world: World) -> None:
     got = await world.client.post("/v1/images/generations", json={"model": "gpt", "prompt": "a"})
     assert (400, "invalid_image") == (got.status_code, got.json()["error"]["code"])
     assert PRICE is not None
+
+
+async def test_the_query_of_a_response_reaches_the_upstream(world: World) -> None:
+    """By it OpenAI's SDK says that it wants what is still being tried; answers with and without it are not taken for each other."""
+    upstream = await world.upstream(replies(answer(json.dumps(response(store=False)).encode())))
+    world.apply(tenant=TenantPolicy(id="acme"))
+    body = {"model": "gpt", "input": "hi", "store": False}
+    paths = ("/v1/responses?beta=true", "/v1/responses", "/v1/responses?beta=true")
+    how = [(await world.client.post(path, json=body)).headers["x-heph-cache"] for path in paths]
+    assert ["miss", "miss", "hit"] == how
+    assert ["POST /v1/responses?beta=true HTTP/1.1", "POST /v1/responses HTTP/1.1"] == [
+        item.line for item in upstream.received
+    ]
