@@ -53,12 +53,15 @@ class AttemptFailed(Exception):
         detail: str = "",
         reply: Reply | None = None,
         retry_after_s: float = 0.0,
+        unsent: bool = False,
     ) -> None:
+        """unsent: it ended with us, so it says nothing about the deployment."""
         super().__init__(message)
         self.error = error
         self.detail = detail or message
         self.reply = reply
         self.retry_after_s = retry_after_s
+        self.unsent = unsent or (reply is not None and reply.refusal is not None)
 
 
 def failed_by(
@@ -137,6 +140,13 @@ class Attempt:
         now_ns = time.monotonic_ns()
         self.first_token_us = (now_ns - self.started_ns) // 1000
         self.call.first_token_us = (now_ns - self.call.started_ns) // 1000
+
+    def fail(self, failure: AttemptFailed) -> None:
+        """Ends the try as it failed; its judge hears only of what says something about the deployment."""
+        if failure.unsent and self.judge is not None:
+            self.judge.report(AttemptError.CANCELLED, latency_s=0.0, probe=self.probe)
+            self.judge = None
+        self.finish(failure.error)
 
     def finish(self, error: AttemptError) -> None:
         """Ends the try; safe to call again, only the first time counts."""

@@ -224,12 +224,7 @@ class Failover:
         """Notes what became of a try without an answer, and says where the next may go."""
         candidate = attempt.candidate
         if isinstance(trouble, AttemptFailed):
-            if (
-                _is_ours(trouble) and attempt.judge is not None
-            ):  # nothing was sent, so nothing is known about the deployment
-                attempt.judge.report(AttemptError.CANCELLED, latency_s=0.0, probe=attempt.probe)
-                attempt.judge = None
-            attempt.finish(trouble.error)
+            attempt.fail(trouble)
             return self._failed(entry, candidate, trouble, tries)
         if isinstance(trouble, BreakerOpen):
             tries.was_open(trouble.reason, trouble.retry_after_s)

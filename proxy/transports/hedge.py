@@ -107,7 +107,7 @@ class HedgedTransport:
         try:
             return await self._inner.send(attempt)
         except AttemptFailed as failure:
-            attempt.finish(failure.error)
+            attempt.fail(failure)
             raise
 
     async def _first(

@@ -138,7 +138,9 @@ class LitellmTransport:
             raise AttemptFailed(AttemptError.AUTH, f"upstream {upstream.id} is not configured", detail=detail)
         if self._inflight[upstream.id] >= upstream.connections_max:
             self._metrics.bound_hit("upstream_connections_max")
-            raise AttemptFailed(AttemptError.CONNECT, f"every connection to upstream {upstream.id} is busy")
+            raise AttemptFailed(
+                AttemptError.CONNECT, f"every connection to upstream {upstream.id} is busy", unsent=True
+            )
         arguments = self._arguments(attempt, wire, view, foreign)
         expires = min(attempt.call.deadline, time.monotonic() + attempt.first_byte_timeout_s)
         began_ns = time.monotonic_ns()
@@ -174,7 +176,8 @@ class LitellmTransport:
             waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # its error is read below
             await asyncio.wait([waiting], timeout=max(expires - time.monotonic(), 0.0))
         if not loading.done():
-            raise AttemptFailed(AttemptError.CONNECT, f"upstream {upstream} is still being prepared; try again")
+            message = f"upstream {upstream} is still being prepared; try again"
+            raise AttemptFailed(AttemptError.CONNECT, message, unsent=True)
         error = loading.exception()
         if error is not None:
             detail = f"litellm cannot be imported: {error}"

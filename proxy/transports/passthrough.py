@@ -38,7 +38,7 @@ class Passthrough:
         try:
             return await self._inner.send(attempt)
         except AttemptFailed as failure:
-            attempt.finish(failure.error)
+            attempt.fail(failure)
             return _refused(call, failure)
         except asyncio.CancelledError:
             attempt.finish(AttemptError.CANCELLED)

@@ -121,7 +121,7 @@ class Shadow:
         except (BreakerOpen, Saturated):
             return  # nothing was tried
         except AttemptFailed as failure:
-            attempt.finish(failure.error)
+            attempt.fail(failure)
             call.outcome, call.error_code = Outcome.EXHAUSTED, "exhausted"
             call.status = attempt.status
         except StreamBroken as broken:

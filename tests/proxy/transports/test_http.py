@@ -8,6 +8,7 @@ import time
 import pytest
 
 from controlplane.contract.records import AttemptError, CostState
+from controlplane.contract.snapshot import BreakerPolicy
 from proxy.outbox import Outbox
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from tests.proxy.fakes import (
@@ -306,6 +307,28 @@ async def test_a_line_for_connections_that_is_full_is_a_failure_to_connect_at_on
     await until(lambda: (1, 1) == (waiting(world), len(upstream.received)))
     assert 502 == (await world.chat()).status_code
     assert AttemptError.CONNECT == world.records()[0].attempts[0].error
+    go.set()
+    assert [200, 200] == [(await call).status_code for call in kept]
+
+
+async def test_a_full_line_of_ours_opens_no_breaker(world: World) -> None:
+    """That we have too few connections says nothing about the upstream, nor about its other deployments."""
+    go = asyncio.Event()
+
+    async def answers_later(wire: Wire, _: Received) -> None:
+        await go.wait()
+        await wire.send(answer(BODY))
+
+    upstream = await world.upstream(answers_later)
+    world.apply(
+        upstream={"connections_max": 1, "connect_timeout_s": 30.0},
+        route={"attempts_max": 1},
+        breaker=BreakerPolicy(failures_in_row=2.0),
+    )
+    kept = [asyncio.create_task(world.chat()) for _ in range(2)]
+    await until(lambda: (1, 1) == (waiting(world), len(upstream.received)))
+    assert [502] * 4 == [(await world.chat()).status_code for _ in range(4)]
+    assert ["closed"] == [status.state for status in world.worker.breaker.statuses()]
     go.set()
     assert [200, 200] == [(await call).status_code for call in kept]
 
