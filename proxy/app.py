@@ -37,8 +37,8 @@ _DIGITS = bytes(ALPHABET[byte % 32] for byte in range(256))  # what a random byt
 class Flights(Protocol):
     """Who else waits for a call's answer: the coalescing transport."""
 
-    def leave(self, call: Call) -> bool:
-        """The call's client has gone; True when its serving task may be cancelled."""
+    def leave(self, call: Call, task: asyncio.Task[None]) -> bool:
+        """The call's client has gone; True when the task that serves it may be cancelled."""
         ...
 
 
@@ -184,7 +184,7 @@ class ProxyApp:
 
     def _on_gone(self, call: Call, task: asyncio.Task[None]) -> None:
         """The client has left: unless others wait for its answer, whatever is done for it is cancelled."""
-        if self._flights.leave(call):
+        if self._flights.leave(call, task):
             task.cancel()
 
     def _too_large(self, call: Call, pipeline: Pipeline) -> Reply:

@@ -70,7 +70,7 @@ class Reply:
     """
 
     __slots__ = (
-        "age_s", "body", "complete", "deployment", "ending", "error_code", "finish_reason", "headers", "model", "outcome",
+        "age_s", "body", "complete", "deployment", "ending", "error_code", "finish_reason", "headers", "list_nanousd", "model", "outcome",
         "raw", "refusal", "source", "status", "stored_ttl_s", "stream", "tokens", "usage_known",
     )  # fmt: skip
 
@@ -96,6 +96,9 @@ class Reply:
         self.model = ""
         self.tokens: Tokens = NO_TOKENS
         self.usage_known = False
+        self.list_nanousd: int | None = (
+            None  # of its tokens at the price's standard class, where that was found already
+        )
         self.finish_reason = ""
         self.complete = False
         self.raw = False  # of a stream: it is no events, so nothing of ours may stand in it

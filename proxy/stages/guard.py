@@ -21,11 +21,12 @@ class Guard:
         """Refuses models that are not allowed and a ceiling above the tenant's; sets the tenant's where there is none."""
         identity, view = call.identity, call.view
         assert identity is not None and view is not None, "identify and decode come first"  # noqa: S101, PT018
-        if identity.models is not None and view.model not in identity.models:
+        models = identity.models
+        if models is not None and view.model not in models:
             message = f"model `{view.model[:128]}` is not allowed for this key; GET /v1/models lists those that are"
             return refuse(refusals.FORBIDDEN, message, param="model")
-        if identity.models is not None and may_name_others(call.body):
-            other = next((name for name in others_named(call.body) if name not in identity.models), None)
+        if models is not None and may_name_others(call.body):
+            other = next((name for name in others_named(call.body) if name not in models), None)
             if other is not None:
                 message = f"the request names model `{other[:128]}` besides, which is not allowed for this key"
                 return refuse(refusals.FORBIDDEN, message, param="model")

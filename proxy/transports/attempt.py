@@ -196,6 +196,7 @@ class Attempt:
         if self.reply is not None:
             self.reply.tokens = tokens
             self.reply.usage_known = known
+            self.reply.list_nanousd = cost if known and not self.service_class and not items else None
         if self.judge is not None:
             latency_us = self.first_token_us or record.latency_us
             self.judge.report(error, latency_s=latency_us / 1e6, probe=self.probe)

@@ -427,7 +427,7 @@ class Cache:
     def _entry_of(
         self, call: Call, reply: Reply, *, ttl_s: int, body: bytes, blocks: tuple[bytes, ...] = (), ending: bytes = b""
     ) -> CacheEntry:
-        tokens = reply.tokens if reply.usage_known else NO_TOKENS
+        tokens, nanousd = reply.tokens if reply.usage_known else NO_TOKENS, reply.list_nanousd
         now_us = self._now_us()
         anew_s, on_error_s = staleness(call)
         identity, route, deployment, started_us = call.identity, call.route, reply.deployment, call.started_us
@@ -443,7 +443,7 @@ class Cache:
             reply.model,
             reply.finish_reason,
             tokens,
-            avoided_nanousd(call, deployment, tokens),
+            avoided_nanousd(call, deployment, tokens) if nanousd is None else nanousd,
             ending,
             min(now_us, started_us),
             max(on_error_s, anew_s),

@@ -8,7 +8,7 @@ The protocol between the pipeline and a flight:
 
 1. The pipeline calls `send` in the call's serving task and reads `reply.stream` in that same task. It always closes the stream
    when it is done with it, whatever happened.
-2. When a call's client goes, the pipeline calls `leave(call)` once. It marks the call `client_gone` and answers:
+2. When a call's client goes, the pipeline calls `leave(call, task)` once. It marks the call `client_gone` and answers:
    - True: nobody needs this call's serving task any more (`call.aborted` is set). The pipeline cancels the task; the CancelledError that
      comes out of `send` or `read` closes the upstream, and the call is settled as estimated.
    - False: others live on what this task runs. It must not be cancelled: it goes on, reads the stream to its end and throws
@@ -115,14 +115,14 @@ class Coalesce:
             call.cache = CacheState.MISS  # the flight failed in a way that is the leader's own: start over
         return await self._lead(call)
 
-    def leave(self, call: Call) -> bool:
+    def leave(self, call: Call, task: asyncio.Task[None]) -> bool:
         """The call's client has gone: may its serving task be cancelled? See the protocol above; safe to call twice."""
         call.client_gone = True
         flight = self._members.get(call.call_id)
         if flight is None:
             call.aborted = True
         elif flight.leader is call:
-            flight.leader_gone = True
+            flight.leader_gone, flight.task = True, task
             if not flight.followers and not flight.ended and not self._elsewhere(flight.key):
                 self.close_to_joiners(flight)
                 call.aborted = True
@@ -149,7 +149,7 @@ class Coalesce:
         await self._inner.aclose()
 
     async def _lead(self, call: Call) -> Reply:
-        flight = Flight(self, call, asyncio.current_task())
+        flight = Flight(self, call)
         self._joinable[call.cache_key] = flight
         self._members[call.call_id] = flight
         try:

@@ -44,10 +44,10 @@ class Flight:
         "leader_finished", "leader_gone", "loose", "loose_bytes", "puller", "pulling", "readers", "stream", "task", "trimming", "waiting",
     )  # fmt: skip
 
-    def __init__(self, coalesce: Owner, leader: Call, task: asyncio.Task[object] | None) -> None:
+    def __init__(self, coalesce: Owner, leader: Call) -> None:
         self.coalesce = coalesce
         self.leader = leader
-        self.task = task
+        self.task: asyncio.Task[None] | None = None  # that serves the leader; known once its client has gone
         self.key = leader.cache_key
         self.head: Reply | None = None
         self.delivered = False

@@ -68,7 +68,7 @@ class Client:
 
     def leave(self) -> bool:
         """The client goes."""
-        may_cancel = self.coalesce.leave(self.call)
+        may_cancel = self.coalesce.leave(self.call, self.task)
         if may_cancel:
             self.task.cancel()
         else:
