@@ -152,10 +152,9 @@ class HttpTransport:
                 streaming = True
                 reply = await self._open_stream(attempt, wire, view, pool, connection, headers, raw=True)
             else:
-                if not connection.complete:
+                while not connection.complete:  # some send blank lines for minutes, to say that they live
                     connection.expire_at(min(call.deadline, time.monotonic() + upstream.idle_timeout_s))
-                    while not connection.complete:
-                        await connection.wait()
+                    await connection.wait()
                 body = connection.whole_body
                 if encoding:
                     headers, body = self._plain(attempt, headers, encoding, body)

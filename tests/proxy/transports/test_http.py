@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
@@ -71,6 +72,23 @@ async def test_a_stream_byte_by_byte_is_the_same_stream(world: World) -> None:
     await world.upstream(replies(whole_stream("Hel", "lo")), byte_by_byte(whole_stream("Hel", "lo")))
     world.apply()
     assert (await world.chat(stream=True)).content == (await world.chat(stream=True)).content
+
+
+async def test_an_answer_may_take_its_time_while_it_comes(world: World) -> None:
+    """Blank lines say that the upstream lives, as DeepSeek sends them: the idle time-out counts from the last of them."""
+
+    async def lives(wire: Wire, _: Received) -> None:
+        await wire.send(CHUNKED)
+        began = time.monotonic()
+        for blank in range(1, 4):
+            await until(partial(lambda at: time.monotonic() >= at, began + 0.4 * blank))
+            await wire.send(chunk(b"\n"))
+        await wire.send(chunk(BODY) + STREAM_END)
+
+    await world.upstream(lives)
+    world.apply(route={"attempts_max": 1}, upstream={"idle_timeout_s": 1.0})
+    response = await world.chat()
+    assert (200, b"\n\n\n" + BODY) == (response.status_code, response.content)
 
 
 async def test_connections_are_kept_and_reused(world: World) -> None:
