@@ -154,6 +154,7 @@ class Worker:
             recount=self.flights.bills.recount,
         )
         self.flights.on_left, self.flights.bills.members = self.coalesce.left_elsewhere, self.coalesce.sharers
+        self.flights.on_followed = self.coalesce.followed_elsewhere
         disk_bytes = settings.cache_disk_bytes // settings.workers
         self.refreshes = Refreshes(
             self._ask_again,

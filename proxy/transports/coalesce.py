@@ -22,7 +22,7 @@ The protocol between the pipeline and a flight:
    other models than the leader's, where another model stood in that it may not use, or one could stand in that the leader may not.
 
 Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can
-take a chunk away. Chunks are kept for those who join later, up to a limit in bytes; above it nobody joins any more and what all
+take a chunk away. Only where other workers follow it a task pulls for them, or they would wait for a slow client here. Chunks are kept for those who join later, up to a limit in bytes; above it nobody joins any more and what all
 have read is dropped; a reader that is further behind than the limit loses its stream, and a follower that finds the beginning dropped starts
 over. If the reader is the leader's, its task goes on to the end of the flight before it says so, because it alone can settle the upstream
 call. A leader whose task ends before the stream without having been told that it may (a shutdown, a bug) takes the stream with it: what it
@@ -35,12 +35,16 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 
+import structlog
+
 from controlplane.contract.records import CacheState, Outcome
 from controlplane.contract.snapshot import CoalesceCost
 from proxy.call import Call, Reply, Transport
 from proxy.refusals import TIMED_OUT, refuse
 from proxy.savings import split_attempt
 from proxy.transports.flight import Flight, Reader, copy_of, is_for, resolve, saved_nanousd
+
+log = structlog.get_logger("proxy.coalesce")
 
 
 class Coalesce:
@@ -144,6 +148,14 @@ class Coalesce:
             if not flight.ended and not flight.leader.aborted:
                 self._give_up(flight)
 
+    def followed_elsewhere(self, key: bytes) -> None:
+        """Another worker follows the flight of a key: it must not wait until a slow client here has taken what came."""
+        flight = self._joinable.get(key)
+        if flight is not None:
+            flight.elsewhere = True
+            if flight.begun:
+                self._read_along(flight)
+
     async def aclose(self) -> None:
         """Closes the inner transport; flights end with the tasks that run them."""
         await self._inner.aclose()
@@ -167,9 +179,27 @@ class Coalesce:
         else:
             flight.begin(reply.stream)
             reply.stream = Reader(self, flight, call, reply)
+            if flight.elsewhere:
+                self._read_along(flight)
             self._part(flight, reply)
         flight.deliver(reply)
         return reply
+
+    def _read_along(self, flight: Flight) -> None:
+        """Has a stream read at the pace of its upstream, as long as other workers follow it."""
+        if flight.along is None and not flight.ended:
+            for reader in flight.readers:
+                reader.sink = None  # what is taken in passing could overtake what its task still has in hand
+            flight.along = asyncio.get_running_loop().create_task(self._pull(flight), name="flight-along")
+
+    async def _pull(self, flight: Flight) -> None:
+        try:
+            while not flight.ended and self._elsewhere(flight.key):
+                await flight.more()
+        except Exception:  # the flight has ended with it, which everybody hears
+            log.exception("a shared stream failed", call_id=flight.leader.call_id)
+        finally:
+            flight.along = None
 
     def _part(self, flight: Flight, reply: Reply) -> None:
         """Takes those out who would have got something else: they start over."""

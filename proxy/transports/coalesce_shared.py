@@ -117,9 +117,8 @@ class SharedFlights:
             monotonic=monotonic,
         )
         self.on_left: Callable[[bytes], None] = lambda _: None  # told the key of a flight that a worker follows no more
-        self.led_total = 0
-        self.followed_total = 0
-        self.taken_over_total = 0
+        self.on_followed: Callable[[bytes], None] = lambda _: None  # the same for one that a worker follows now
+        self.led_total = self.followed_total = self.taken_over_total = 0
         self.full_total = 0
         self.parted_total = 0
         self.counted_out_total = 0  # followers of which nothing was heard for long
@@ -431,7 +430,9 @@ class SharedFlights:
             led.detach(word.inbox, word.number)
             if not led.followers:
                 self.on_left(led.key)
-        elif not led.attach(word.inbox, word.position, word.number):
+        elif led.attach(word.inbox, word.position, word.number):
+            self.on_followed(led.key)
+        else:
             self._say(word.inbox, Gone(word.flight, word.token, alone=True))
 
     def _detach(self, tag: bytes, token: bytes) -> Detach:

@@ -40,7 +40,8 @@ class Flight:
     """One upstream call and, if its answer is a stream, the chunks it has brought so far."""
 
     __slots__ = (
-        "abandoned", "begun", "buffered_bytes", "calls", "chunks", "coalesce", "delivered", "dropped", "ended", "failure", "followers", "head", "key", "leader",
+        "abandoned", "along", "begun", "buffered_bytes", "calls", "chunks", "coalesce", "delivered", "dropped", "elsewhere", "ended", "failure", "followers",
+        "head", "key", "leader",
         "leader_finished", "leader_gone", "loose", "loose_bytes", "puller", "pulling", "readers", "stream", "task", "trimming", "waiting",
     )  # fmt: skip
 
@@ -58,6 +59,7 @@ class Flight:
         self.calls: dict[str, Call] = {}  # the followers', by id
         self.leader_gone = False  # its client; its task may still run
         self.leader_finished = False
+        self.elsewhere = False  # another worker has followed it
 
     def begin(self, stream: ChunkStream) -> None:
         """The answer is a stream."""
@@ -69,6 +71,7 @@ class Flight:
         self.buffered_bytes = 0
         self.readers: list[Reader] = []
         self.pulling = False
+        self.along: asyncio.Task[None] | None = None  # reads on for followers elsewhere
         self.puller: asyncio.Task[object] | None = None
         self.abandoned = False
         self.trimming = False
@@ -115,6 +118,18 @@ class Flight:
             if self.waiting:
                 self.wake()
 
+    async def more(self) -> None:
+        """Waits for one more chunk, or the end, whoever brings it."""
+        if not self.pulling:
+            await self.pull()
+            return
+        pulled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.waiting[pulled] = None
+        try:
+            await pulled
+        finally:
+            del self.waiting[pulled]
+
     def keep(self, chunk: bytes) -> None:
         """One more chunk has come."""
         self.loose = self.loose_bytes = 0
@@ -155,6 +170,8 @@ class Flight:
             slowest.ejected = True
             self.readers.remove(slowest)
             ejected += 1
+        if not self.readers:  # it is read for followers elsewhere alone
+            self.drop(len(self.chunks))
         return ejected
 
     def drop(self, count: int) -> None:
@@ -202,7 +219,7 @@ class Reader:
         flight = self.flight
         while True:
             if self.ejected:
-                if self.call is not flight.leader or flight.ended or not flight.followers:
+                if self.call is not flight.leader or flight.ended or not (flight.followers or flight.elsewhere):
                     raise StreamBroken(
                         Outcome.BROKEN_STREAM, "this client read too slowly for an answer shared with others"
                     )
@@ -213,14 +230,11 @@ class Reader:
                     return flight.chunks[index]
                 if flight.ended:
                     return self._finish()
-            if not flight.pulling:
-                await flight.pull()
-            else:
-                await self._wait_for_chunk()
+            await flight.more()
 
     def tap(self, sink: Sink) -> None:
-        """A leader takes chunks in passing as long as it is alone in its flight."""
-        if self.call is self.flight.leader and self.flight.stream is not None:
+        """A leader takes chunks in passing as long as it is alone in its flight, and it alone reads."""
+        if self.call is self.flight.leader and self.flight.stream is not None and self.flight.along is None:
             self.sink = sink
             tap(self.flight.stream, self._pass)
 
@@ -265,15 +279,6 @@ class Reader:
         if self.call is flight.leader and not flight.ended:
             flight.abandon()
         self.coalesce.forget(self.call, flight)
-
-    async def _wait_for_chunk(self) -> None:
-        waiting = self.flight.waiting
-        pulled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        waiting[pulled] = None
-        try:
-            await pulled
-        finally:
-            del waiting[pulled]
 
     def _finish(self) -> bytes:
         """Says how the stream ended, and gives a follower what is known now."""

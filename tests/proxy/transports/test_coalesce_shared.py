@@ -65,6 +65,7 @@ class Host:
             elsewhere=self.flights.followers, recount=self.flights.bills.recount,
         )  # fmt: skip
         self.flights.on_left, self.flights.bills.members = self.coalesce.left_elsewhere, self.coalesce.sharers
+        self.flights.on_followed = self.coalesce.followed_elsewhere
 
     async def open(self) -> Host:
         """Connected."""
@@ -150,6 +151,60 @@ async def test_a_follower_gets_the_stream_so_far_and_what_comes(hosts: tuple[Hos
     assert late.reply is not None
     assert (True, "stop", ANSWER_NANOUSD) == (late.reply.complete, late.reply.finish_reason, late.call.saved_nanousd)
     assert [] == two.inner.calls
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_follower_does_not_wait_for_a_slow_client_of_the_leader_s_worker(
+    hosts: tuple[Host, Host], *, begun: bool
+) -> None:
+    """It has the whole answer before that client has taken anything; the slow one gets all of it too, in its own time."""
+    one, two = hosts
+    one.inner.streaming = True
+    leader = Client(one.coalesce)
+    await until(lambda: one.inner.calls)
+    if begun:
+        one.inner.gate.set()
+        await until(lambda: leader.reply is not None)
+    follower = await _follow(one, two)
+    one.inner.gate.set()
+    await until(lambda: one.inner.streams)
+    (stream,) = one.inner.streams
+    chunks = [b"%d" % number for number in range(20)]
+    for chunk in chunks:
+        stream.feed(chunk)
+        await settle_down()
+    stream.end()
+    await until(lambda: follower.ended)
+    assert (chunks, "complete", []) == (follower.got, follower.ended, leader.got)
+    leader.read_freely()
+    await until(lambda: leader.ended)
+    assert (chunks, "complete") == (leader.got, leader.ended)
+    figures = (one.coalesce.members, one.coalesce.flights, one.coalesce.buffered_bytes)
+    assert (0, 0, 0) == figures
+
+
+async def test_a_client_too_slow_for_the_buffer_loses_its_stream_and_no_follower_does(server: RedisServer) -> None:
+    """What it would have to be kept for it is more than one answer may take; its task reads on, for the others and for the bill."""
+    one, two = Host(server.url), await Host(server.url).open()
+    one.coalesce._buffer_bytes_max = 5_000
+    await one.open()
+    one.inner.streaming = True
+    one.inner.gate.set()
+    leader = Client(one.coalesce)
+    await until(lambda: one.inner.streams)
+    follower = await _follow(one, two)
+    (stream,) = one.inner.streams
+    for _ in range(20):
+        stream.feed(b"x" * 1_000)
+        await settle_down()
+        assert one.coalesce.buffered_bytes <= 6_000
+    await until(lambda: 20 == len(follower.got))
+    leader.read_freely()
+    stream.end()
+    await until(lambda: follower.ended and leader.ended)
+    assert ("complete", "broken", 1) == (follower.ended, leader.ended, one.coalesce.ejected_total)
+    for host in (one, two):
+        await host.close()
 
 
 async def test_an_answer_that_has_just_ended_is_still_shared(hosts: tuple[Host, Host]) -> None:
