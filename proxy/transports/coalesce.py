@@ -21,12 +21,13 @@ The protocol between the pipeline and a flight:
    whose task died. Then a follower that has time left starts over, alone or with the other followers. So does a follower whose key may use
    other models than the leader's, where another model stood in that it may not use, or one could stand in that the leader may not.
 
-Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can
-take a chunk away. Only where other workers follow it a task pulls for them, or they would wait for a slow client here. Chunks are kept for those who join later, up to a limit in bytes; above it nobody joins any more and what all
-have read is dropped; a reader that is further behind than the limit loses its stream, and a follower that finds the beginning dropped starts
-over. If the reader is the leader's, its task goes on to the end of the flight before it says so, because it alone can settle the upstream
-call. A leader whose task ends before the stream without having been told that it may (a shutdown, a bug) takes the stream with it: what it
-used so far is settled, and the followers' streams break.
+Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can take a
+chunk away. Only where other workers follow it a task pulls for them, or they would wait for a slow client here. Chunks are kept for those
+who join later, up to a limit in bytes; above it nobody joins any more and what all have read is dropped; a reader that is further behind
+than the limit loses its stream, and a follower that finds the beginning dropped starts over. If the reader is the leader's, its task goes
+on to the end of the flight before it says so, because it alone can settle the upstream call. A leader whose task ends before the stream
+without having been told that it may (a shutdown, a bug) takes the stream with it: what it used so far is settled, and the followers'
+streams break.
 """
 
 from __future__ import annotations
