@@ -240,7 +240,8 @@ class Ledger:
         if not tenant or not (tokens or nanousd or requests):
             return
         at_us = record.started_us + record.latency_us
-        self._account(tenant, at_us).settle(tokens=tokens, nanousd=nanousd, requests=requests, at_us=at_us)
+        own = self._accounts.get(tenant) or self._account(tenant, at_us)
+        own.settle(tokens=tokens, nanousd=nanousd, requests=requests, at_us=at_us)
         plan = self._plans.get(tenant)
         if plan is not None and plan.rules:
             for account in self._instances(tenant, plan.rules, who_of(record), at_us):

@@ -92,8 +92,21 @@ class Pipeline:
             call.entered = entered
 
     def answer(self, call: Call, reply: Reply, exchange: Exchange) -> None:
-        """Sends a complete reply that was there at once."""
-        self._send_complete(call, reply, exchange)
+        """Settles a call, and sends its complete reply."""
+        if reply.refusal is not None:
+            shape(reply, _protocol_of(call), call.call_id)
+        call.reply = reply
+        call.status = reply.status
+        call.outcome = reply.outcome
+        call.error_code = reply.error_code
+        if call.client_gone:  # it left, but others waited for this answer
+            call.outcome, call.status = Outcome.CLIENT_CLOSED, _CLIENT_CLOSED_STATUS
+        else:
+            call.response_bytes = len(reply.body)
+        self._settle(call)
+        lines = response_lines(call, reply, stream=False)
+        call.responding = call.answered = True
+        exchange.answer(reply.status, lines, reply.body)
 
     async def serve(self, call: Call, reply: Reply | None, exchange: Exchange) -> None:
         """Gets the reply from the transports, unless it is there already, and sends it at the client's pace.
@@ -106,7 +119,7 @@ class Pipeline:
             if reply is None:
                 reply = await self._local.get(call.operation, self._transport).send(call)
             if reply.stream is None:
-                self._send_complete(call, reply, exchange)
+                self.answer(call, reply, exchange)
             else:
                 await self._pump(call, reply, reply.stream, exchange)
         except asyncio.CancelledError:
@@ -129,7 +142,7 @@ class Pipeline:
     def _end(self, call: Call, refusal: Reply, exchange: Exchange) -> None:
         """Ends a call that cannot go on: with the refusal, or inside a stream that has begun with an error event."""
         if not call.responding:
-            self._send_complete(call, refusal, exchange)
+            self.answer(call, refusal, exchange)
             return
         call.outcome, call.error_code = refusal.outcome, refusal.error_code
         self._settle(call)
@@ -141,22 +154,6 @@ class Pipeline:
             refused = refusal.refusal
             assert isinstance(refused, Refused), "only refusals end a call"  # noqa: S101
             exchange.end(error_event(refused.refusal, refused.message, _protocol_of(call), call.call_id))
-
-    def _send_complete(self, call: Call, reply: Reply, exchange: Exchange) -> None:
-        if reply.refusal is not None:
-            shape(reply, _protocol_of(call), call.call_id)
-        call.reply = reply
-        call.status = reply.status
-        call.outcome = reply.outcome
-        call.error_code = reply.error_code
-        if call.client_gone:  # it left, but others waited for this answer
-            call.outcome, call.status = Outcome.CLIENT_CLOSED, _CLIENT_CLOSED_STATUS
-        else:
-            call.response_bytes = len(reply.body)
-        self._settle(call)
-        lines = response_lines(call, reply, stream=False)
-        call.responding = call.answered = True
-        exchange.answer(reply.status, lines, reply.body)
 
     async def _pump(self, call: Call, reply: Reply, stream: ChunkStream, exchange: Exchange) -> None:
         """Chunks out as they come, at the client's pace; then the settlement; then the end."""

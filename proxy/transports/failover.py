@@ -83,10 +83,11 @@ class Failover:
         candidates = call.candidates
         tries = None
         if entry.route.hedge is None and candidates:  # nearly all calls end with their first try
-            attempt = self._attempt(call, candidates[0], candidates[1:])
-            attempt.patient = len(candidates) == 1
+            first, alone = candidates[0], len(candidates) == 1
+            attempt = self._attempt(call, first, alone=alone)
+            attempt.patient = alone
             try:
-                reply = await self._way_to(candidates[0]).send(attempt)
+                reply = await (self._places if first.measured else self._inner).send(attempt)
                 if not entry.spares:
                     return reply
                 tries = Tries(begun=reply)
@@ -184,7 +185,7 @@ class Failover:
                 reply, on = self._tell(call, entry, *tries.begun, tries)
                 tries.begun = None
             else:
-                attempt = self._attempt(call, candidate, others)
+                attempt = self._attempt(call, candidate, alone=not others)
                 attempt.patient = not others and not tries.saturated
                 reply, on = await self._try(call, entry, attempt, others, tries)
             if reply is not None or on is not Again.SAME:
@@ -201,14 +202,15 @@ class Failover:
         hedge = entry.route.hedge
         try:
             if hedge is None or not others or tries.leg + 2 > entry.route.attempts_max:
-                reply = await self._way_to(attempt.candidate).send(attempt)
+                way = self._places if attempt.candidate.measured else self._inner
+                reply = await way.send(attempt)
             else:
                 reply = await self._hedged.send(
                     attempt,
                     others,
                     entry=entry,
                     hedge=hedge,
-                    make=lambda target: self._attempt(call, target, ()),
+                    make=lambda target: self._attempt(call, target, alone=True),
                     failed=lambda target, failure: self._lost(entry, tries, target, failure),
                 )
         except _TROUBLE as trouble:
@@ -235,23 +237,20 @@ class Failover:
         tries.saturated.append(candidate)
         return None, Again.ANOTHER
 
-    def _way_to(self, candidate: Candidate) -> AttemptTransport:
-        return self._places if candidate.measured else self._inner
-
     async def _last_resort(
         self, call: Call, candidate: Candidate, tries: Tries, *, forced: bool = False
     ) -> Reply | None:
         """One try where a place must be waited for, or past an open breaker."""
-        attempt = self._attempt(call, candidate, ())
+        attempt = self._attempt(call, candidate, alone=True)
         attempt.patient, attempt.forced = True, forced
         entry = call.route
         assert entry is not None, "route comes first"  # noqa: S101
         reply, _ = await self._try(call, entry, attempt, (), tries)
         return reply
 
-    def _attempt(self, call: Call, candidate: Candidate, others: Sequence[Candidate]) -> Attempt:
+    def _attempt(self, call: Call, candidate: Candidate, *, alone: bool) -> Attempt:
         attempt = Attempt(call, candidate, metrics=self._metrics, tokens_per_s=self._settings.abandoned_tokens_per_s)
-        if call.patience < 1.0 and others:  # a client in a hurry still wants the next deployment to be asked in time
+        if call.patience < 1.0 and not alone:  # a client in a hurry still wants the next deployment to be asked in time
             attempt.first_byte_timeout_s *= call.patience
         return attempt
 
