@@ -8,17 +8,21 @@ becomes a reference that the operator has to fill.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType, NoneType
 
 import msgspec
 import yaml
 
 from controlplane.catalog.from_litellm_addresses import settle_addresses
+from controlplane.catalog.from_litellm_files import Read, name_the_redis, with_includes, with_its_environment
 from controlplane.catalog.from_litellm_models import (
     ENVIRON,
+    TIMEOUT_S_MAX,
+    WHOLE_CALL,
     Deployment,
     Document,
     Object,
@@ -27,8 +31,9 @@ from controlplane.catalog.from_litellm_models import (
     plain,
     seconds_of,
 )
-from controlplane.catalog.from_litellm_reasons import NOT_SERVED, NOT_SERVED_REASON, reason_of
+from controlplane.catalog.from_litellm_reasons import NOT_SERVED, NOT_SERVED_REASON, STRANGE, reason_of
 from controlplane.catalog.from_litellm_redis import address_of
+from controlplane.catalog.from_litellm_shares import share_out
 from controlplane.errors import ConfigError
 
 BYTES_MAX = 4 * 1024 * 1024
@@ -49,7 +54,9 @@ _FALLBACKS = {
     "content_policy_fallbacks": "content_policy",
 }
 _WINDOWS = ((3_600, "hour"), (86_400, "day"), (30 * 86_400, "month"))
+_TTL_S_MAX = 365 * 86_400
 _TENANT = "default"
+_NEARER = "no model is left for it: each has its own, or that of `router_settings`"
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
@@ -77,24 +84,28 @@ class Imported(msgspec.Struct, frozen=True):
     lines: tuple[Line, ...]
 
 
-def import_litellm(text: str, *, file: str, environ: Mapping[str, str] = NO_ENVIRONMENT) -> Imported:
+def import_litellm(
+    text: str, *, file: str, environ: Mapping[str, str] = NO_ENVIRONMENT, text_of: Callable[[str], str] | None = None
+) -> Imported:
     """The configuration that comes nearest. environ: what addresses that stand in the environment are; secrets are never read there.
 
-    Raises ConfigError if the text is no YAML mapping with a list of models, or too large.
+    text_of: reads a file that this one includes; without it such files are told as not read.
+    Raises ConfigError if the text is no YAML mapping with a list of models, or too large, and what `text_of` raises.
     """
-    if len(text) > BYTES_MAX:
-        raise ConfigError.at(file, f"the file is larger than {BYTES_MAX} bytes")
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError.at(file, f"the file is not YAML: {_said(error)}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("model_list", []), list | NoneType):
+    document = _mapping(text, file)
+    if not isinstance(document.get("model_list", []), list | NoneType):
         raise ConfigError.at(file, "the file is not a LiteLLM configuration: it has no list `model_list:`")
     if not document:
         raise ConfigError.at(file, "the file is empty")
+    included: tuple[str, ...] = ()
+    if text_of is not None:
+        document, included = with_includes(document, file, _reader(text_of))
+    environ = with_its_environment(document, environ)
+    name_the_redis(document, environ)
     settled = settle_addresses(document, environ)
     found = _Import(Document(document)).result()
-    lines = [line for line in found.lines if line.place not in settled or line.fate is not Fate.MAPPED]
+    lines = [Line(Fate.MAPPED, "include", f"read with the rest: {place}") for place in included]
+    lines += [line for line in found.lines if line.place not in settled or line.fate is not Fate.MAPPED]
     lines += [
         Line(
             Fate.APPROXIMATED,
@@ -107,7 +118,28 @@ def import_litellm(text: str, *, file: str, environ: Mapping[str, str] = NO_ENVI
     return msgspec.structs.replace(found, lines=tuple(lines))
 
 
-def _said(error: yaml.YAMLError | RecursionError) -> str:
+def _reader(text_of: Callable[[str], str]) -> Read:
+    def read(name: str, named_in: str) -> tuple[str, Object]:
+        place = str(Path(named_in).parent / name)
+        return place, _mapping(text_of(place), place)
+
+    return read
+
+
+def _mapping(text: str, file: str) -> Object:
+    """What a file says. Raises ConfigError for what is too large, no YAML or no mapping."""
+    if len(text) > BYTES_MAX:
+        raise ConfigError.at(file, f"the file is larger than {BYTES_MAX} bytes")
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError.at(file, f"the file is not YAML: {_said(error)}") from error
+    if not isinstance(document, dict):
+        raise ConfigError.at(file, "the file is not a LiteLLM configuration: it has no list `model_list:`")
+    return {str(key): value for key, value in document.items()}
+
+
+def _said(error: yaml.YAMLError | RecursionError | ValueError) -> str:
     """What is wrong and where, without what stands there, for that may be a secret."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None)
@@ -124,6 +156,8 @@ class _Import:
         self._lines: list[Line] = []
         self._upstreams: dict[str, Object] = {}
         self._models: dict[str, Object] = {}
+        self._identities: dict[str, Object] = {}  # what a deployment's id means, in whichever model it stands
+        self._rows: dict[str, list[tuple[str, Object, dict[str, float]]]] = {}
         self._server: Object = {}
         self._rest: Object = {}
 
@@ -138,6 +172,7 @@ class _Import:
         self._read_budget()
         self._read_operation()
         self._lines += [Line(Fate.REFUSED, place, reason=reason_of(place)) for place in self._document.unread()]
+        self._lines += [Line(Fate.REFUSED, place, reason=STRANGE) for place in self._document.strange()]
         whole: Object = {"server": self._server} if self._server else {}
         whole |= {"upstreams": list(self._upstreams.values()), "models": list(self._models.values())}
         whole |= {"tenants": [{"name": _TENANT, **self._rest.pop("tenant", {})}], **self._rest}
@@ -171,6 +206,10 @@ class _Import:
             if found.upstream is None:
                 continue
             self._join(place, alias, found)
+        strategy = self._document.inner("router_settings").take("routing_strategy")
+        for rows in self._rows.values():
+            told = share_out(rows, shuffled=strategy in (None, "simple-shuffle"))
+            self._lines += [Line(Fate(fate), at, ours, reason) for fate, at, ours, reason in told]
 
     def _credentials(self) -> dict[str, Object]:
         """What `credential_list` lends to the models that name it."""
@@ -190,13 +229,25 @@ class _Import:
             self._near(f"{place}.model_name", name, "a name has letters, digits and `. _ : @ / + -`")
         model = self._models.setdefault(name, {"name": name, "deployments": []})
         entry = {"upstream": upstream, **found.entry}
-        same = [one for one in model["deployments"] if (one["upstream"], one["model"]) == (upstream, entry["model"])]
-        if same and entry.get("id") in (None, same[0].get("id")):
-            entry["id"] = f"{entry.get('id') or upstream + '/' + entry['model']}/{len(same) + 1}"
+        self._identify(entry, model)
         model["deployments"].append(entry)
+        self._rows.setdefault(name, []).append((place, entry, found.figures))
         if found.timeout_s is not None:
             model["timeout_s"] = max(found.timeout_s, model.get("timeout_s", 0.0))
         self._mapped(place, f"models `{name}` -> `{entry.get('id') or upstream + '/' + entry['model']}`")
+
+    def _identify(self, entry: Object, model: Object) -> None:
+        """Gives a deployment an id of its own where its usual one stands in this model already, or means another elsewhere."""
+        usual = f"{entry['upstream']}/{entry['model']}"
+        base = str(entry.get("id") or usual)
+        meant = {key: value for key, value in entry.items() if key not in ("id", "order")}
+        taken = {one.get("id") or f"{one['upstream']}/{one['model']}" for one in model["deployments"]}
+        for number in range(1, len(self._identities) + len(taken) + 2):
+            name = base if number == 1 else f"{base[:120]}/{number}"
+            if name not in taken and self._identities.setdefault(name, meant) == meant:
+                break
+        if name != usual:
+            entry["id"] = name
 
     def _named(self, found: Deployment) -> str:
         """The name of an upstream that is as wanted, made if there is none yet."""
@@ -215,13 +266,18 @@ class _Import:
             self._read_strategy(settings, place)
             retries = settings.take_number("num_retries")
             if retries is not None:
-                self._for_all("attempts_max", min(20, int(retries) + 1))
-                self._mapped(f"{place}.num_retries", f"attempts_max: {min(20, int(retries) + 1)}")
+                tries = max(1, min(20, int(retries) + 1))
+                if self._for_all("attempts_max", tries, only_unset=True):
+                    self._mapped(f"{place}.num_retries", f"attempts_max: {tries}")
+                else:
+                    self._refused(f"{place}.num_retries", _NEARER)
             for key in ("timeout", "request_timeout"):
                 timeout_s = settings.take_number(key)
                 if timeout_s is not None and timeout_s > 0:
-                    self._for_all("timeout_s", min(86_400.0, timeout_s), only_unset=True)
-                    self._mapped(f"{place}.{key}", f"timeout_s: {timeout_s:g}")
+                    if self._for_all("timeout_s", min(TIMEOUT_S_MAX, timeout_s), only_unset=True):
+                        self._near(f"{place}.{key}", f"timeout_s: {timeout_s:g}", WHOLE_CALL)
+                    else:
+                        self._refused(f"{place}.{key}", _NEARER)
             self._read_breaker(settings, place)
             self._read_aliases(settings, place)
 
@@ -259,10 +315,12 @@ class _Import:
             self._models[name_of(alias)] = {**copy.deepcopy(model), "name": name_of(alias)}
             self._mapped(f"{place}.model_group_alias.{alias}", f"models `{name_of(alias)}`, with the same deployments")
 
-    def _for_all(self, field: str, value: object, *, only_unset: bool = False) -> None:
-        for model in self._models.values():
-            if not (only_unset and field in model):
-                model[field] = value
+    def _for_all(self, field: str, value: object, *, only_unset: bool = False) -> bool:
+        """Whether any model has it now."""
+        chosen = [model for model in self._models.values() if not (only_unset and field in model)]
+        for model in chosen:
+            model[field] = value
+        return bool(chosen)
 
     def _read_fallbacks(self) -> None:
         for section in ("router_settings", "litellm_settings"):
@@ -271,6 +329,9 @@ class _Import:
                 for alias, targets in settings.take_pairs(theirs):
                     self._add_fallbacks(f"{section}.{theirs}", alias, targets, ours)
             for target in settings.take_texts("default_fallbacks"):
+                if name_of(target) not in self._models:
+                    self._refused(f"{section}.default_fallbacks", f"there is no model `{target[:64]}`")
+                    continue
                 for alias in list(self._models):
                     self._add_fallbacks(f"{section}.default_fallbacks", alias, [target], "general", quiet=True)
                 self._mapped(f"{section}.default_fallbacks", f"fallbacks.general of all models: {target}")
@@ -296,13 +357,19 @@ class _Import:
         settings = self._document.inner("litellm_settings")
         enabled = settings.take("cache")
         params = settings.inner("cache_params")
-        if enabled is None:
+        if enabled is not True:
+            self._rest["cache"] = {"enabled": False}
+            self._mapped("litellm_settings.cache", "cache.enabled: false, as there unless it is switched on")
             return
-        cache: Object = {"enabled": bool(enabled)}
+        cache: Object = {"enabled": True}
+        if params.has("mode") and params.take_text("mode") == "default_off":
+            cache["enabled"] = False
+            reason = "no call can ask for a cache that is off; a tenant may have its own `cache`"
+            self._near("litellm_settings.cache_params.mode", "cache.enabled: false", reason)
         kind = params.take_text("type") or "local"
         ttl_s = params.take_number("ttl")
         if ttl_s is not None:
-            cache["ttl_s"] = max(0, int(ttl_s))
+            cache["ttl_s"] = min(_TTL_S_MAX, max(0, int(ttl_s)))
             self._mapped("litellm_settings.cache_params.ttl", f"cache.ttl_s: {cache['ttl_s']}")
         self._rest["cache"] = cache
         place = "litellm_settings.cache_params.type"
@@ -312,7 +379,7 @@ class _Import:
             self._read_redis(params, "litellm_settings.cache_params")
         else:
             self._refused(place, f"there is no cache like `{kind[:64]}`; exact answers are kept in memory and on disk")
-        self._mapped("litellm_settings.cache", f"cache.enabled: {str(bool(enabled)).lower()}")
+        self._mapped("litellm_settings.cache", f"cache.enabled: {str(cache['enabled']).lower()}")
 
     def _read_redis(self, params: Document, place: str, *, prefix: str = "") -> None:
         address = address_of(params, prefix=prefix)

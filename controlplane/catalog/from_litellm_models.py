@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
@@ -65,6 +66,8 @@ _SECRET_OPTIONS = (
 _LONG_THRESHOLDS = (128, 200, 256, 272)  # thousands of tokens above which their prices know another amount
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "mo": 30 * 86_400}
 ENVIRON = "os.environ/"
+TIMEOUT_S_MAX = 86_400.0
+WHOLE_CALL = "it bounds a call with all its tries, not each of them"
 
 
 class Deployment(msgspec.Struct):
@@ -74,6 +77,7 @@ class Deployment(msgspec.Struct):
     entry: Object
     lines: list[Told]
     timeout_s: float | None = None
+    figures: dict[str, float] = {}  # of how calls are shared out, by name
 
 
 class Document:
@@ -100,42 +104,58 @@ class Document:
     def take_text(self, key: str) -> str | None:
         """A text; None if it is not there or none."""
         value = self.take(key)
+        if value is not None and not isinstance(value, str):
+            self._strange.append(self._path(key))
         return value if isinstance(value, str) else None
 
     def take_number(self, key: str) -> float | None:
-        """A number; None if it is not there or none."""
+        """A number, which may be written as a text; None if it is not there or none."""
         value = self.take(key)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        try:
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        if value is not None:
+            self._strange.append(self._path(key))
+        return None
 
     def take_texts(self, key: str) -> list[str]:
-        """A list of texts; what is none of them is left out."""
-        value = self.take(key)
-        return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+        """A list of texts; what is none of them is left out, and told as unread."""
+        return [each for each in self._entries(key, str) if isinstance(each, str)]
 
     def take_mapping(self, key: str) -> list[tuple[str, object]]:
         """The pairs of a mapping."""
         value = self.take(key)
+        if value is not None and not isinstance(value, Mapping):
+            self._strange.append(self._path(key))
         return [(str(name), each) for name, each in value.items()] if isinstance(value, Mapping) else []
 
     def take_pairs(self, key: str) -> list[tuple[str, object]]:
         """The pairs of a list of mappings, as fallbacks are written."""
-        value = self.take(key)
-        if not isinstance(value, list):
-            return []
-        return [(str(name), each) for entry in value if isinstance(entry, Mapping) for name, each in entry.items()]
+        entries = self._entries(key, Mapping)
+        return [(str(name), each) for entry in entries if isinstance(entry, Mapping) for name, each in entry.items()]
 
     def take_list(self, key: str, most: int) -> Iterator[tuple[str, Document]]:
         """The mappings of a list, each with its place."""
-        value = self.take(key)
-        if value is not None and not isinstance(value, list):
-            self._strange.append(self._path(key))
-        for index, entry in enumerate(value[:most] if isinstance(value, list) else []):
-            if not isinstance(entry, dict):
-                self._strange.append(f"{self._path(key)}[{index}]")
-            else:
+        for index, entry in enumerate(self._entries(key, dict)[:most]):
+            if isinstance(entry, dict):
                 inner = Document(entry, f"{self._path(key)}[{index}]")
                 self._lists.append(inner)
                 yield inner._place, inner
+
+    def _entries(self, key: str, kind: type) -> list[object]:
+        """What stands in a list; what is no list, and entries of another kind, are told as unread."""
+        value = self.take(key)
+        if not isinstance(value, list):
+            if value is not None:
+                self._strange.append(self._path(key))
+            return []
+        self._strange += [
+            f"{self._path(key)}[{index}]" for index, each in enumerate(value) if not isinstance(each, kind)
+        ]
+        return value
 
     def inner(self, key: str) -> Document:
         """A mapping within; empty if it is not there."""
@@ -161,12 +181,17 @@ class Document:
 
     def unread(self) -> Iterator[str]:
         """Where the values stand that nobody took."""
-        yield from self._strange
         for key in self._content:
             if key not in self._taken:
                 yield self._path(str(key))
         for each in (*self._inner.values(), *self._lists):
             yield from each.unread()
+
+    def strange(self) -> Iterator[str]:
+        """Where something else stands than what was looked for, each place once."""
+        yield from dict.fromkeys(self._strange)
+        for each in (*self._inner.values(), *self._lists):
+            yield from each.strange()
 
     def _path(self, key: str) -> str:
         return f"{self._place}.{key}" if self._place else key
@@ -177,6 +202,7 @@ def deployment_of(entry: Document, place: str, *, mode: str) -> Deployment:
     params, info = entry.inner("litellm_params"), entry.inner("model_info")
     found = Deployment(None, {}, [])
     named = params.take_text("model")
+    spoken = params.take_text("custom_llm_provider")
     if named is None:
         found.lines.append(("refused", f"{place}.litellm_params.model", "", "it is missing"))
         entry.close()
@@ -186,20 +212,29 @@ def deployment_of(entry: Document, place: str, *, mode: str) -> Deployment:
         entry.close()
         return found
     provider, _, model = named.partition("/")
-    if not model:
+    if spoken is not None:
+        provider, model = spoken, named.removeprefix(f"{spoken}/")
+        named = f"{provider}/{model}"
+        found.lines.append(("mapped", f"{place}.litellm_params.custom_llm_provider", f"{provider}/{model}", ""))
+    elif not model:
         provider, model = ("anthropic" if named.startswith("claude") else "openai"), named
+    if provider == "openai" and model.startswith("responses/"):
+        model = model.removeprefix("responses/")
+        reason = "a call goes on as what it came: chat stays chat"
+        found.lines.append(("approximated", f"{place}.litellm_params.model", f"model: {model}", reason))
     found.upstream = _upstream(provider, params, place, found.lines)
     foreign = found.upstream["dialect"] == "litellm"  # whose model is called as a whole, and is a good id already
     found.entry |= {"model": named, "id": name_of(named)} if foreign else {"model": model}
     if mode:
         found.lines.append(("mapped", f"{place}.model_info.mode", "the path that is asked says it", ""))
-    _read_weight(params, place, found)
+    _read_shares(params, place, found)
     _read_identity(info, place, found)
     _read_price(params, info, place, found)
-    timeouts = [params.take_number("timeout"), params.take_number("stream_timeout")]
-    found.timeout_s = next((seconds for seconds in timeouts if seconds), None)
-    if found.timeout_s is not None:
-        found.lines.append(("mapped", f"{place}.litellm_params.timeout", f"timeout_s: {found.timeout_s:g}", ""))
+    timeout_s = params.take_number("timeout")
+    if timeout_s is not None and timeout_s > 0:
+        found.timeout_s = min(TIMEOUT_S_MAX, timeout_s)
+        at = f"{place}.litellm_params.timeout"
+        found.lines.append(("approximated", at, f"timeout_s: {found.timeout_s:g}", WHOLE_CALL))
     return found
 
 
@@ -285,27 +320,13 @@ def _read_options(params: Document, place: str, upstream: Object, lines: list[To
         upstream["options"] = options
 
 
-def _read_weight(params: Document, place: str, found: Deployment) -> None:
-    weight, order = params.take_number("weight"), params.take_number("order")
-    rates = {name: params.take_number(name) for name in ("rpm", "tpm")}
-    if weight is not None:
-        found.entry["weight"] = max(1, round(weight))
-        found.lines.append(("mapped", f"{place}.litellm_params.weight", f"weight: {found.entry['weight']}", ""))
-    for name, rate in rates.items():
-        if rate is None or rate <= 0:
-            continue
-        at = f"{place}.litellm_params.{name}"
-        if "weight" in found.entry:
-            found.lines.append(
-                ("refused", at, "", "a deployment has no rate of its own; its upstream says when it is too much")
-            )
-        else:
-            found.entry["weight"] = min(1_000_000, max(1, round(rate)))
-            reason = "it shares out calls by this, and does not hold them back"
-            found.lines.append(("approximated", at, f"weight: {found.entry['weight']}", reason))
+def _read_shares(params: Document, place: str, found: Deployment) -> None:
+    order = params.take_number("order")
     if order is not None:
         found.entry["order"] = min(100, max(0, round(order)))
         found.lines.append(("mapped", f"{place}.litellm_params.order", f"order: {found.entry['order']}", ""))
+    numbers = {name: params.take_number(name) for name in ("weight", "rpm", "tpm")}
+    found.figures = {name: max(0.0, number) for name, number in numbers.items() if number is not None}
 
 
 def _read_identity(info: Document, place: str, found: Deployment) -> None:

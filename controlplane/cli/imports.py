@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from controlplane.catalog.from_litellm import Fate, counted, import_litellm
+from controlplane.catalog.from_litellm import BYTES_MAX, Fate, counted, import_litellm
 from controlplane.cli.output import json_option, print_json, print_table, speaks_plainly
 from controlplane.errors import ConfigError
 
@@ -29,11 +29,8 @@ def import_() -> None:
 @speaks_plainly
 def litellm(file: Path, output: Path | None, as_json: bool) -> None:
     """Reads a LiteLLM proxy's config.yaml; says what was mapped, approximated and refused."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError.at(str(file), f"it cannot be read: {type(error).__name__}") from error
-    imported = import_litellm(text, file=str(file), environ=os.environ)
+    text = _text_of(str(file))
+    imported = import_litellm(text, file=str(file), environ=os.environ, text_of=_text_of)
     if output is not None:
         if output.exists():
             raise ConfigError.at(str(output), "it is there already; name another file or move it away")
@@ -55,6 +52,15 @@ def litellm(file: Path, output: Path | None, as_json: bool) -> None:
         return
     click.echo(f"\n{output}: {said}.")
     click.echo(f"Next: `hephaestus check-config {output}`, then `hephaestus keys create --tenant default`.")
+
+
+def _text_of(path: str) -> str:
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(BYTES_MAX + 1)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        said = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError.at(path, f"it cannot be read: {said}") from error
 
 
 COMMANDS = (import_,)

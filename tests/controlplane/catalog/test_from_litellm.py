@@ -83,7 +83,7 @@ def test_deployments_of_one_name_become_one_route() -> None:
         )
     )
     (model,) = ours.models
-    assert [("east", 1, 0), ("azure/gpt-4o", 3, 2), ("openai/gpt-4o/2", 1, 0)] == [
+    assert [("east", 1, 0), ("azure/gpt-4o", 3, 2), ("openai/gpt-4o", 1, 0)] == [
         (one.deployment_id, one.weight, one.order) for one in model.deployments
     ]
     assert 4096 == model.deployments[0].max_output_tokens
@@ -91,6 +91,163 @@ def test_deployments_of_one_name_become_one_route() -> None:
     assert price is not None
     assert (150_000_000, 600_000_000) == (price.input, price.output)
     assert {"api_version": "2024-10-21"} == ours.upstreams[1].options
+
+
+def test_one_id_never_means_two_deployments() -> None:
+    """The same model at two places, or at two prices, has two ids, also where two aliases have it."""
+    bedrock = {"model": "bedrock/anthropic.claude"}
+    models: list[dict[str, Any]] = [
+        {"model_name": "near", "litellm_params": bedrock},
+        {"model_name": "far", "litellm_params": {**bedrock, "aws_region_name": "us-east-1"}},
+        {"model_name": "both", "litellm_params": {"model": "hosted_vllm/m", "api_base": "http://gpu:1/v1"}},
+        {"model_name": "both", "litellm_params": {"model": "hosted_vllm/m", "api_base": "http://gpu:2/v1"}},
+        {"model_name": "dear", "litellm_params": {"model": "gpt-4o", "input_cost_per_token": 1e-6}},
+        {"model_name": "cheap", "litellm_params": {"model": "gpt-4o", "input_cost_per_token": 1e-7}},
+    ]
+    found = imported(*models, router_settings={"model_group_alias": {"same": "near"}})
+    ids = {model.name: [one.deployment_id for one in model.deployments] for model in config(found).models}
+    assert ["bedrock/anthropic.claude"] == ids["near"] == ids["same"]
+    assert ["bedrock/anthropic.claude/2"] == ids["far"]
+    assert ["gpu/m", "gpu-2/m"] == ids["both"]
+    assert (["openai/gpt-4o"], ["openai/gpt-4o/2"]) == (ids["dear"], ids["cheap"])
+
+
+@pytest.mark.parametrize(
+    ("figures", "strategy", "ours"),
+    [
+        ([{"weight": 0.7}, {"weight": 0.3}], None, [(7, 0), (3, 0)]),
+        ([{"weight": 2}, {"weight": 4}], None, [(2, 0), (4, 0)]),
+        ([{"weight": 1, "rpm": 10}, {"tpm": 100_000}], None, [(1, 0), (1, 1)]),
+        ([{"weight": 1}, {"weight": 0}], None, [(1, 0), (1, 1)]),
+        ([{"weight": 0}, {"weight": 0}], None, [(1, 0), (1, 0)]),
+        ([{"weight": 0, "order": 1}, {"weight": 3, "order": 1}, {"order": 2}], None, [(1, 3), (3, 2), (1, 4)]),
+        ([{"rpm": 60}, {"tpm": 90_000, "rpm": 600}], None, [(60, 0), (600, 0)]),
+        ([{"tpm": 4_000_000}, {"tpm": 1_000_000}], None, [(1_000_000, 0), (250_000, 0)]),
+        ([{"rpm": 60}, {}], "latency-based-routing", [(60, 0), (60, 0)]),
+        ([{"rpm": "60"}, {"rpm": "os.environ/RPM"}], "simple-shuffle", [(60, 0), (1, 1)]),
+    ],
+)
+def test_calls_are_shared_out_as_there(
+    figures: list[dict[str, Any]], strategy: str | None, ours: list[tuple[int, int]]
+) -> None:
+    """One figure decides within a model, in proportion; who has none of it, or nothing, stands by."""
+    models = [
+        {"model_name": "m", "litellm_params": {"model": f"gpt-{index}", **each}} for index, each in enumerate(figures)
+    ]
+    found = imported(*models, router_settings={"routing_strategy": strategy} if strategy else {})
+    assert ours == [(one.weight, one.order) for one in config(found).models[0].deployments]
+    told = {line.place for line in found.lines}
+    assert {f"model_list[{index}].litellm_params.{name}" for index, each in enumerate(figures) for name in each} <= told
+
+
+def test_included_files_are_read_with_the_rest() -> None:
+    """Lists grow, other settings are replaced, files include files of their own folder, and none is read twice."""
+    files = {
+        "conf/models.yaml": yaml.safe_dump({"include": ["more.yaml"], "model_list": [EAST]}),
+        "conf/more.yaml": yaml.safe_dump(
+            {"include": ["models.yaml"], "model_list": [CLAUDE], "litellm_settings": {"request_timeout": 30}}
+        ),
+    }
+    text = yaml.safe_dump({"include": ["conf/models.yaml"], "litellm_settings": {"cache": True}})
+    found = import_litellm(text, file="config.yaml", text_of=lambda path: files[path])
+    assert [("gpt-4o", 30), ("claude", 30)] == [(model.name, model.timeout_s) for model in config(found).models]
+    assert [Fate.MAPPED, Fate.MAPPED] == fates(found, "include")
+    assert not config(found).cache.enabled
+    assert [Fate.REFUSED] == fates(import_litellm(text, file="config.yaml"), "include")
+
+
+@pytest.mark.parametrize(
+    ("sections", "environ", "redis"),
+    [
+        ({"litellm_settings": {"cache": True}}, {"REDIS_HOST": "cache", "REDIS_PORT": "6380"}, "redis://cache:6380/0"),
+        ({"litellm_settings": {"cache": True, "cache_params": {"type": "redis"}}}, {"REDIS_URL": "redis://c/1"}, "redis://c/1"),
+        (
+            {"litellm_settings": {"cache": True}, "environment_variables": {"REDIS_HOST": "own", "REDIS_PASSWORD": "hunter2"}},
+            {"REDIS_HOST": "cache"},
+            "redis://own:6379/0",
+        ),
+        ({"litellm_settings": {"cache": True, "cache_params": {"ttl": 60}}}, {"REDIS_HOST": "cache"}, None),
+        ({"litellm_settings": {"cache": True}}, {}, None),
+        ({}, {"REDIS_HOST": "cache"}, None),
+    ],
+)  # fmt: skip
+def test_a_cache_that_names_no_redis_has_that_of_the_environment(
+    sections: dict[str, object], environ: dict[str, str], redis: str | None
+) -> None:
+    """What LiteLLM takes for granted is written down, and no password with it."""
+    found = import_litellm(yaml.safe_dump({"model_list": [EAST], **sections}), file="config.yaml", environ=environ)
+    ours = config(found)
+    assert (redis, "litellm_settings" in sections) == (ours.server.redis, ours.cache.enabled)
+    assert "hunter2" not in found.text
+    assert ours.server.redis_password == ("env:REDIS_PASSWORD" if "own" in str(redis) else None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "fate"),
+    [
+        ({}, "cache", Fate.MAPPED),
+        ({"cache": False}, "cache", Fate.MAPPED),
+        ({"cache": "false"}, "cache", Fate.MAPPED),
+        (
+            {"cache": True, "cache_params": {"type": "local", "mode": "default_off"}},
+            "cache_params.mode",
+            Fate.APPROXIMATED,
+        ),
+    ],
+)
+def test_a_cache_is_off_unless_it_was_on(settings: dict[str, object], place: str, fate: Fate) -> None:
+    """Nobody gets stored answers by moving in: there a cache is off until it is switched on."""
+    found = imported(EAST, litellm_settings=settings)
+    assert not config(found).cache.enabled
+    assert [fate] == fates(found, f"litellm_settings.{place}")
+
+
+def test_a_time_for_streams_bounds_no_other_call() -> None:
+    """`stream_timeout` is told as refused, and `timeout` as what it becomes here."""
+    params = {**EAST["litellm_params"], "stream_timeout": 5, "timeout": "60"}
+    found = imported({**EAST, "litellm_params": params}, router_settings={"timeout": 20, "num_retries": 1})
+    assert 60 == config(found).models[0].timeout_s
+    at = "model_list[0].litellm_params"
+    assert ([Fate.APPROXIMATED], [Fate.REFUSED]) == (
+        fates(found, f"{at}.timeout"),
+        fates(found, f"{at}.stream_timeout"),
+    )
+    assert [Fate.REFUSED] == fates(found, "router_settings.timeout")
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"num_retries": "many"}, "num_retries"),
+        ({"num_retries": float("inf")}, "num_retries"),
+        ({"num_retries": 10**400}, "num_retries"),
+        ({"cooldown_time": "os.environ/COOLDOWN"}, "cooldown_time"),
+        ({"timeout": True}, "timeout"),
+        ({"fallbacks": {"gpt-4o": ["claude"]}}, "fallbacks"),
+        ({"fallbacks": ["claude"]}, "fallbacks[0]"),
+        ({"model_group_alias": ["a"]}, "model_group_alias"),
+        ({"routing_strategy": 3}, "routing_strategy"),
+    ],
+)
+def test_a_value_of_another_kind_is_told(settings: dict[str, object], place: str) -> None:
+    """What stands where it is read, but cannot be, is refused and not passed over."""
+    found = imported(EAST, CLAUDE, router_settings=settings)
+    assert [Fate.REFUSED] == fates(found, f"router_settings.{place}")
+    config(found)
+
+
+def test_the_provider_may_stand_beside_the_model() -> None:
+    """`custom_llm_provider` says whose language is spoken, and `responses/` is no part of a model's name."""
+    own = {"model": "team/llama", "custom_llm_provider": "openai", "api_base": "https://llm.corp.example/v1"}
+    ours = config(
+        imported(
+            {"model_name": "own", "litellm_params": own},
+            {"model_name": "r", "litellm_params": {"model": "openai/responses/gpt-4.1"}},
+        )
+    )
+    assert [("llm.corp.example", "team/llama"), ("openai", "gpt-4.1")] == [
+        (model.deployments[0].upstream, model.deployments[0].model) for model in ours.models
+    ]
 
 
 def test_one_upstream_for_each_address_and_credential() -> None:
