@@ -255,7 +255,7 @@ CONTRACT = {
 ENDPOINTS = {
     "chat": "Whole or streamed; tools, images, sound, structured output. Usage of a stream is switched on for the record and hidden from a client that did not ask.",
     "embeddings": "Stored and asked for input by input.",
-    "messages": "Whole or streamed, every kind of event; `anthropic-*` headers and unknown fields go on untouched. A `thread` is its tenant's only.",
+    "messages": "Whole or streamed, every kind of event; `anthropic-*` headers and unknown fields go on untouched. A `thread` and a `container` are their tenant's only.",
     "count_tokens": "Costs nothing.",
     "completions": "Whole or streamed; several prompts, `n` and `best_of` are reserved for.",
     "responses": "Whole or streamed, every kind of event; tools, reasoning, images, structured output, `previous_response_id`, `conversation`, `background`. Stored answers only with `store: false`.",

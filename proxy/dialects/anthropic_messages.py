@@ -18,6 +18,7 @@ from proxy.dialects.responses_state import check_id, written_anew
 
 _IMAGE = b'"image"'
 _CODE = b'"code_execution_2'  # the tool's type, with its date: it leaves a container behind, for later requests
+_SEARCH, _FETCH = b'"web_search_2', b'"web_fetch_2'  # these may run code of their own
 _NOTHING = msgspec.Raw(b"")
 
 
@@ -61,6 +62,7 @@ _decode_reply = msgspec.json.Decoder(_ReplyFields).decode
 _decode_count_reply = msgspec.json.Decoder(_CountReply).decode
 _decode_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
+_NAMING = ("thread", "container")
 
 
 class AnthropicMessages:
@@ -83,17 +85,19 @@ class AnthropicMessages:
             image_parts=body.count(_IMAGE),
             user=metadata.get("user_id", ""),
             ambiguous=None,
-            kept=_CODE in body or _names_container(fields.container),
         )
+        runs = _CODE in body
+        if runs or fields.container is not _NOTHING or _SEARCH in body or _FETCH in body:
+            view = _contained(view, fields.container, runs=runs)
         return view if fields.thread is _NOTHING else _in_thread(view, fields.thread)
 
     def rewritten(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:  # noqa: ARG002 - the seam's
-        """The request with the upstream's name of the model; it always has a ceiling of its own. A thread is named once."""
+        """The request with the upstream's name of the model; it always has a ceiling of its own. What names an id names it once."""
         written = openai.rewritten(body, model=model, include_usage=False)
-        if not view.threaded:
+        if not (view.threaded or view.contained):
             return written
         fields = _decode_shallow(written)
-        fields["thread"] = written_anew(fields["thread"])
+        fields.update({name: written_anew(fields[name]) for name in _NAMING if name in fields})
         return _encode(fields)
 
     def read_reply(self, body: bytes) -> tuple[Tokens | None, str]:
@@ -148,18 +152,26 @@ def _in_thread(view: RequestView, raw: msgspec.Raw) -> RequestView:
         raise Malformed(f"`thread` must be of type `create` or `continue`: {error}", "thread") from error
     if thread is None:
         return view
-    continues: tuple[tuple[str, str], ...] = ()
+    continues = view.continues
     if thread.type == "continue" or thread.previous_message_id:
-        continues = (("thread", check_id(thread.previous_message_id, "thread.previous_message_id")),)
+        continues += (("thread", check_id(thread.previous_message_id, "thread.previous_message_id")),)
     return msgspec.structs.replace(view, kept=True, threaded=True, continues=continues)
 
 
-def _names_container(container: msgspec.Raw) -> bool:
-    """Whether a request goes on where an earlier one ended: in a machine whose files are another each time. Skills alone name none."""
-    if not bytes(container):
-        return False
-    found: object = msgspec.json.decode(container)
-    return bool(found.get("id") if isinstance(found, dict) else found)
+def _contained(view: RequestView, raw: msgspec.Raw, *, runs: bool) -> RequestView:
+    """The view of a request whose answer may leave a container behind, or that goes on in one: its files are others each time.
+
+    runs: with a tool that runs code. Skills alone name no container. Raises Malformed for one whose id cannot be read.
+    """
+    found: object = msgspec.json.decode(raw) if bytes(raw) else None
+    name = found.get("id") if isinstance(found, dict) else found
+    if name is None:
+        ambiguous = None if raw is _NOTHING else True  # named twice, it could be another one to another reader
+        return msgspec.structs.replace(view, contained=True, kept=runs, ambiguous=ambiguous)
+    if not isinstance(name, str):
+        raise Malformed("`container` must be an id, or an object with one", "container")
+    continues = (("container", check_id(name, "container")),)
+    return msgspec.structs.replace(view, contained=True, kept=True, ambiguous=True, continues=continues)
 
 
 def _check(model: str, messages: msgspec.Raw) -> None:

@@ -44,6 +44,7 @@ class RequestView(msgspec.Struct, frozen=True):
     continues: tuple[tuple[str, str], ...] = ()  # what it builds on at the upstream: name of the field, id
     background: bool = False  # the answer comes later, and is asked for under its id
     threaded: bool = False  # its upstream keeps the conversation, for a next request that names this answer
+    contained: bool = False  # its answer may leave a container behind at its upstream
     quality: str = ""  # of the pictures asked for, and their size, as the provider names them
     size: str = ""
 

@@ -1,4 +1,4 @@
-"""Anthropic's message threads through the proxy: gone on with where they are kept, by their tenant alone, and begun anew everywhere else."""
+"""What Anthropic keeps between messages, through the proxy: gone on with where it is, by its tenant alone. Threads are begun anew everywhere else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from controlplane.contract.snapshot import CachePolicy, TenantPolicy
 from tests.proxy.anthropic_fakes import MESSAGE_STOP, message, sent_event, stop, streamed, text_block
 from tests.proxy.fakes import KEY, USAGE, Received, ScriptedUpstream, Wire, World, answer
 
+ENDED = {"output_tokens": 3}
 HI: Any = [{"role": "user", "content": "hi"}]
 OTHER = TenantPolicy(id="other", cache=CachePolicy(enabled=False))
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
@@ -209,3 +210,44 @@ async def test_a_thread_whose_ids_cannot_be_read_goes_nowhere(world: World, thre
     reply = await send(world, thread)
     assert (400, []) == (reply.status_code, account.received)
     assert "thread" in reply.json()["error"]["message"]
+
+
+CODE: Any = [{"type": "code_execution_20250825", "name": "code_execution"}]
+PLACE = {"id": "container_a", "expires_at": "2026-11-20T00:00:00Z"}
+
+
+async def runs_code(wire: Wire, request: Received) -> None:
+    """An upstream of Anthropic's whose answers name the container in which code ran."""
+    if request.document.get("stream"):
+        begun = sent_event("message_start", message=json.loads(message(id="msg_1", content=[])))
+        ended = sent_event("message_delta", delta={"stop_reason": "end_turn", "container": PLACE}, usage=ENDED)
+        await wire.send(streamed(begun, text_block('see \\"message_delta\\"'), ended, MESSAGE_STOP))
+    else:
+        await wire.send(answer(message(container=PLACE)))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_container_is_its_tenants_alone(world: World, streams: bool) -> None:
+    """Its files are another tenant's; who made it goes on in it, whatever else runs code there, at the account where it is."""
+    elsewhere, account = await world.upstream(Account("b")), await world.upstream(runs_code)
+    place(world, [account])
+    assert lost_container(await send(world, None, container="container_a"))
+    assert 200 == (await send(world, None, tools=CODE, stream=streams)).status_code
+    place(world, [account], tenant=OTHER)
+    for container in ("container_a", {"id": "container_a", "skills": []}, "container_b"):
+        assert lost_container(await send(world, None, container=container))
+    assert 1 == len(account.received)
+    place(world, [account, elsewhere], deployment={"order": 0})
+    assert [200] * 4 == [(await send(world, None, container="container_a")).status_code for _ in range(4)]
+    assert 5 == len(account.received)
+    assert [] == elsewhere.received
+    place(world, [account])
+    assert "container_a" == account.received[1].document["container"]
+    skills = {"skills": [{"type": "anthropic", "skill_id": "pdf"}]}
+    assert 200 == (await send(world, None, container=skills, tools=CODE)).status_code
+    assert 6 == len(account.received)
+
+
+def lost_container(reply: httpx.Response) -> bool:
+    """Whether the client is told that there is none."""
+    return reply.status_code == 404 and "Container with id" in reply.json()["error"]["message"]
