@@ -1,6 +1,8 @@
 # Hephaestus: everything from Python, pip and make. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests of times and of memory: whoever runs beside them is measured too.
+MEASURING := $(addprefix tests/e2e/,test_outage.py test_rolling.py test_soak.py test_streams.py)
 PIP_FLAGS := --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes
 
 .DEFAULT_GOAL := help
@@ -26,10 +28,10 @@ help:  ## list the targets
 run: .venv/.run  ## control plane, proxy, simulated provider and a fleet of agents on this machine
 	@$(BIN)/hephaestus demo
 
-test: .venv/.dev browser clients  ## the whole test suite: the parts in two processes, then the whole with the machine to itself
+test: .venv/.dev browser clients  ## the whole test suite: most of it in two processes, then what measures with the machine to itself
 	@failed=0; \
-	$(BIN)/python -m pytest --ignore tests/e2e --ignore tests/clients --numprocesses 2 --dist loadfile || failed=1; \
-	$(BIN)/python -m pytest tests/clients tests/e2e || failed=1; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(MEASURING)) --numprocesses 2 --dist loadfile --no-loadscope-reorder || failed=1; \
+	$(BIN)/python -m pytest $(MEASURING) || failed=1; \
 	exit $$failed
 
 check: .venv/.dev  ## format, lint, types, import contracts

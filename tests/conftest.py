@@ -23,6 +23,15 @@ MEMORY_DISK = Path("/dev/shm")
 MEMORY_DISK_FREE_MIN_BYTES = 4 * 1024**3
 FOLDER_PREFIX = "hephaestus-tests-"
 AUTHORITY = Path(__file__).with_name("authority.pem")  # long expired, and its key is lost
+LONG = (
+    "tests/e2e/test_crashes.py",
+    "tests/proxy/test_hosts.py",
+    "tests/e2e/test_tenants.py",
+    "tests/e2e/test_hostile.py",
+    "tests/proxy/test_supervisor.py",
+    "tests/proxy/test_workers_shared.py",
+)
+"""Files that take long, the longest first."""
 LEAVING_S_MAX = 30.0  # for processes that are about to end when the tests have
 _GUARDIAN = pytest.StashKey["subprocess.Popen[bytes]"]()
 
@@ -45,6 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
         if shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_FREE_MIN_BYTES:
             # A journal waits for the disk at each append, and tests make thousands.
             config.option.basetemp = str(MEMORY_DISK / f"{FOLDER_PREFIX}{os.getpid()}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts long files first: of the processes that share the tests none is alone with one of them at the end."""
+    rank = {str(config.rootpath / name): at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(rank)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
