@@ -335,11 +335,16 @@ def _abandon(attempt: Attempt) -> None:
         attempt.finish(AttemptError.CANCELLED)
 
 
+def _wants_no_more(failure: AttemptFailed) -> bool:
+    """Whether the upstream says that the same will come of it again."""
+    return failure.reply is not None and (b"x-should-retry", b"false") in failure.reply.headers
+
+
 def _where(entry: RouteEntry, failure: AttemptFailed, tries: Tries) -> Again:
     """Where the next try may go after this failure."""
     rule = entry.rules.get(failure.error, ENDS)
     if failure.error in (AttemptError.REJECTED, AttemptError.DEADLINE):
         return Again.ANOTHER  # no rule can be made for these: `_may_try` knows about the deadline
     if tries.of_class(failure.error) < rule.tries:
-        return rule.on
+        return rule.on if rule.on is Again.NONE or not _wants_no_more(failure) else Again.ANOTHER
     return Again.ANOTHER if rule.on is Again.SAME else Again.NONE

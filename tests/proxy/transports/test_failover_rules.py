@@ -83,6 +83,17 @@ async def test_other_calls_leave_a_deployment_alone_that_asked_for_it(world: Wor
     assert "u0/m" == (await world.chat()).headers["x-heph-deployment"]
 
 
+@pytest.mark.parametrize("rule", ["any", "same"])
+async def test_who_says_that_it_is_no_use_is_not_asked_again(world: World, rule: str) -> None:
+    """`x-should-retry: false` holds for us as for the vendors' clients; another deployment may still know better."""
+    await world.upstream(fails(429, "rate_limit_exceeded", "x-should-retry: false"))
+    await world.upstream(fails(503), GOOD)
+    world.apply(route={"retries": {"status_429": {"on": rule, "tries": 3}}}, breaker=RELAXED)
+    response = await world.chat()
+    assert (200, "u1/m") == (response.status_code, response.headers["x-heph-deployment"])
+    assert [1, 2] == [len(upstream.received) for upstream in world.upstreams]
+
+
 async def test_who_asked_for_rest_has_it_from_calls_that_fall_back_too(world: World) -> None:
     """The deployments of another model are asked in the same order as for its own calls."""
     await world.upstream(fails(500))
