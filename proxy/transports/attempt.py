@@ -97,7 +97,7 @@ class Attempt:
     """One try. It is finished exactly once, whatever happens, and then leaves its record with the call."""
 
     __slots__ = (
-        "_finished", "_metrics", "_tokens_per_s", "call", "candidate", "drawn", "events", "first_byte_timeout_s", "first_token_us",
+        "_finished", "_metrics", "_passed", "_tokens_per_s", "call", "candidate", "drawn", "events", "first_byte_timeout_s", "first_token_us",
         "forced", "heard_us", "judge", "load", "patient", "probe", "reply", "reported_nanousd",
         "reported_ratio_max", "service_class", "started_ns", "started_us", "status", "tokens", "tokens_in", "used",
     )  # fmt: skip
@@ -105,6 +105,7 @@ class Attempt:
     def __init__(self, call: Call, candidate: Candidate, *, metrics: ProxyMetrics, tokens_per_s: float) -> None:
         """tokens_per_s: the assumed speed of an upstream that never said what it used."""
         self._finished = False
+        self._passed = False
         self._metrics = metrics
         self._tokens_per_s = tokens_per_s
         self.call = call
@@ -136,9 +137,15 @@ class Attempt:
         self.started_ns = time.monotonic_ns()
 
     def content_seen(self) -> None:
-        """The first content has come: from here on the call is committed to this try."""
+        """The first content has come: from here on the call is committed to this try.
+
+        A probe has passed with it: the stream may go on for minutes, and a deployment that has recovered is not kept shut for so long.
+        """
         now_ns = time.monotonic_ns()
         self.first_token_us = (now_ns - self.started_ns) // 1000
+        if self.probe and self.judge is not None:
+            self.judge.report(AttemptError.NONE, latency_s=self.first_token_us / 1e6, probe=True)
+            self._passed = True
         self.call.first_token_us = (now_ns - self.call.started_ns) // 1000
 
     def fail(self, failure: AttemptFailed) -> None:
@@ -199,7 +206,7 @@ class Attempt:
             self.reply.list_nanousd = cost if known and not self.service_class and not items else None
         if self.judge is not None:
             latency_us = self.first_token_us or record.latency_us
-            self.judge.report(error, latency_s=latency_us / 1e6, probe=self.probe)
+            self.judge.report(error, latency_s=latency_us / 1e6, probe=self.probe and not self._passed)
         if self.load is not None:
             latency_us = self.first_token_us or record.latency_us
             self.load.finished(error, latency_s=latency_us / 1e6, output_tokens=tokens.total_output)

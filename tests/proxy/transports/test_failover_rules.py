@@ -14,13 +14,16 @@ from controlplane.contract.snapshot import BreakerPolicy, Budget, CachePolicy, K
 from tests.proxy.fakes import (
     KEY,
     PEPPER,
+    Received,
     Script,
+    Wire,
     World,
     answer,
     completion,
     fails,
     replies,
     sends_then_hangs,
+    until,
     whole_stream,
 )
 
@@ -218,6 +221,32 @@ async def test_the_reservation_covers_the_dearest_fallback(world: World) -> None
     dear = world.dearer(snapshot, alias="big", factor=100)
     world.worker.apply(dear)
     assert 429 == (await world.chat(max_tokens=100)).status_code
+
+
+async def test_a_probe_has_passed_when_its_stream_has_begun(world: World) -> None:
+    """A deployment that has recovered takes all calls again, however long the stream goes on that has shown it."""
+    gate = asyncio.Event()
+
+    async def goes_on(wire: Wire, _: Received) -> None:
+        whole = whole_stream("Hel", "lo")
+        await wire.send(whole[:-40])
+        await gate.wait()
+        await wire.send(whole[-40:])
+
+    await world.upstream(fails(500), goes_on, GOOD)
+    world.apply(route={"attempts_max": 1}, breaker=BreakerPolicy(failures_in_row=1, open_s=0.001, probes=1))
+    assert 502 == (await world.chat()).status_code
+    await until(lambda: world.worker.breaker.probe_due("u0/m"))
+    body = {"model": "gpt", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    async with world.client.stream("POST", "/v1/chat/completions", json=body) as stream:
+        assert 200 == stream.status_code
+        assert [200, 200] == [(await world.chat()).status_code for _ in range(2)]
+        gate.set()
+        await stream.aread()
+    await world.until_idle()
+    (status,) = world.worker.breaker.statuses()
+    assert ("closed", 3) == (status.state, status.calls)
+    assert 1 == sum(attempt.probe for record in world.records() for attempt in record.attempts)
 
 
 @pytest.mark.parametrize(("policy", "status"), [(AllOpen.REFUSE, 503), (AllOpen.TRY, 200)])
