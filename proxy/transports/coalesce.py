@@ -17,9 +17,10 @@ The protocol between the pipeline and a flight:
    `aborted` and cancels the leader's serving task, as the pipeline would have done.
 4. Who pays is the tenant's policy (`coalesce_cost`): the leader, or all who are in the flight when it ends, in equal parts.
    Where the leader pays a follower has `call.cache = COALESCED`, no attempts, no tokens and no cost; `call.saved_nanousd` is set when the answer is complete.
-   Refusals and errors of the leader are shared with the followers, but for two: a leader that ran out of its own time, and one
-   whose task died. Then a follower that has time left starts over, alone or with the other followers. So does a follower whose key may use
-   other models than the leader's, where another model stood in that it may not use, or one could stand in that the leader may not.
+   Refusals and errors of the leader are shared with the followers, but for three: a leader that ran out of its own time, one whose
+   task died, and one of a lower priority for which no upstream was asked. Then a follower that has time left starts over, alone or with
+   the other followers. So does a follower whose key may use other models than the leader's, where another model stood in that it may not
+   use, or one could stand in that the leader may not.
 
 Whoever needs the next chunk pulls it: `ChunkStream.read` is safe to cancel, so a flight needs no task of its own and no reader can take a
 chunk away. Only where other workers follow it a task pulls for them, or they would wait for a slow client here. Chunks are kept for those
@@ -43,7 +44,8 @@ from controlplane.contract.snapshot import CoalesceCost
 from proxy.call import Call, Reply, Transport
 from proxy.refusals import TIMED_OUT, refuse
 from proxy.savings import split_attempt
-from proxy.transports.flight import Flight, Reader, copy_of, is_for, resolve, saved_nanousd
+from proxy.transports.concurrency import rank_of
+from proxy.transports.flight import Flight, Reader, copy_of, is_for, is_shared, resolve, saved_nanousd
 
 log = structlog.get_logger("proxy.coalesce")
 
@@ -241,11 +243,17 @@ class Coalesce:
             return refuse(
                 TIMED_OUT, "the answer to an identical call, which this one waited for, did not begin in time"
             )
-        if head is None or (head.outcome is Outcome.TIMED_OUT and self._monotonic() < call.deadline):
+        if head is None or self._is_leader_s_own(call, flight.leader, head):
             return None
         call.fell_back = flight.leader.fell_back
         call.saved_nanousd = saved_nanousd(call, head) if head.complete else 0
         return copy_of(head)
+
+    def _is_leader_s_own(self, call: Call, leader: Call, head: Reply) -> bool:
+        """Whether a follower may do better: it has time left, or its priority is better than that for which there was no place."""
+        if head.outcome is Outcome.TIMED_OUT:
+            return self._monotonic() < call.deadline
+        return not is_shared(leader, head) and rank_of(call) < rank_of(leader)
 
     async def _wait_for_head(self, call: Call, flight: Flight) -> bool:
         """Waits until the leader has a reply or has failed; False when the call's own deadline passed first."""

@@ -13,7 +13,7 @@ from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptRecord, CacheState, Outcome
 from controlplane.contract.snapshot import CachePolicy, CoalesceCost, TenantPolicy
 from proxy.call import Call, Reply, StreamBroken
-from proxy.refusals import EXHAUSTED, TIMED_OUT, refuse
+from proxy.refusals import EXHAUSTED, OVERLOADED, TIMED_OUT, refuse
 from proxy.runtime import KeyIdentity
 from proxy.transports.coalesce import Coalesce
 from tests.proxy.state_fakes import FakeClock, FakeInner, complete_reply, make_call, read_all, settle_down
@@ -383,6 +383,21 @@ async def test_a_leader_out_of_time_hands_over_to_those_who_have_time_left() -> 
     assert leader.reply is not None
     assert patient.reply is not None
     assert (504, 200, 2) == (leader.reply.status, patient.reply.status, len(inner.calls))
+    assert _is_empty(coalesce)
+
+
+async def test_who_comes_before_its_leader_does_not_share_that_there_was_no_place() -> None:
+    """A call of low priority is refused first; followers of a better one start over, and those of its own are refused with it."""
+    inner = FakeInner(gated=True)
+    inner.answer = lambda: refuse(OVERLOADED, "no place") if len(inner.calls) == 1 else complete_reply()
+    coalesce = _coalesce(inner)
+    clients = [Client(coalesce) for _ in range(4)]
+    for client, priority in zip(clients, ("low", "low", "normal", ""), strict=True):
+        client.call.priority = priority
+    await settle_down()
+    inner.gate.set()
+    await settle_down()
+    assert [503, 503, 200, 200] == [client.reply.status for client in clients if client.reply is not None]
     assert _is_empty(coalesce)
 
 
