@@ -155,6 +155,25 @@ def test_a_model_of_openai(client: Anthropic) -> None:
     )
 
 
+@shows("Anthropic, Python", "tools", "cross")
+def test_its_tool_runner(client: Anthropic) -> None:
+    """Its own loop calls a tool and comes to an answer, though neither model keeps the conversation that it would rather not send again."""
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather of a city.
+
+        Args:
+            city: Its name.
+        """
+        return f"sun in {city}"
+
+    for model in (CLAUDE, "gpt-4o-mini"):
+        messages: Any = [{"role": "user", "content": "Use the weather tool for Paris."}]
+        runner = client.beta.messages.tool_runner(model=model, max_tokens=2_000, messages=messages, tools=[weather])
+        assert ["tool_use", "end_turn"] == [answer.stop_reason for answer in runner]
+
+
 class Hammer(BaseModel):
     """A hammer."""
 

@@ -20,18 +20,25 @@ _AGAIN = ("x-should-retry", "true")
 
 @dataclass(eq=False, slots=True)
 class AnthropicProblem(Problem):
-    """An error answer of the Messages API. `type` is its kind; `param` and `code` stay empty."""
+    """An error answer of the Messages API. `type` is its kind, `code` that of its details where it has any; `param` stays empty."""
 
     def body(self, request_id: str = "") -> bytes:
         """The body, in one line."""
-        return msgspec.json.encode(
-            {"type": "error", "error": {"type": self.type, "message": self.message}, "request_id": request_id}
-        )
+        error: dict[str, object] = {"type": self.type, "message": self.message}
+        if self.code:
+            error["details"] = {"error_code": self.code}
+        return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
 
 
 def invalid(message: str) -> Problem:
     """The request is wrong."""
     return problem(400, message)
+
+
+def no_threads() -> Problem:
+    """Conversations are not kept here, as for some organizations there: clients go on without a thread."""
+    message = "thread: Message threads are not supported for this organization."
+    return AnthropicProblem(400, message, _TYPES[400], code="thread_unsupported_request")
 
 
 def problem(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Problem:

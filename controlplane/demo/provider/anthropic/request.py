@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from controlplane.demo.provider.anthropic.problems import invalid
+from controlplane.demo.provider.anthropic.problems import invalid, no_threads
 
 Json = Any  # any JSON value
 BREAKPOINTS_MAX = 4
@@ -111,6 +111,7 @@ class MessagesRequest(msgspec.Struct, frozen=True):
     output_format: OutputFormat | None = None
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None  # a breakpoint at the end of the prompt
+    thread: Json = None
 
     @property
     def system_blocks(self) -> list[Block]:
@@ -164,6 +165,8 @@ def read(body: bytes, *, ceiling: bool) -> MessagesRequest:
 
 def _check(request: MessagesRequest) -> None:
     """Checks what types cannot say. Raises Problem."""
+    if request.thread is not None:
+        raise no_threads()
     if not request.messages:
         raise invalid("messages: at least one message is required")
     _check_conversation(request.messages)

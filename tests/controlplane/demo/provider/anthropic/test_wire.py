@@ -125,6 +125,14 @@ async def test_tools_are_called_and_their_results_answered(claude: anthropic.Asy
     assert ("end_turn", ["text"]) == (answer.stop_reason, [block.type for block in answer.content])
 
 
+async def test_threads_are_refused_as_the_vendor_refuses_them(claude: anthropic.AsyncAnthropic) -> None:
+    """Its clients know the code, and send the whole conversation without a thread."""
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await claude.beta.messages.create(**asking(thread={"type": "create"}))
+    body: Any = refused.value.body
+    assert {"error_code": "thread_unsupported_request"} == body["error"]["details"]
+
+
 async def test_structured_output_follows_its_schema(claude: anthropic.AsyncAnthropic) -> None:
     """`parse` of the SDK gets an object of the class that was asked for."""
 
