@@ -32,6 +32,7 @@ from proxy import meter
 from proxy.call import Call, Reply, Transport
 from proxy.refusals import TIMED_OUT, refuse
 from proxy.savings import split, split_attempt, split_tokens
+from proxy.transports.concurrency import rank_of
 from proxy.transports.embeddings import Answered, Ask, read_answer, read_ask, write_answer, write_ask
 
 _FORWARDED = (b"openai-beta", b"openai-organization", b"openai-project")
@@ -251,11 +252,12 @@ class Batch:
 
 
 def _shared_call(members: Sequence[_Member]) -> Call:
-    """A call for all inputs: as the first one, but with no record of its own; it may take as long as the most patient one."""
+    """A call for all inputs: as the first one, but with no record of its own. It may take as long as the most patient one may, and is as urgent as any is."""
     first = members[0].call
     shared = copy.copy(first)
     shared.call_id = new_id("call")
     shared.body = write_ask(members[0].ask, [item for member in members for item in member.ask.items])
+    shared.priority = min((member.call for member in members), key=rank_of).priority
     shared.deadline = max(member.call.deadline for member in members)
     shared.attempts = []
     shared.waited_ns = 0

@@ -30,6 +30,7 @@ class Provider:
 
     def __init__(self, tally: Tally = len) -> None:
         self.asked: list[list[object]] = []
+        self.priorities: list[str] = []
         self.cancelled = 0
         self.billed_tokens = 0
         self.billed_nanousd = 0
@@ -43,6 +44,7 @@ class Provider:
         wanted = json.loads(call.body)["input"]
         wanted = wanted if isinstance(wanted, list) else [wanted]
         self.asked.append(wanted)
+        self.priorities.append(call.priority)
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -141,6 +143,19 @@ async def test_what_comes_while_a_request_is_under_way_shares_the_next() -> None
     assert [["v:a"], ["v:b", "v:c"], ["v:d"], ["v:c", "v:e"]] == [_vectors(reply) for reply in replies]
     assert [1, 2, 1, 2] == [json.loads(reply.body)["usage"]["total_tokens"] for reply in replies]
     assert (1, 3, 0) == (scene.batch.requests_total, scene.batch.calls_total, scene.batch.waiting)
+
+
+async def test_a_shared_request_is_as_urgent_as_the_most_urgent_call_of_it() -> None:
+    """One of low priority that came first must not have the others refused with it."""
+    scene = Scene()
+    _, tasks = await scene.begin("a")
+    for priority in ("low", "normal", "low"):
+        call = scene.call(priority)
+        call.priority = priority
+        tasks.append(scene.send(call))
+        await asyncio.sleep(0)
+    await _finish(scene, tasks)
+    assert (["", "normal"], ["low", "normal", "low"]) == (scene.provider.priorities, scene.provider.asked[-1])
 
 
 async def test_in_quiet_times_nobody_waits() -> None:
