@@ -24,6 +24,7 @@ _SHORT = 0.05  # of the present latency, for each new answer
 _FOLLOW = 0.02  # of the usual one, where no queue of ours is in the way
 _LOOK_EVERY_S = 60.0
 _LEARNED_FROM = 30  # answers
+_BETWEEN_LOOKS = 9.0  # times as long as the last one took, at least: where answers take minutes, so does a look
 _SMOOTHING = 0.2
 _BACKED_OFF = 0.8
 _BACK_OFF_EVERY_S = 1.0  # one crowd of failures lowers the limit once
@@ -75,12 +76,15 @@ class AdaptiveLimit:
 
     Each good answer moves the limit by the gradient (twice the usual latency over the present one, at most 1) plus room to grow
     (half the square root of the limit); overload multiplies it down at once. It does not grow while it is not used. What is usual is
-    learned under a quarter of the load, once a minute, since under full load a queue of our own making would pass for usual. Where a
-    deployment can do C calls at once, and more make it slower in proportion, the limit settles between C and 3 C.
+    learned under a quarter of the load, once a minute and for a tenth of the time at most, since under full load a queue of our own making
+    would pass for usual. Where a deployment can do C calls at once, and more make it slower in proportion, the limit settles between C
+    and 3 C.
     Source: after the gradient algorithm of Netflix's concurrency-limits.
     """
 
-    __slots__ = ("_back_to", "_learning", "_look_at", "_lowered_at", "_short_s", "_usual_s", "policy", "value")
+    __slots__ = (
+        "_back_to", "_began_at", "_learning", "_look_at", "_lowered_at", "_short_s", "_usual_s", "policy", "value",
+    )  # fmt: skip
 
     def __init__(self, policy: Concurrency) -> None:
         self.policy = policy
@@ -89,6 +93,7 @@ class AdaptiveLimit:
         self._usual_s = 0.0
         self._lowered_at = -math.inf
         self._look_at = -math.inf
+        self._began_at = 0.0  # the last look
         self._learning = 0  # answers until the usual latency is known anew
         self._back_to = self.value
 
@@ -111,7 +116,7 @@ class AdaptiveLimit:
             return
         self._short_s = latency_s if not self._short_s else self._short_s + (latency_s - self._short_s) * _SHORT
         if self._learning:
-            self._learn()
+            self._learn(now)
             return
         full = inflight * 2 >= self.value
         if not full or self._short_s < self._usual_s:
@@ -119,7 +124,7 @@ class AdaptiveLimit:
         if not full:
             return
         if now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_S
+            self._look_at, self._began_at = now + _LOOK_EVERY_S, now
             self._learning = 2 * inflight + _LEARNED_FROM
             self._back_to = self.value
             self.value = self._bounded(self.value / 4)
@@ -128,7 +133,7 @@ class AdaptiveLimit:
         wanted = self.value * gradient + math.sqrt(self.value) / 2
         self.value = self._bounded(self.value + (wanted - self.value) * _SMOOTHING)
 
-    def _learn(self) -> None:
+    def _learn(self, now: float) -> None:
         """One more answer under little load; the first ones still belong to the load before."""
         self._learning -= 1
         if self._learning == _LEARNED_FROM:
@@ -136,6 +141,7 @@ class AdaptiveLimit:
         elif not self._learning:
             self._usual_s = self._short_s
             self.value = self._bounded(self._back_to)
+            self._look_at = max(self._look_at, now + _BETWEEN_LOOKS * (now - self._began_at))
 
     def _bounded(self, value: float) -> float:
         return min(max(value, float(self.policy.min)), float(self.policy.max))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 
 import pytest
 from hypothesis import given, settings
@@ -87,6 +88,18 @@ def test_the_limit_follows_a_deployment_that_gets_smaller() -> None:
     limit = AdaptiveLimit(Concurrency(max=1_000))
     before = settled(limit, 100)[-1]
     assert settled(limit, 25)[-1] < before / 2
+
+
+@pytest.mark.parametrize("latency_s", [2.0, 60.0])
+def test_what_is_usual_is_learned_in_little_of_the_time(latency_s: float) -> None:
+    """A deployment whose answers take long, and that can do all that it may, does nearly all of it."""
+    limit, now, done, running = AdaptiveLimit(Concurrency(max=64, min=4)), 0.0, 0, deque[float]()
+    while now < 500 * latency_s + 3_600.0:
+        running.extend([now + latency_s] * (int(limit.value) - len(running)))
+        now = running.popleft()
+        limit.observe(latency_s, inflight=len(running) + 1, overloaded=False, now=now)
+        done += 1
+    assert done * latency_s > 0.75 * 64 * now
 
 
 def test_overload_lowers_the_limit_once_for_a_crowd() -> None:
