@@ -8,6 +8,7 @@ requests. The level in Redis is not sealed, so each worker keeps a bucket of the
 it is told: who may write to Redis makes a rate that of each worker, at most.
 
 When Redis does not answer, each worker refills its own part of the bucket (`proxy.quotas.bucket`), from its part of the level that it heard of last.
+What it let in meanwhile it says when Redis is back, and all workers wait until that has been made up for.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ TAKE = Script(
     end
     local known = redis.call('HMGET', key, 'level', 'at')
     local level, at = tonumber(known[1] or limit) or 0, math.min(tonumber(known[2] or now) or now, now)
-    if not (level >= 0) then level = 0 end
+    if not (level >= -limit) then level = 0 end
     if not (at >= 0) then at = now end
-    level = math.min(limit, level + math.max(0, now - at) * limit / 60000 + back)
-    local taken = math.min(need, math.floor(level))
-    taken = taken + math.min(math.max(want - taken, 0), math.floor((level - taken) / 2))
+    level = math.max(-limit, math.min(limit, level + math.max(0, now - at) * limit / 60000 + back))
+    local taken = math.max(0, math.min(need, math.floor(level)))
+    taken = taken + math.min(math.max(want - taken, 0), math.max(0, math.floor((level - taken) / 2)))
     redis.call('HSET', key, 'level', string.format('%.6f', level - taken), 'at', string.format('%.0f', now))
     redis.call('PEXPIRE', key, 120000)
     return {taken, math.floor(level - taken)}
     """,
 )
-"""Gives back, refills, takes: what was taken, and what is left for all."""
+"""Gives back (below zero: says what was used on one's own), refills, takes: what was taken, and what is left for all."""
 
 HOLD_S = 2.0
 _MEASURED_S_MIN = 0.5
@@ -53,8 +54,8 @@ class SharedRate:
     """One tenant's rate as one worker has it."""
 
     __slots__ = (
-        "_began_s", "_demand", "_rates", "_room", "_room_s", "bucket", "degraded", "key", "left", "limit", "lock", "low", "rate", "stock_until_s",
-        "unanswered", "waiting",
+        "_alone", "_began_s", "_demand", "_filled", "_rates", "_room", "_room_s", "bucket", "degraded", "key", "left", "limit", "lock",
+        "low", "rate", "stock_until_s", "unanswered", "waiting",
     )  # fmt: skip
 
     def __init__(self, rates: Rates, key: bytes, limit: int) -> None:
@@ -71,23 +72,28 @@ class SharedRate:
         self.rate = 0.0  # requests a second
         self.waiting = 0  # calls that wait for one
         self._demand = 0
+        self._alone = 0.0  # requests let in on its own that Redis was not told of
+        self._filled = 0.0  # the level on its own, before somebody used of it
         self._began_s = self._room_s = rates.monotonic()
         self._room = float(limit)  # what a bucket of the whole limit would give to this worker alone
 
     def look(self, bucket: Bucket, now_s: float) -> None:
         """Makes the level what may be taken now, and asks for more ahead of need."""
-        self.bucket = bucket
         rates = self._rates
         self._demand += 1
         out = rates.shared.degraded or self.unanswered
-        if self.degraded and not out:
-            self.degraded = False
-            bucket.level = 0.0
+        if self.degraded:
+            self._count_alone()
+            if not out:
+                self.degraded = False
+                bucket.level = 0.0
+        self.bucket = bucket
         if self.degraded:
             return
         if out:
             self.degraded = True
             bucket.level += rates.share.of(self.left)
+            self.left = 0  # it has its part of that
             bucket.elsewhere = 0.0
             return
         bucket.elsewhere = float(self.left)
@@ -96,11 +102,23 @@ class SharedRate:
         if bucket.level - 1.0 < self.low or now_s >= self.stock_until_s - HOLD_S / 2:
             rates.ask(self)
 
+    def filled(self, level: float) -> None:
+        """Hears what it may let in on its own."""
+        self._filled = level
+
+    def _count_alone(self) -> None:
+        """Counts what was used on its own since the last look."""
+        if self.bucket is not None and self.bucket.level < self._filled:
+            self._alone += self._filled - self.bucket.level
+            self._filled = self.bucket.level
+
     async def take(self) -> None:
         """Gives back what was held too long, and takes what is needed soon. Raises SharedUnavailable."""
         rates, bucket = self._rates, self.bucket
         if bucket is None:
             return
+        if self.degraded:
+            self._count_alone()
         now_s = rates.monotonic()
         idle = not self._demand and not self.waiting
         back = 0 if self.degraded or now_s >= self.stock_until_s else int(bucket.level)
@@ -108,6 +126,8 @@ class SharedRate:
         bucket.level -= back - kept  # given up before it is said
         want = 0 if idle or self.degraded else self._ahead(now_s)
         need = 0 if self.degraded else max(kept, self.waiting)
+        owed = int(self._alone)
+        back -= owed
         try:
             taken, left = await rates.take(self, need=need, want=max(need, want), back=back)
         except SharedUnavailable:
@@ -115,13 +135,14 @@ class SharedRate:
             raise
         taken = self._believed(taken, back, now_s)
         self.unanswered = False
+        self._alone -= owed
         self.left = max(0, min(left, self.limit))
         if not self.degraded:
             if now_s >= self.stock_until_s:
                 bucket.level = 0.0
             self.stock_until_s = now_s + HOLD_S
             bucket.level += taken - kept
-            bucket.elsewhere = float(left)
+            bucket.elsewhere = float(max(0, left))
 
     def _believed(self, taken: int, back: int, now_s: float) -> int:
         """What may be used of what was given; a second's worth is left for clocks and ways that differ."""
@@ -220,7 +241,7 @@ class Rates:
         asked, self._asked = self._asked, {}
         for rate in self._rates.values():
             held = rate.bucket is not None and rate.bucket.level >= 1.0 and not rate.degraded
-            if rate.unanswered or (held and now_s >= rate.stock_until_s - HOLD_S / 2):
+            if rate.unanswered or rate.degraded or (held and now_s >= rate.stock_until_s - HOLD_S / 2):
                 asked[rate.key] = rate
         for rate in asked.values():
             with contextlib.suppress(SharedUnavailable):

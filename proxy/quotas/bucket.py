@@ -15,6 +15,10 @@ class Stock(Protocol):
         """Makes the level what may be taken at this moment, and asks for more ahead of need; never waits."""
         ...
 
+    def filled(self, level: float) -> None:
+        """Hears what the level is, where the bucket refills itself: what it lacks at the next look was used."""
+        ...
+
 
 class Bucket:
     """What may be asked for now. Without a stock it refills itself; with one its level is what the stock has brought."""
@@ -38,6 +42,8 @@ class Bucket:
         if stock is None or stock.degraded:
             filled = self.level + (now_s - self.updated_s) * self.per_minute / 60.0
             self.level = filled if filled < self.per_minute else float(self.per_minute)
+            if stock is not None:
+                stock.filled(self.level)
         self.updated_s = now_s
 
     @property

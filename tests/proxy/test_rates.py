@@ -136,7 +136,7 @@ async def test_most_calls_do_not_wait_for_redis(server: RedisServer) -> None:
 
 
 async def test_without_redis_the_parts_sum_to_the_rate(server: RedisServer) -> None:
-    """Cut off, each worker fills its own part: never the rate times the workers; back again, the whole is shared anew."""
+    """Cut off, each worker fills its own part: never the rate times the workers; back again, the whole is shared anew, less what each has let in."""
     clock = FakeClock()
     tenant = TenantPolicy("t", requests_per_minute=60)
     async with doors(server, clock, 2) as workers:
@@ -148,9 +148,31 @@ async def test_without_redis_the_parts_sum_to_the_rate(server: RedisServer) -> N
         assert [True, True] == [next(iter(door.rates._rates.values())).degraded for door in workers]
         for door in workers:
             door.link.degraded = False
-        assert sum([await workers[0].passes(tenant) for _ in range(200)]) <= 60
-        clock.advance(1)
-        assert await workers[1].passes(tenant)
+            await door.rates.keep()
+        assert 0 == sum([await workers[number % 2].passes(tenant) for number in range(200)])
+        clock.advance(2)
+        assert 2 == sum([await workers[number % 2].passes(tenant) for number in range(200)])
+
+
+async def test_what_was_let_in_without_redis_counts_when_it_is_back(server: RedisServer) -> None:
+    """However often Redis goes and comes, no moment has more than one rate and one stock for all workers together."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=600)
+    async with doors(server, clock, 2) as workers:
+        passed = sum([await door.passes(tenant) for door in workers for _ in range(5)])
+        for outage in range(4):
+            for door in workers:
+                door.link.degraded = True
+            clock.advance(1)
+            passed += sum([await workers[number % 2].passes(tenant) for number in range(800)])
+            for door in workers:
+                door.link.degraded = False
+                await door.rates.keep()
+            clock.advance(1)
+            passed += sum([await workers[number % 2].passes(tenant) for number in range(800)])
+            assert passed <= 600 + 10 * (2 * (outage + 1) + HOLD_S)
+        clock.advance(60)
+        assert 500 <= sum([await workers[0].passes(tenant) for _ in range(800)]) <= 610
 
 
 async def test_a_level_that_somebody_fills_lets_no_worker_pass_the_whole_rate(server: RedisServer) -> None:
