@@ -172,6 +172,8 @@ def test_a_value_cannot_break_out_of_its_line(value: bytes) -> None:
     """What would become a header of its own is refused."""
     with pytest.raises(ValueError, match="end of a line"):
         response_lines(call(), Reply(200, [(b"x-request-id", value)]), stream=False)
+    with pytest.raises(ValueError, match="end of a line"):
+        response_lines(call(), Reply(200, [(value, b"x")]), stream=False)
 
 
 _word = st.binary(max_size=6).filter(lambda text: b"\r" not in text and b"\n" not in text)
