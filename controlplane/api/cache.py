@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import msgspec
@@ -13,7 +14,7 @@ from controlplane.api.parts import PartsOf
 from controlplane.api.views import CachedCount
 from controlplane.catalog.invalidations import Selection
 from controlplane.contract.snapshot import CacheInvalidation
-from controlplane.errors import BadRequest
+from controlplane.errors import BadRequest, HephaestusError
 
 _TAGS = ["cache"]
 _Label = Annotated[str, msgspec.Meta(max_length=512)]
@@ -38,9 +39,9 @@ class InvalidationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class InvalidationAnswer(msgspec.Struct, frozen=True):
-    """What was done, or with `dry_run` would be: at most so many answers go. rule: none on a dry run."""
+    """What was done, or with `dry_run` would be: at most so many answers go. rule: none on a dry run. count: null if the store cannot tell now."""
 
-    count: CachedCount
+    count: CachedCount | None
     rule: CacheInvalidation | None = None
 
 
@@ -67,12 +68,13 @@ async def invalidate(
         raise BadRequest("no selector is set; say `everything` if all stored answers are meant")
     if selection.tag.startswith("="):
         raise BadRequest("a tag is `name=value`, or `name` for any value")
-    count = await parts.cache.count(selection)
     if data.dry_run:
-        return InvalidationAnswer(count)
-    return InvalidationAnswer(
-        count, await parts.cache.invalidate(selection, reason=data.reason, actor=request.state.actor)
-    )
+        return InvalidationAnswer(await parts.cache.count(selection))
+    rule = await parts.cache.invalidate(selection, reason=data.reason, actor=request.state.actor)
+    count = None
+    with contextlib.suppress(HephaestusError):  # nobody waits for the store, or does without it, for a number
+        count = await parts.cache.count(msgspec.structs.replace(selection, before_us=rule.before_us))
+    return InvalidationAnswer(count, rule)
 
 
 @get("/api/v1/cache/invalidations", tags=_TAGS, summary="Invalidations in force")

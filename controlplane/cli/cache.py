@@ -49,7 +49,10 @@ def invalidate(
     if as_json:
         print_json(answer)
         return
-    found = f"at most {answer.count.entries_at_most:,} stored answers, {answer.count.bytes_at_most:,} bytes"
+    count = answer.count
+    found = "stored answers, which the store cannot count now"
+    if count is not None:
+        found = f"at most {count.entries_at_most:,} stored answers, {count.bytes_at_most:,} bytes"
     if answer.rule is None:
         click.echo(f"A dry run: {found} would be invalidated. Nothing was done.")
     else:

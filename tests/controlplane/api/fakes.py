@@ -36,7 +36,7 @@ from controlplane.contract.records import CacheState, CallRecord, Outcome
 from controlplane.contract.snapshot import CacheInvalidation, ProxyStatus, Route, Snapshot, TenantPolicy
 from controlplane.costs.report import CostReport, Reconciliation, build, reconcile
 from controlplane.costs.savings import Confidence, Savings, SavingsLine
-from controlplane.errors import BadRequest, Conflict, HephaestusError, NotFound, TooLarge
+from controlplane.errors import BadRequest, Conflict, HephaestusError, NotFound, StoreUnavailable, TooLarge
 from controlplane.metrics import Metrics
 from controlplane.secrets import Secret, ServerSecrets
 from controlplane.settings import ConsoleSettings, Settings
@@ -405,9 +405,12 @@ class MemoryAnswers:
         self.rules: list[CacheInvalidation] = []
         self.counted: list[Selection] = []
         self.actors: list[str] = []
+        self.uncountable = False
 
     async def count(self, selection: Selection) -> CachedCount:
         """Three of a kilobyte each."""
+        if self.uncountable:
+            raise StoreUnavailable("the store does not answer")
         self.counted.append(selection)
         return CachedCount(entries_at_most=3, bytes_at_most=3072)
 

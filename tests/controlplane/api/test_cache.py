@@ -30,6 +30,20 @@ async def test_an_invalidation_makes_a_rule_that_is_listed(world: World, operato
     assert ([rule["id"]], ["operator"]) == ([one["id"] for one in listed], world.cache.actors)
 
 
+async def test_an_invalidation_does_without_a_store_that_does_not_answer(
+    world: World, operator: httpx.AsyncClient
+) -> None:
+    """The rule is made before anything is counted, and stands; only a dry run, which is nothing but a count, fails."""
+    world.cache.uncountable = True
+    answer = await operator.post(URL, json={"tenant": "acme"})
+    assert (200, None, 1) == (answer.status_code, answer.json()["count"], len(world.cache.rules))
+    assert answer.json()["rule"]["tenant"] == "acme"
+    assert 503 == (await operator.post(URL, json={"tenant": "acme", "dry_run": True})).status_code
+    world.cache.uncountable = False
+    rule = (await operator.post(URL, json={"agent": "a"})).json()["rule"]
+    assert [Selection(agent="a", before_us=rule["before_us"])] == world.cache.counted
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
