@@ -111,8 +111,8 @@ def _run_worker(settings: ProxySettings, secrets: ProxySecrets, *, name: str, fa
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLD)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(worker, settings, sock, family))
-    return 0
+        served = runner.run(_serve(worker, settings, sock, family))
+    return 0 if served else 1
 
 
 def _take_all_files() -> None:
@@ -122,19 +122,23 @@ def _take_all_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
-async def _serve(worker: Worker, settings: ProxySettings, sock: socket.socket, family: Family | None) -> None:
+async def _serve(worker: Worker, settings: ProxySettings, sock: socket.socket, family: Family | None) -> bool:
+    """Whether it ever served; False when its start failed, which the log says why."""
     server = make_server(worker.app, settings, worker.metrics)
     log.info("proxy listens", address=f"{settings.host}:{sock.getsockname()[1]}", proxy=worker.spool.proxy_id)
-    if family is None:
-        await server.serve(sockets=[sock])
-        return
-    listening = Listening(server, family.sockets, linger_s=settings.linger_s)
-    listening.open()
-    worker.app.on_started = partial(_say_started, family.started)
+    listening = None
+    if family is not None:
+        listening = Listening(server, family.sockets, linger_s=settings.linger_s)
+        listening.open()
+        worker.app.on_started = partial(_say_started, family.started)
     try:
         await server.serve(sockets=[sock])
+    except SystemExit:  # how uvicorn ends where a start failed, with a status of its own
+        return False
     finally:
-        listening.close()
+        if listening is not None:
+            listening.close()
+    return True
 
 
 def _cannot_be_replaced(*_: object, supervised: bool) -> None:
@@ -144,8 +148,9 @@ def _cannot_be_replaced(*_: object, supervised: bool) -> None:
 
 
 def _say_started(pipe: int) -> None:
-    """Tells the supervisor that siblings need not serve this worker's connections any longer."""
-    os.write(pipe, b"+")
+    """Tells the supervisor that siblings need not serve this worker's connections any longer; one that is gone ends this worker soon."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipe, b"+")
     os.close(pipe)
 
 

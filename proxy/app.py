@@ -198,8 +198,12 @@ class ProxyApp:
         if scope["type"] != "lifespan":
             raise RuntimeError(f"no {scope['type']} here")
         await receive()
-        await self._lifespan.start()
-        self.on_started()
+        try:
+            await self._lifespan.start()
+            self.on_started()
+        except Exception:
+            await self._lifespan.stop()  # what it opened would keep the process from ending
+            raise
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.draining = True

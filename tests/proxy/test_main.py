@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def test_each_line_of_the_log_is_one_write(tmp_path: Path) -> None:
     """Workers share what they write to, so a line and its end go out together, also when Python does not buffer."""
@@ -63,3 +65,31 @@ def test_a_worker_may_open_as_many_files_as_the_system_allows(tmp_path: Path) ->
         soft, _ = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
         worker.kill()
     assert allowed == soft
+
+
+@pytest.mark.parametrize(("can_be_told", "status"), [(True, 0), (False, 1)], ids=["killed", "never-served"])
+def test_a_worker_that_cannot_say_that_it_serves_ends(tmp_path: Path, *, can_be_told: bool, status: int) -> None:
+    """Its supervisor was killed while it started, or its start failed: it must not stay with its directory locked and connections that nobody takes."""
+    (tmp_path / "settings.json").write_text(
+        f'{{"data_dir": "{tmp_path}", "port": 0, "workers": 2, "control_plane_url": "http://127.0.0.1:1",'
+        ' "first_snapshot_wait_s": 0, "redis": "redis://127.0.0.1:1/0"}'
+    )
+    heard, told = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        command = [sys.executable, "-m", "proxy", "--settings", str(tmp_path / "settings.json"), "--worker", "0"]
+        command += ["--sockets", f"{sock.fileno()},{sock.fileno()}", "--started", str(told if can_be_told else heard)]
+        with subprocess.Popen(
+            command,
+            env=os.environ | {"HEPH_KEY_PEPPER": "07" * 32, "HEPH_INTERNAL_TOKEN": "t"},
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(sock.fileno(), told if can_be_told else heard),
+        ) as worker:
+            os.close(told)
+            os.close(heard)  # as when the supervisor is killed
+            try:
+                _, log = worker.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                raise
+    assert (status, not can_be_told) == (worker.returncode, b"Application startup failed" in log)
