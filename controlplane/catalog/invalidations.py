@@ -67,14 +67,17 @@ class Invalidations:
     def invalidate(self, selection: Selection, *, reason: str = "", actor: str = "") -> CacheInvalidation:
         """A rule, in force from the next snapshot on. Raises BadRequest, and TooMany when too many are in force."""
         before_us = self.moment_us(selection)
-        if len(self.active()) >= RULES_MAX:
+        active = self.active()
+        replaced = [one for one in active if one.before_us <= before_us and _selects_all_of(selection, one)]
+        if len(active) - len(replaced) >= RULES_MAX:
             raise TooMany(
                 f"{RULES_MAX} invalidations are in force; name a whole tenant or route, or everything, which replaces them"
             )
+        ends_us = before_us + (self._longest_s() + SLACK_S) * US_PER_S
         rule = CacheInvalidation(
             id=new_id("inval"),
             before_us=before_us,
-            expires_us=before_us + (self._longest_s() + SLACK_S) * US_PER_S,
+            expires_us=max([ends_us, *(one.expires_us for one in replaced)]),
             reason=reason[:REASON_CHARS_MAX],
             **{name: getattr(selection, name) for name in SELECTORS},
         )
@@ -124,6 +127,8 @@ def _largest(seconds: Iterable[int | None]) -> int:
 
 def _covers(wider: CacheInvalidation, rule: CacheInvalidation) -> bool:
     """Whether whatever fits a rule fits this later one too."""
-    return wider.expires_us >= rule.expires_us and all(
-        getattr(wider, name) in ("", getattr(rule, name)) for name in SELECTORS
-    )
+    return wider.expires_us >= rule.expires_us and _selects_all_of(wider, rule)
+
+
+def _selects_all_of(wider: CacheInvalidation | Selection, rule: CacheInvalidation) -> bool:
+    return all(getattr(wider, name) in ("", getattr(rule, name)) for name in SELECTORS)

@@ -78,13 +78,33 @@ def test_what_a_later_rule_covers_is_left_out(
 
 
 def test_rules_are_bounded_and_moments_have_passed(invalidations: Invalidations, clock: ManualClock) -> None:
-    """Beyond the bound one must be wider; a moment to come is refused."""
+    """Beyond the bound one must take the place of others, as everything always can; a moment to come is refused."""
     with pytest.raises(BadRequest):
         invalidations.invalidate(Selection(before_us=clock.now_us() + 1))
     for number in range(RULES_MAX):
         invalidations.invalidate(Selection(agent=f"a{number}"))
     with pytest.raises(TooMany):
         invalidations.invalidate(Selection(agent="one more"))
+    again = invalidations.invalidate(Selection(agent="a7"))
+    assert RULES_MAX == len(invalidations.active())
+    with pytest.raises(TooMany):
+        invalidations.invalidate(Selection(before_us=clock.now_us() - 1))
+    assert again in invalidations.active()
+    epoch = invalidations.invalidate(Selection())
+    assert (epoch,) == invalidations.active()
+
+
+def test_a_wider_rule_lasts_as_long_as_those_that_it_replaces(journal: Journal, clock: ManualClock) -> None:
+    """Also where the configuration allows shorter times by then."""
+    longest_s = [LONGEST_S]
+    invalidations = Invalidations(journal, now_us=clock.now_us, longest_s=lambda: longest_s[0])
+    narrow = invalidations.invalidate(Selection(tenant="acme", alias="fast"))
+    longest_s[0] = 1
+    clock.move(10)
+    wide = invalidations.invalidate(Selection(tenant="acme"))
+    assert (narrow.expires_us, (wide,)) == (wide.expires_us, invalidations.active())
+    other = invalidations.invalidate(Selection(tenant="globex"))
+    assert clock.now_us() + (1 + SLACK_S) * 1_000_000 == other.expires_us
 
 
 def test_the_longest_time_is_that_of_any_tenant_or_route() -> None:
