@@ -98,7 +98,7 @@ class Dialect(Protocol):
 
 
 class Translation(Protocol):
-    """Lets a client that speaks one dialect be served by a deployment that speaks another. Pure; made once, shared by all calls."""
+    """Lets a client that speaks one dialect be served by a deployment that speaks another. Made once, shared by all calls."""
 
     upstream: Dialect  # what the deployment speaks: its reader meters the call
 

@@ -9,6 +9,7 @@ from proxy.dialects.translate_errors import anthropic_error
 from proxy.dialects.translate_messages_reply import message_of
 from proxy.dialects.translate_messages_request import chat_request
 from proxy.dialects.translate_messages_stream import MessagesStream
+from proxy.dialects.translate_tool_names import ToolNames
 
 _CLAUDE = "claude"  # in the names of Anthropic's models, whoever sells them
 
@@ -23,16 +24,19 @@ class MessagesToChat:
         """
         self.upstream = upstream
         self._gateway = gateway
+        self._names = ToolNames()
 
     def request(self, body: bytes, *, view: RequestView, model: str, output_ceiling: int | None) -> bytes:
         """The request in OpenAI's words. Raises Malformed, naming the field."""
         claude = self._gateway and _CLAUDE in model.lower()
-        return chat_request(body, view=view, model=model, output_ceiling=output_ceiling, claude=claude)
+        return chat_request(
+            body, view=view, model=model, output_ceiling=output_ceiling, names=self._names, claude=claude
+        )
 
     def reply(self, body: bytes, *, alias: str) -> bytes:
         """A complete reply in Anthropic's words; alias stands in where the upstream names no model. Raises Malformed."""
         tokens, _ = self.upstream.read_reply(body)
-        return message_of(body, alias=alias, tokens=tokens, thinking=self._gateway)
+        return message_of(body, alias=alias, tokens=tokens, names=self._names, thinking=self._gateway)
 
     def error(self, status: int, body: bytes) -> tuple[int, bytes]:
         """An error of OpenAI's in Anthropic's words."""
@@ -42,4 +46,4 @@ class MessagesToChat:
         """Reads OpenAI's stream, returns Anthropic's events. Usage is always asked for, so the inner scanner must show it."""
         asked = msgspec.structs.replace(view, include_usage=True)
         inner = self.upstream.scanner(view=asked, event_bytes_max=event_bytes_max)
-        return MessagesStream(inner, alias=view.model, thinking=self._gateway)
+        return MessagesStream(inner, alias=view.model, names=self._names, thinking=self._gateway)

@@ -7,6 +7,7 @@ import msgspec
 from controlplane.contract.pricing import NO_TOKENS, Tokens
 from proxy.dialects import translate_chat_words as chat
 from proxy.dialects.dialect import Malformed
+from proxy.dialects.translate_tool_names import ToolNames
 
 _STOP_REASONS = {
     "stop": "end_turn",
@@ -105,8 +106,8 @@ def thoughts_of(blocks: list[msgspec.Raw] | None) -> list[ThinkingOut | Redacted
     return found
 
 
-def message_of(body: bytes, *, alias: str, tokens: Tokens | None, thinking: bool = False) -> bytes:
-    """A complete reply as a message. thinking: with what the model thought, where the gateway says it. Raises Malformed."""
+def message_of(body: bytes, *, alias: str, tokens: Tokens | None, names: ToolNames, thinking: bool = False) -> bytes:
+    """A complete reply as a message. names: of tools. thinking: with what the model thought, where the gateway says it. Raises Malformed."""
     try:
         reply = _decode(body)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -120,7 +121,7 @@ def message_of(body: bytes, *, alias: str, tokens: Tokens | None, thinking: bool
     for call in answer.tool_calls or ():
         function = call.function or chat.CalledFunction()
         given = _input(function.arguments or "", cut=choice.finish_reason in _CUT)
-        content.append(ToolUseOut(call.id or "", function.name or "", given))
+        content.append(ToolUseOut(call.id or "", names.long(function.name or ""), given))
     reason = stop_reason_of(choice.finish_reason or "", called=bool(answer.tool_calls), refused=bool(answer.refusal))
     return _encode(AnswerMessage(identity_of(reply.id), reply.model or alias, content, reason, usage_of(tokens)))
 

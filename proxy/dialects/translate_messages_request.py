@@ -16,6 +16,7 @@ from proxy.dialects.translate_errors import malformed
 from proxy.dialects.translate_messages_turns import messages_of
 from proxy.dialects.translate_models import reasons, thinks
 from proxy.dialects.translate_schema import is_strict, of_arguments
+from proxy.dialects.translate_tool_names import ToolNames
 
 _STOPS_MAX = 4
 _USER_CHARS_MAX = 64
@@ -56,11 +57,11 @@ _decode = msgspec.json.Decoder(MessagesRequest).decode
 
 
 def chat_request(
-    body: bytes, *, view: RequestView, model: str, output_ceiling: int | None, claude: bool = False
+    body: bytes, *, view: RequestView, model: str, output_ceiling: int | None, names: ToolNames, claude: bool = False
 ) -> bytes:
     """The request as OpenAI must have it. Raises Malformed, naming the field, for what cannot be said there.
 
-    claude: behind the chat is a model of Anthropic's: `cache_control` and `thinking` stay.
+    names: of tools, where they are too long. claude: behind the chat is a model of Anthropic's: `cache_control` and `thinking` stay.
     """
     try:
         asked = _decode(body)
@@ -89,6 +90,7 @@ def chat_request(
         _put_tools(request, asked)
         if claude:
             _put_claude(request, asked)
+        _shorten(request, names)
         return _encode(request)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise malformed(error) from error
@@ -135,6 +137,18 @@ def _put_claude(request: chat.Request, asked: MessagesRequest) -> None:
         request.thinking = msgspec.Raw(_encode(asked.thinking))
     for tool, given in zip(request.tools or (), asked.tools or (), strict=True):
         tool.cache_control = given.cache_control
+
+
+def _shorten(request: chat.Request, names: ToolNames) -> None:
+    """Gives every tool the name that OpenAI takes, wherever it is named."""
+    for tool in request.tools or ():
+        tool.function.name = names.short(tool.function.name)
+    if isinstance(request.tool_choice, chat.NamedChoice):
+        request.tool_choice.function.name = names.short(request.tool_choice.function.name)
+    for message in request.messages:
+        if isinstance(message, chat.AssistantMessage):
+            for call in message.tool_calls or ():
+                call.function.name = names.short(call.function.name)
 
 
 def _put_tools(request: chat.Request, asked: MessagesRequest) -> None:

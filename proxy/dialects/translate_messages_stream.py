@@ -22,6 +22,7 @@ from proxy.dialects.translate_messages_reply import (
     usage_of,
 )
 from proxy.dialects.translate_stream import TranslatedScanner
+from proxy.dialects.translate_tool_names import ToolNames
 
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -83,6 +84,7 @@ class MessagesStream(TranslatedScanner):
         "_call_id",
         "_call_index",
         "_called",
+        "_names",
         "_open",
         "_order",
         "_reason",
@@ -91,10 +93,11 @@ class MessagesStream(TranslatedScanner):
         "_thinking",
     )
 
-    def __init__(self, inner: Scanner, *, alias: str, thinking: bool = False) -> None:
-        """thinking: what the model thought is shown, where the gateway says it."""
+    def __init__(self, inner: Scanner, *, alias: str, names: ToolNames, thinking: bool = False) -> None:
+        """names: of tools, that were too long. thinking: what the model thought is shown, where the gateway says it."""
         super().__init__(inner)
         self._thinking = thinking
+        self._names = names
         self._alias = alias
         self._block = -1  # index of the last block begun
         self._open = ""  # type of the open block
@@ -183,7 +186,9 @@ class MessagesStream(TranslatedScanner):
             if not (call.id and function.name):
                 raise Malformed("the upstream sent a piece of a tool call that is not the last one begun")
             self._call_index, self._call_id, self._called = index, call.id, True
-            told = self._close() + self._begin("tool_use", ToolUseOut(call.id, function.name, _NO_INPUT))
+            told = self._close() + self._begin(
+                "tool_use", ToolUseOut(call.id, self._names.long(function.name), _NO_INPUT)
+            )
         if function.arguments:
             told += _event(b"content_block_delta", _BlockDelta(self._block, _JsonDelta(function.arguments)))
         return told

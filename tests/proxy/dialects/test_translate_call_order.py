@@ -15,6 +15,7 @@ from proxy.dialects.translate_call_order import CallOrder
 from proxy.dialects.translate_chat_words import CalledFunction, CallPart
 from proxy.dialects.translate_messages_stream import MessagesStream
 from proxy.dialects.translate_responses_stream import ResponsesStream
+from proxy.dialects.translate_tool_names import ToolNames
 from tests.proxy.fakes import DONE, event, usage_event
 
 
@@ -125,7 +126,7 @@ MIXED = b"".join(
 def test_clients_of_both_other_protocols_get_whole_calls() -> None:
     """Blocks of Anthropic's and items of a response are finished one before the next."""
     inner = OpenAiChat().scanner(view=RequestView("m", stream=True, include_usage=True), event_bytes_max=10_000)
-    stream = MessagesStream(inner, alias="m")
+    stream = MessagesStream(inner, alias="m", names=ToolNames())
     shown = stream.feed(MIXED) + stream.finish()
     assert [b'{\\"a\\":1}', b'{\\"b\\":2}'] == [
         line.partition(b'"partial_json":"')[2].partition(b'"}')[0]

@@ -9,6 +9,7 @@ import pytest
 
 from proxy.dialects.dialect import Malformed, RequestView
 from proxy.dialects.translate_messages_request import chat_request
+from proxy.dialects.translate_tool_names import ToolNames
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 TOOL = {"name": "add", "description": "adds", "input_schema": SCHEMA}
@@ -22,7 +23,8 @@ def translated(*, upstream_model: str = "gpt-4o", ceiling: int | None = None, **
     """The request that OpenAI gets for these fields."""
     asked = {"model": "m", "max_tokens": 50, "messages": [USER], **fields}
     view = RequestView(model="m", stream=bool(fields.get("stream")), max_output_tokens=asked["max_tokens"])
-    return json.loads(chat_request(json.dumps(asked).encode(), view=view, model=upstream_model, output_ceiling=ceiling))
+    body, names = json.dumps(asked).encode(), ToolNames()
+    return json.loads(chat_request(body, view=view, model=upstream_model, output_ceiling=ceiling, names=names))
 
 
 def messages(*turns: dict[str, Any]) -> list[dict[str, Any]]:
