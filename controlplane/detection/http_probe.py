@@ -13,7 +13,7 @@ import httpx
 import msgspec
 
 from controlplane.contract.ids import new_id
-from controlplane.contract.pricing import Tokens, cost_nanousd
+from controlplane.contract.pricing import Tokens, known_nanousd
 from controlplane.contract.records import CallRecord, CostState, Outcome
 from controlplane.contract.snapshot import Deployment, Snapshot, Upstream
 from controlplane.detection.probes import ProbeResult
@@ -21,6 +21,7 @@ from controlplane.errors import SecretUnavailable
 from controlplane.secrets import resolve
 
 ANSWER_BYTES_MAX = 256 * 1024
+TOKENS_MAX = 1_000_000  # more than one token of chat can take; a count above it is the deployment's mistake
 _ANTHROPIC = "anthropic"
 _NOT_FOR_THIS = frozenset({400, 404, 405, 422})  # the endpoint is there, but this model or operation is not for chat
 
@@ -133,7 +134,7 @@ class HttpProber:
             raise OSError(str(error) or type(error).__name__) from error
         try:
             return status, _decode(bytes(body))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return status, _Answer()
 
 
@@ -148,7 +149,9 @@ def _bill(target: Deployment, status: int, answer: _Answer, *, started_us: int, 
             output=max(0, used.completion_tokens, used.output_tokens),
         )
     )
-    priced = target.price is not None
+    if tokens.total > TOKENS_MAX:
+        used, tokens = None, Tokens()
+    priced = target.price is not None and not (tokens.total and target.price.by_unit_only)
     answered = status == httpx.codes.OK
     return CallRecord(
         call_id=new_id("probe"),
@@ -161,7 +164,7 @@ def _bill(target: Deployment, status: int, answer: _Answer, *, started_us: int, 
         model=target.model,
         deployment=target.id,
         tokens=tokens,
-        cost_nanousd=cost_nanousd(tokens, target.price) if target.price is not None else 0,
+        cost_nanousd=known_nanousd(tokens, target.price) if target.price is not None else 0,
         cost_state=(CostState.FINAL if used or not answered else CostState.ESTIMATED) if priced else CostState.UNPRICED,
         price_version=target.price.version if target.price is not None else "",
     )

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 
-from controlplane.contract.pricing import Tokens
-from controlplane.contract.records import CallRecord
+from controlplane.contract.pricing import Price, Tokens
+from controlplane.contract.records import CallRecord, CostState
 from controlplane.contract.snapshot import Deployment, Route, Snapshot, Upstream
 from controlplane.detection.http_probe import ANSWER_BYTES_MAX, HttpProber
 
@@ -100,6 +101,32 @@ async def test_a_deployment_of_anthropics_is_asked_in_its_own_words(endpoint: _E
     assert "HTTP status 404" in (await prober.probe("d/m")).detail
 
 
+@pytest.mark.parametrize(
+    ("price", "count", "cost", "state"),
+    [
+        (Price(1_000_000_000, 0, version="p"), 8, 8_000, CostState.FINAL),
+        (Price(1_000_000_000, 0, version="p"), 2**60, 0, CostState.ESTIMATED),  # no answer to one word took that
+        (Price(0, 0, second=100), 8, 0, CostState.UNPRICED),
+        (None, 8, 0, CostState.UNPRICED),
+    ],
+)
+async def test_what_a_probe_cost(
+    endpoint: _Endpoint, prober: HttpProber, price: Price | None, count: int, cost: int, state: CostState
+) -> None:
+    """What the answer says at the deployment's price, unless it cannot be, or nobody knows what a token costs."""
+    records: list[CallRecord] = []
+    found = prober._snapshot()
+    (route,) = found.routes
+    deployments = tuple(msgspec.structs.replace(one, price=price) for one in route.deployments)
+    changed = msgspec.structs.replace(found, routes=(msgspec.structs.replace(route, deployments=deployments),))
+    prober._record, prober._snapshot = records.append, lambda: changed
+    endpoint.answers = {
+        "/v1/chat/completions": (200, json.dumps({"choices": [{}], "usage": {"prompt_tokens": count}}).encode())
+    }
+    assert (await prober.probe("a/m")).ok
+    assert (cost, state) == (records[0].cost_nanousd, records[0].cost_state)
+
+
 @pytest.mark.parametrize("status", [400, 404, 405, 422])
 async def test_a_model_that_does_not_chat_is_asked_for_an_embedding(
     endpoint: _Endpoint, prober: HttpProber, status: int
@@ -120,7 +147,17 @@ async def test_an_error_status_is_sick(endpoint: _Endpoint, prober: HttpProber, 
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{}", b'{"choices": []}', b"<html>", b'{"choices": 5}', b"[" * 100, b" " * (ANSWER_BYTES_MAX + 1)]
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"choices": []}',
+        b"<html>",
+        b'{"choices": 5}',
+        b"[" * 100,
+        b'{"choices": ' + b"[" * 100_000,
+        b" " * (ANSWER_BYTES_MAX + 1),
+    ],
 )
 async def test_an_answer_that_is_none_is_sick(endpoint: _Endpoint, prober: HttpProber, body: bytes) -> None:
     """Status 200 with rubbish is not well; a body without end is not read to its end."""
