@@ -26,17 +26,19 @@ _SAID_CHARS_MAX = 500  # of an upstream's own error message, where we quote it
 # About our account there, so none of the client's business: such a message often quotes the credential.
 _OURS = frozenset((AttemptError.AUTH, AttemptError.QUOTA))
 _QUOTA_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
-_UNBILLED = frozenset(
+# The request's own fault, as upstreams say it in a stream that they have begun with status 200.
+_REQUESTS_OWN = frozenset(
     (
-        AttemptError.CONNECT,
-        AttemptError.STATUS_429,
-        AttemptError.STATUS_5XX,
-        AttemptError.AUTH,
-        AttemptError.QUOTA,
-        AttemptError.REJECTED,
-        AttemptError.FIRST_BYTE_TIMEOUT,
+        "invalid_request_error", "context_length_exceeded", "string_above_max_length", "request_too_large", "invalid_prompt",
+        "content_policy_violation", "content_filter", "moderation_blocked", "image_content_policy_violation", "invalid_image",
+        "invalid_image_format", "invalid_image_mode", "invalid_image_url", "invalid_base64_image", "image_parse_error",
+        "image_too_large", "image_too_small", "image_file_too_large", "empty_image_file", "unsupported_image_media_type",
     )
+)  # fmt: skip
+_SAID_NO = frozenset(
+    (AttemptError.STATUS_429, AttemptError.STATUS_5XX, AttemptError.AUTH, AttemptError.QUOTA, AttemptError.REJECTED)
 )
+_UNBILLED = _SAID_NO | {AttemptError.CONNECT, AttemptError.FIRST_BYTE_TIMEOUT}
 
 
 class AttemptFailed(Exception):
@@ -229,7 +231,8 @@ class Attempt:
     def _unreported(self, error: AttemptError, elapsed_s: float) -> tuple[Tokens, bool]:
         """The tokens of a try of which the upstream did not say what it used, and whether they are known all the same."""
         redirected = 300 <= self.status < 400  # nobody has worked on it
-        if (error in _UNBILLED or redirected) and not self.events:
+        worked = self.first_token_us if error in _SAID_NO else self.events  # an error in a stream is an event too
+        if (error in _UNBILLED or redirected) and not worked:
             return NO_TOKENS, True
         view = self.call.view
         if view is not None and view.background and self.reply is not None:
@@ -273,12 +276,18 @@ def error_of(status: int, code: str) -> AttemptError:
     return AttemptError.NONE if status >= 200 and status < 300 else AttemptError.MALFORMED
 
 
-def error_of_event(event: bytes, operation: str) -> tuple[AttemptError, str]:
-    """What an error event inside a stream means, and its message; the event is in the words of the client's operation."""
-    _, _, data = event.strip().partition(b"data:")
-    code, message = dialect_of(operation).read_error(data.strip())
+def error_of_event(event: bytes, operation: str) -> tuple[AttemptError, str, str]:
+    """What an error event inside a stream means, its code and its message; the event is in the words of the client's operation."""
+    code, message = dialect_of(operation).read_error(data_of(event))
     if code in _QUOTA_CODES:
-        return AttemptError.QUOTA, message
+        return AttemptError.QUOTA, code, message
     if "rate_limit" in code or code == "429":
-        return AttemptError.STATUS_429, message
-    return AttemptError.STATUS_5XX, message
+        return AttemptError.STATUS_429, code, message
+    if code in _REQUESTS_OWN:
+        return AttemptError.REJECTED, code, message
+    return AttemptError.STATUS_5XX, code, message
+
+
+def data_of(event: bytes) -> bytes:
+    """What an event of one line of data carries."""
+    return event.strip().partition(b"data:")[2].strip()

@@ -7,11 +7,12 @@ from typing import Protocol, runtime_checkable
 
 from controlplane.contract.pricing import Tokens
 from controlplane.contract.records import AttemptError, Outcome
-from proxy.call import Sink, StreamBroken
+from proxy.call import Reply, Sink, StreamBroken
+from proxy.dialects import openai
 from proxy.dialects.dialect import Malformed, Scanner
 from proxy.dialects.service_class import MARK, service_class_of
 from proxy.metrics import ProxyMetrics
-from proxy.transports.attempt import Attempt, AttemptFailed, error_of_event, failed_by
+from proxy.transports.attempt import Attempt, AttemptFailed, data_of, error_of_event, failed_by
 from proxy.transports.connection import Connection, ConnectionFailed, Failure
 from proxy.transports.pool import Pool
 
@@ -118,8 +119,9 @@ class UpstreamStream:
         if scanner.content_seen or scanner.done:
             return
         if scanner.error_event:
-            error, said = error_of_event(scanner.error_event, operation)
-            raise failed_by(error, "the upstream sent an error instead of an answer", said=said)
+            error, code, said = error_of_event(scanner.error_event, operation)
+            reply = _refusal(scanner.error_event, code, said) if error is AttemptError.REJECTED else None
+            raise failed_by(error, "the upstream sent an error instead of an answer", said=said, reply=reply)
         if ended:
             raise AttemptFailed(AttemptError.TRUNCATED, "the upstream ended its stream before any content")
         if held_bytes > self._beginning_bytes_max:
@@ -140,7 +142,8 @@ class UpstreamStream:
                     return b""
                 if scanner.error_event:
                     operation = self._attempt.call.operation
-                    raise self._broken(*error_of_event(scanner.error_event, operation), event=scanner.error_event)
+                    error, _, said = error_of_event(scanner.error_event, operation)
+                    raise self._broken(error, said, event=scanner.error_event)
                 if not connection.has_data:
                     expires = min(self._expires, time.monotonic() + self._idle_s)
                     connection.expire_at(min(expires, self._attempt.call.deadline) if self._waits else expires)
@@ -155,8 +158,8 @@ class UpstreamStream:
                     return shown
                 if not data and not scanner.done and not scanner.error_event:
                     raise self._broken(AttemptError.TRUNCATED, "the upstream ended its stream too early")
-        except Malformed as error:
-            raise self._broken(AttemptError.MALFORMED, str(error)) from error
+        except Malformed as malformed:
+            raise self._broken(AttemptError.MALFORMED, str(malformed)) from malformed
         except ConnectionFailed as failure:
             raise self._cut(failure) from failure
 
@@ -245,6 +248,14 @@ class UpstreamStream:
             connection.when_complete(pool.release, within_s=_TAIL_S)
         else:
             pool.release(connection)
+
+
+def _refusal(event: bytes, code: str, said: str) -> Reply:
+    """The upstream's no to a request, as it would have been without a stream."""
+    body = data_of(event)
+    if not openai.read_error(body)[0]:  # it stands elsewhere in this event than in an error's body
+        body = openai.error_body(message=said, kind="invalid_request_error", code=code)
+    return Reply(400, [(b"content-type", b"application/json")], body=body)
 
 
 def _before_content(failure: ConnectionFailed, attempt: Attempt) -> AttemptFailed:

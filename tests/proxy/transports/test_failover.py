@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from controlplane.contract.records import AttemptError, Outcome
+from controlplane.contract.records import AttemptError, CostState, Outcome
 from controlplane.contract.snapshot import BreakerPolicy
 from tests.proxy.fakes import (
     STREAM_HEAD,
@@ -86,7 +86,10 @@ async def test_a_stream_that_fails_before_its_first_content_is_tried_elsewhere(
     assert "u1/m" == response.headers["x-heph-deployment"]
     assert 1 == response.text.count('"role":"assistant"')
     assert "[DONE]" in response.text
-    assert error == world.records()[0].attempts[0].error
+    attempt = world.records()[0].attempts[0]
+    assert error == attempt.error
+    if error in (AttemptError.STATUS_429, AttemptError.STATUS_5XX):
+        assert (0, CostState.FINAL) == (attempt.cost_nanousd, attempt.cost_state)
 
 
 async def test_the_requests_own_fault_is_passed_through_unmodified(world: World) -> None:
@@ -99,6 +102,50 @@ async def test_the_requests_own_fault_is_passed_through_unmodified(world: World)
     assert "context_length_exceeded" == response.json()["error"]["code"]
     assert (1, 0) == (len(upstream.received), len(second.received))
     assert Outcome.UPSTREAM_REFUSED == world.records()[0].outcome
+
+
+def streamed(*events: str) -> Script:
+    """A stream of these events."""
+    return sends_then_hangs(STREAM_HEAD + chunk("".join(f"{one}\n\n" for one in events).encode()))
+
+
+@pytest.mark.parametrize(
+    ("path", "event", "code"),
+    [
+        (
+            "/v1/chat/completions",
+            'data: {"error":{"message":"too long","type":"invalid_request_error","code":"context_length_exceeded"}}',
+            "context_length_exceeded",
+        ),
+        (
+            "/v1/responses",
+            'event: error\ndata: {"type":"error","code":"invalid_prompt","message":"too long","param":null,"sequence_number":0}',
+            "invalid_prompt",
+        ),
+        (
+            "/v1/responses",
+            'event: response.failed\ndata: {"type":"response.failed","response":{"error":{"code":"invalid_image","message":"too long"}}}',
+            "invalid_image",
+        ),
+    ],
+)
+async def test_the_requests_own_fault_in_a_stream_is_one_too(world: World, path: str, event: str, code: str) -> None:
+    """Said after status 200, it is still nobody's sickness: one try, a 400 that names it, and a breaker that hears of no failure."""
+    upstream = await world.upstream(streamed(event))
+    second = await world.upstream(GOOD)
+    world.apply(breaker=BreakerPolicy(failures_in_row=1))
+    body = {"model": "gpt", "stream": True, "messages": [{"role": "user", "content": "hi"}], "input": "hi"}
+    response = await world.client.post(path, json=body)
+    assert (400, "upstream", code) == (
+        response.status_code,
+        response.headers["x-heph-error-source"],
+        response.json()["error"]["code"],
+    )
+    assert "too long" == response.json()["error"]["message"]
+    assert (1, 0) == (len(upstream.received), len(second.received))
+    (record,) = world.records()
+    assert (Outcome.UPSTREAM_REFUSED, 0) == (record.outcome, record.cost_nanousd)
+    assert ["closed"] == [status.state for status in world.worker.breaker.statuses()]
 
 
 @pytest.mark.parametrize(
