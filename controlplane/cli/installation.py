@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 import msgspec
@@ -13,9 +13,11 @@ import msgspec
 from controlplane.catalog.load import Loaded, load
 from controlplane.cli.remote import Remote
 from controlplane.errors import ConfigError
-from controlplane.journal.journal import Journal
 from controlplane.secrets import ServerSecrets, load_secrets
 from controlplane.settings import Settings
+
+if TYPE_CHECKING:
+    from controlplane.journal.journal import Journal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +44,8 @@ class Installation:
 
     def journal(self) -> Journal:
         """The journal, opened; several processes may have it open at once."""
+        from controlplane.journal.journal import Journal  # noqa: PLC0415 - a database's tools, which a proxy starts without
+
         self.settings.data_path.mkdir(parents=True, exist_ok=True)
         return Journal.open(self.settings.journal)
 

@@ -78,3 +78,10 @@ def test_the_proxy_starts_light() -> None:
     script = "import sys, proxy.app; print([m for m in ('litestar','litellm','chdb','sqlalchemy','pandas','numpy') if m in sys.modules])"
     outcome = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert outcome.stdout.strip() == "[]"
+
+
+def test_the_commands_that_serve_start_light() -> None:
+    """What starts the proxy, and what starts both planes, loads no database's tools and none of the control plane itself."""
+    script = "import sys, controlplane.cli.serve; print([m for m in ('litestar','chdb','sqlalchemy','alembic','numpy') if m in sys.modules])"
+    outcome = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert outcome.stdout.strip() == "[]"
