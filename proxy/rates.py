@@ -67,7 +67,7 @@ class SharedRate:
         self.degraded = False
         self.unanswered = False  # the last question had no answer
         self.stock_until_s = 0.0  # what is held may be used before this moment
-        self.left = 0  # in Redis, when it answered last
+        self.left = limit  # in Redis, when it answered last; a bucket of which nobody has heard is full there too
         self.low = 0.0
         self.rate = 0.0  # requests a second
         self.waiting = 0  # calls that wait for one

@@ -154,6 +154,17 @@ async def test_without_redis_the_parts_sum_to_the_rate(server: RedisServer) -> N
         assert 2 == sum([await workers[number % 2].passes(tenant) for number in range(200)])
 
 
+async def test_who_has_never_heard_of_redis_has_its_part_of_the_whole_rate(server: RedisServer) -> None:
+    """The first calls of a fresh worker are not refused because Redis is absent or slow; nor do all workers pass the rate together."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=60)
+    async with doors(server, clock, 2) as workers:
+        for door in workers:
+            door.link.loses_answers = True
+        assert await workers[0].passes(tenant)
+        assert 59 == sum([await workers[number % 2].passes(tenant) for number in range(200)])
+
+
 async def test_what_was_let_in_without_redis_counts_when_it_is_back(server: RedisServer) -> None:
     """However often Redis goes and comes, no moment has more than one rate and one stock for all workers together."""
     clock = FakeClock()
