@@ -1,8 +1,8 @@
 # Hephaestus: everything from Python, pip and make. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests of times and of memory: whoever runs beside them is measured too.
-MEASURING := $(addprefix tests/e2e/,test_outage.py test_rolling.py test_soak.py test_streams.py)
+# Tests of times, of memory and of clients that reach their limits only when they are fast: whoever runs beside them is measured too.
+MEASURING := tests/clients $(addprefix tests/e2e/,test_outage.py test_rolling.py test_soak.py test_streams.py)
 PIP_FLAGS := --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes
 
 .DEFAULT_GOAL := help
