@@ -23,6 +23,7 @@ STREAM = "alerts"
 SCHEDULE_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0)  # Standard Webhooks; the settings cap each wait
 JITTER = 0.2
 BATCH_MAX = 50  # of one sink in one turn
+_RESULTS = ("ok", "retried", "given_up")
 
 log = structlog.get_logger(__name__)
 
@@ -101,6 +102,9 @@ class Dispatcher:
         if self._wanted is None:
             return
         before, self._sinks, self._wanted = self._sinks, {sink.name: sink for sink in self._wanted}, None
+        for sink in self._sinks.values():
+            for result in _RESULTS:  # there from 0 on, so that an alarm sees the first one grow
+                self._metrics.deliveries.labels(kind=sink.kind, result=result)
         self._buckets = {
             name: self._buckets[name]
             if name in before and before[name].per_minute == sink.per_minute

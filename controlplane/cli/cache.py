@@ -40,6 +40,12 @@ def invalidate(
     everything: bool, dry_run: bool, reason: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Invalidates stored answers that fit every selector, on all proxies and in all tiers within a second."""
+    if everything == any((tenant, tag, route, model, agent)):
+        raise click.UsageError(
+            "Say `--everything`, or which stored answers are meant: --tenant, --tag, --route, --model, --agent."
+            if not everything
+            else "`--everything` means all stored answers of all tenants; leave it out, or the selectors."
+        )
     body = {
         "tenant": tenant, "tag": tag, "route": route, "model": model, "agent": agent, "before_us": before_us,
         "everything": everything, "dry_run": dry_run, "reason": reason,

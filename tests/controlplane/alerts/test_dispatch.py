@@ -101,6 +101,16 @@ async def test_what_was_appended_is_delivered_once(journal: Journal, clock: Manu
     assert 0 == journal.outbox_waiting()
 
 
+async def test_what_may_be_alarmed_on_is_there_before_it_happens(
+    journal: Journal, clock: ManualClock, receiver: Receiver
+) -> None:
+    """The figures of a sink begin at 0, so that an alarm on growth sees the first message that is given up."""
+    sending = Sending(journal, clock, ops(receiver))
+    await sending.dispatcher.turn()
+    labels = {"kind": "webhook", "result": "given_up"}
+    assert 0.0 == sending.registry.get_sample_value("heph_alert_deliveries_total", labels)
+
+
 async def test_a_receiver_that_is_down_gets_it_later_under_the_same_id(
     journal: Journal, clock: ManualClock, receiver: Receiver
 ) -> None:

@@ -50,9 +50,15 @@ def test_an_invalidation_reaches_the_snapshot(tmp_path: Path) -> None:
         assert isinstance(listed, list)
         assert [rule.id] == [one["id"] for one in listed]
         assert "tenant=acme agent=scout" in shell.run("cache", "invalidations").stdout
-        assert 1 == shell.run("cache", "invalidate").exit_code
     finally:
         plane.end()
+
+
+@pytest.mark.parametrize("said", [(), ("--everything", "--tenant", "acme")], ids=["nothing", "both"])
+def test_what_is_meant_must_be_clear(shell: Shell, said: tuple[str, ...]) -> None:
+    """Neither everything nor a selector, or both: status 2, and which options there are."""
+    result = shell.run("cache", "invalidate", *said)
+    assert (2, True) == (result.exit_code, "--everything" in result.output)
 
 
 def test_without_a_control_plane_it_says_so(shell: Shell) -> None:

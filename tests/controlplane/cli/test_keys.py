@@ -55,6 +55,13 @@ def test_keys_are_listed_by_tenant_with_their_state(shell: Shell) -> None:
     assert 3 == len(rows(shell, "keys", "list"))
 
 
+def test_every_key_has_every_field_in_json(shell: Shell) -> None:
+    """A script finds `name` and `expires_us` also where nothing was said of them."""
+    shell.json("keys", "create", "--tenant", "acme")
+    (one,) = rows(shell, "keys", "list")
+    assert ("", None, None, 0) == (one["name"], one["models"], one["expires_us"], one["revoked_us"])
+
+
 def test_an_empty_list_says_so(shell: Shell) -> None:
     """No table without rows, and an empty list in JSON."""
     assert "keys: none\n" == shell.run("keys", "list").stdout
