@@ -63,7 +63,7 @@ def main() -> int:
     try:
         return _run_worker(settings, secrets, name=arguments.worker or "0", family=family)
     except (OSError, SpoolLocked) as error:
-        log.critical("the worker cannot serve", reason=str(error))
+        log.critical("the worker cannot serve", reason=str(error), host=settings.host, port=settings.port)
         return 1
 
 

@@ -16,8 +16,8 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     """Bounds and places of one proxy worker."""
 
     host: str = "127.0.0.1"
-    port: int = 4000
-    workers: int = 1
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 4000
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
     hosts: Annotated[int, Meta(ge=1, le=10_000)] = 1  # machines that share limits, for when they cannot ask each other
     data_dir: str = "./data"
     control_plane_url: str = "http://127.0.0.1:4001"

@@ -15,7 +15,15 @@ def test_settings_are_read_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text('{"port": 4444}')
     assert ProxySettings(port=4444) == load_settings(path)
-    for text in ("{", '{"prot": 1}', '{"port": "x"}', '{"redis": "redis://:pw@h"}', '{"redis_timeout_s": 0}'):
+    for text in (
+        "{",
+        '{"prot": 1}',
+        '{"port": "x"}',
+        '{"redis": "redis://:pw@h"}',
+        '{"redis_timeout_s": 0}',
+        '{"workers": 0}',
+        '{"port": 65536}',
+    ):
         path.write_text(text)
         with pytest.raises(SettingsError, match=r"settings\.json"):
             load_settings(path)
