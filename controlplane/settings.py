@@ -315,8 +315,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def control_plane_url(self) -> str:
         """Where a proxy on this machine finds the control plane."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return _url_of(self.host, self.port)
+
+    @property
+    def proxy_url(self) -> str:
+        """Where this machine finds its proxy."""
+        return _url_of(self.proxy_host, self.proxy_port)
 
     def resolved(self, base: Path | None = None) -> Settings:
         """The same with an absolute data folder and with `${data_dir}` filled in everywhere; safe to call twice.
@@ -350,6 +354,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             control_plane_url=self.control_plane_url,
             redis=self.redis,
         )
+
+
+def _url_of(host: str, port: int) -> str:
+    """Where this machine finds what listens there."""
+    host = "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Described(msgspec.Struct, frozen=True):

@@ -134,15 +134,29 @@ def _control_plane(remote: Remote) -> Checked:
 
 
 def _proxy(settings: Settings) -> Checked:
-    url = f"http://{settings.proxy_host}:{settings.proxy_port}"
+    url = settings.proxy_url
     todo = "start it with `hephaestus up` or `hephaestus proxy`"
     try:
         answer = httpx.get(f"{url}/readyz", timeout=TIMEOUT_S, trust_env=False)
     except httpx.HTTPError as error:
         return Checked("proxy", ok=False, detail=f"nothing answers at {url} ({type(error).__name__})", todo=todo)
-    return Checked(
-        "proxy", answer.is_success, f"{url} answered {answer.status_code}", "it has no snapshot yet; see its log"
-    )
+    if not answer.is_success:
+        return Checked(
+            "proxy", ok=False, detail=f"{url} answered {answer.status_code}", todo="it has no snapshot yet; see its log"
+        )
+    if lacks := _degraded(answer):
+        todo = "see whether `server.redis` and its password are right, and the proxy's log"
+        return Checked("proxy", ok=False, detail=f"{url} is ready, but degraded: {lacks}", todo=todo)
+    return Checked("proxy", ok=True, detail=f"{url} answered {answer.status_code}")
+
+
+def _degraded(answer: httpx.Response) -> str:
+    """What a proxy that is ready does without."""
+    try:
+        said = answer.json()
+    except ValueError:
+        return ""
+    return str(said.get("degraded", ""))[:300] if isinstance(said, dict) else ""
 
 
 async def _upstreams(loaded: Loaded) -> list[Checked]:
