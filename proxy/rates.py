@@ -36,7 +36,8 @@ TAKE = Script(
     local level, at = tonumber(known[1] or limit) or 0, math.min(tonumber(known[2] or now) or now, now)
     if not (level >= -limit) then level = 0 end
     if not (at >= 0) then at = now end
-    level = math.max(-limit, math.min(limit, level + math.max(0, now - at) * limit / 60000 + back))
+    level = math.min(limit, level + math.max(0, now - at) * limit / 60000 + math.max(0, back))
+    level = math.max(-limit, level + math.min(0, back))
     local taken = math.max(0, math.min(need, math.floor(level)))
     taken = taken + math.min(math.max(want - taken, 0), math.max(0, math.floor((level - taken) / 2)))
     redis.call('HSET', key, 'level', string.format('%.6f', level - taken), 'at', string.format('%.0f', now))
@@ -83,7 +84,7 @@ class SharedRate:
         self._demand += 1
         out = rates.shared.degraded or self.unanswered
         if self.degraded:
-            self._count_alone()
+            self._count_alone(now_s)
             if not out:
                 self.degraded = False
                 bucket.level = 0.0
@@ -106,20 +107,25 @@ class SharedRate:
         """Hears what it may let in on its own."""
         self._filled = level
 
-    def _count_alone(self) -> None:
-        """Counts what was used on its own since the last look."""
-        if self.bucket is not None and self.bucket.level < self._filled:
-            self._alone += self._filled - self.bucket.level
-            self._filled = self.bucket.level
+    def _count_alone(self, now_s: float) -> None:
+        """Counts what was used on its own since the last look: never more than its part lacks, for the rest has come back since."""
+        bucket = self.bucket
+        if bucket is None:
+            return
+        if bucket.level < self._filled:
+            self._alone += self._filled - bucket.level
+            self._filled = bucket.level
+        level = bucket.level + (now_s - bucket.updated_s) * bucket.per_minute / 60.0
+        self._alone = min(self._alone, max(0.0, bucket.per_minute - level))
 
     async def take(self) -> None:
         """Gives back what was held too long, and takes what is needed soon. Raises SharedUnavailable."""
         rates, bucket = self._rates, self.bucket
         if bucket is None:
             return
-        if self.degraded:
-            self._count_alone()
         now_s = rates.monotonic()
+        if self.degraded:
+            self._count_alone(now_s)
         idle = not self._demand and not self.waiting
         back = 0 if self.degraded or now_s >= self.stock_until_s else int(bucket.level)
         kept = 0 if idle else back
@@ -135,7 +141,7 @@ class SharedRate:
             raise
         taken = self._believed(taken, back, now_s)
         self.unanswered = False
-        self._alone -= owed
+        self._alone = max(0.0, self._alone - owed)
         self.left = max(0, min(left, self.limit))
         if not self.degraded:
             if now_s >= self.stock_until_s:

@@ -186,6 +186,25 @@ async def test_what_was_let_in_without_redis_counts_when_it_is_back(server: Redi
         assert 500 <= sum([await workers[0].passes(tenant) for _ in range(800)]) <= 610
 
 
+async def test_a_long_outage_leaves_no_debt_that_was_paid_long_ago(server: RedisServer) -> None:
+    """Half the rate for ten minutes without Redis is half the rate: when it is back nobody is refused for it."""
+    clock = FakeClock()
+    tenant = TenantPolicy("t", requests_per_minute=60)
+    async with doors(server, clock, 2) as workers:
+        for door in workers:
+            assert await door.passes(tenant)
+            door.link.degraded = True
+        for _ in range(150):
+            clock.advance(4)
+            assert [True, True] == [await door.passes(tenant) for door in workers]
+        for door in workers:
+            door.link.degraded = False
+            await door.rates.keep()
+        for _ in range(15):
+            clock.advance(4)
+            assert [True, True] == [await door.passes(tenant) for door in workers]
+
+
 async def test_a_level_that_somebody_fills_lets_no_worker_pass_the_whole_rate(server: RedisServer) -> None:
     """Whatever is written into the bucket, and whatever words it holds: each worker takes what a bucket of its own would give."""
     clock = FakeClock()
