@@ -108,7 +108,8 @@ def _is_strict(schema: Schema, depth: int) -> bool:
             return False
     below: list[object] = [schema.get("items")]
     for key in _LISTS:
-        below.extend(schema.get(key) or ())
+        found = schema.get(key)
+        below.extend(found if isinstance(found, list) else ())
     for key in _MAPS:
         found = schema.get(key)
         below.extend(found.values() if isinstance(found, dict) else ())

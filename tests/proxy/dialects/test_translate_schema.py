@@ -72,6 +72,8 @@ def test_a_schema_that_is_none_is_refused() -> None:
         ({"type": "array", "items": {"type": "string"}}, True),
         ({"anyOf": [{"type": "object"}]}, False),
         ([], False),
+        ({"type": "array", "items": {"type": "object"}, "anyOf": 5}, False),
+        ({"type": "string", "anyOf": {"type": "string"}}, True),
         ({"type": "string", "default": "x"}, False),
         ({"type": "array", "items": {"allOf": [{"type": "string"}]}}, False),
         ({"$ref": "#/$defs/A", "$defs": {"A": {"type": "string"}}}, True),
