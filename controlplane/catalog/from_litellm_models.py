@@ -212,7 +212,7 @@ def deployment_of(entry: Document, place: str, *, mode: str) -> Deployment:
         entry.close()
         return found
     provider, _, model = named.partition("/")
-    if spoken is not None:
+    if spoken:
         provider, model = spoken, named.removeprefix(f"{spoken}/")
         named = f"{provider}/{model}"
         found.lines.append(("mapped", f"{place}.litellm_params.custom_llm_provider", f"{provider}/{model}", ""))

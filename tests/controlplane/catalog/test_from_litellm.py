@@ -250,6 +250,12 @@ def test_the_provider_may_stand_beside_the_model() -> None:
     ]
 
 
+def test_a_provider_that_says_nothing_is_none() -> None:
+    """As there: a model beside an empty `custom_llm_provider` says its provider itself."""
+    found = imported({"model_name": "a", "litellm_params": {"model": "openai/gpt-4o", "custom_llm_provider": ""}})
+    assert ["gpt-4o"] == [one.model for model in config(found).models for one in model.deployments]
+
+
 def test_one_upstream_for_each_address_and_credential() -> None:
     """Deployments share an upstream only if address, credential and options are the same."""
     other = {"model_name": "m", "litellm_params": {"model": "openai/gpt-4o", "api_key": "os.environ/OTHER_KEY"}}
