@@ -113,8 +113,10 @@ class UsageSum:
         if given is not None and given + (read or 0) + (written or 0):
             self.input = given
             self.cache_read = self.cache_read if read is None else read
-            if written is not None and written != self.cache_write:
-                self.cache_write, self.cache_write_5m, self.cache_write_1h = written, 0, 0
+            if written is not None:
+                if written < self.cache_write:  # else what was written for an hour is still among it
+                    self.cache_write_5m = self.cache_write_1h = 0
+                self.cache_write = written
         else:
             self.input = max(self.input, given or 0)
             self.cache_read = max(self.cache_read, read or 0)

@@ -119,7 +119,12 @@ def test_cache_tokens_by_how_long_they_are_kept() -> None:
         (
             USAGE,
             {"input_tokens": 9, "cache_creation_input_tokens": 11},
-            Tokens(input=9, cache_read=4, cache_write=11, output=3),
+            Tokens(input=9, cache_read=4, cache_write=9, cache_write_1h=2, output=3),
+        ),
+        (
+            USAGE,
+            {"input_tokens": 9, "cache_creation_input_tokens": 6},
+            Tokens(input=9, cache_read=4, cache_write=6, output=3),
         ),
         (USAGE, {}, Tokens(input=9, cache_read=4, cache_write=5, cache_write_1h=2, output=3)),
         # or is filled up with zeros
