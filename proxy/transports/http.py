@@ -77,17 +77,18 @@ class HttpTransport:
         wire = endpoint.wires[attempt.call.operation]
         head, body = _request_of(attempt.call, candidate, wire)
         pool = self._pool(endpoint, candidate.upstream)
-        began_ns = time.monotonic_ns()
+        began_ns = sent_ns = time.monotonic_ns()
         connection, fresh = pool.take_idle(), False
         try:
             while True:
                 if connection is None:
                     connection = await self._connect(attempt, pool, fresh=fresh)
+                    sent_ns = time.monotonic_ns()
                 kept = connection.uses and not fresh
                 try:
                     return await self._answer(attempt, wire, pool, connection, head, body)
                 except ConnectionFailed as failure:  # once more over a fresh one if a kept one turned out to be closed
-                    late = time.monotonic_ns() - began_ns > self.stale_s * 1e9
+                    late = time.monotonic_ns() - sent_ns > self.stale_s * 1e9
                     if not kept or failure.failure is not Failure.CLOSED or failure.answered or late:
                         raise _as_failed(failure, attempt) from failure
                 connection, fresh = None, True

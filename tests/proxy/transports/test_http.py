@@ -153,6 +153,27 @@ async def test_a_connection_that_was_waited_for_may_be_stale_too(world: World) -
     assert 3 == len(upstream.received)
 
 
+async def test_what_a_call_waited_for_its_connection_does_not_make_that_less_stale(world: World) -> None:
+    """The upstream cannot have worked on a request that stood in our own line, however long that took."""
+    gate = asyncio.Event()
+
+    async def closes_on_second(wire: Wire, _: Received) -> None:
+        if len(upstream.received) == 2:
+            wire.abort()
+        else:
+            await gate.wait()
+            await wire.send(answer(BODY))
+
+    upstream = await world.upstream(closes_on_second)
+    world.apply(route={"attempts_max": 1}, upstream={"connections_max": 1, "connect_timeout_s": 30.0})
+    calls = [asyncio.create_task(world.chat()) for _ in range(2)]
+    await until(lambda: waiting(world))
+    began = time.monotonic()
+    await until(lambda: time.monotonic() >= began + world.worker.http.stale_s)
+    gate.set()
+    assert [200, 200] == [response.status_code for response in await asyncio.gather(*calls)]
+
+
 async def test_what_an_upstream_may_have_worked_on_is_not_sent_again_unseen(world: World) -> None:
     """A kept connection that closes late was not merely stale: that is a failed try like any other, on the record."""
 
