@@ -110,7 +110,7 @@ class Failover:
                 reply = await self._fall_back(call, entry, kind, reply, tries)
         if reply is None and tries.only_open and call.candidates and self._tries_when_all_open():
             self._metrics.bound_hit("all_open")
-            reply = await self._last_resort(call, call.candidates[0], tries, forced=True)
+            reply, _ = await self._last_resort(call, entry, call.candidates[0], tries, forced=True)
         return self._give_up(call, tries) if reply is None else reply
 
     async def aclose(self) -> None:
@@ -162,8 +162,8 @@ class Failover:
                 busy, tries.saturated = tries.saturated[0], []
                 if not self._may_try(call, entry, tries, busy):
                     return None
-                reply = await self._last_resort(call, busy, tries)
-                if reply is not None:
+                reply, on = await self._last_resort(call, entry, busy, tries)
+                if reply is not None or on is Again.NONE:
                     return reply
             if (
                 not again
@@ -238,15 +238,12 @@ class Failover:
         return None, Again.ANOTHER
 
     async def _last_resort(
-        self, call: Call, candidate: Candidate, tries: Tries, *, forced: bool = False
-    ) -> Reply | None:
+        self, call: Call, entry: RouteEntry, candidate: Candidate, tries: Tries, *, forced: bool = False
+    ) -> tuple[Reply | None, Again]:
         """One try where a place must be waited for, or past an open breaker."""
         attempt = self._attempt(call, candidate, alone=True)
         attempt.patient, attempt.forced = True, forced
-        entry = call.route
-        assert entry is not None, "route comes first"  # noqa: S101
-        reply, _ = await self._try(call, entry, attempt, (), tries)
-        return reply
+        return await self._try(call, entry, attempt, (), tries)
 
     def _attempt(self, call: Call, candidate: Candidate, *, alone: bool) -> Attempt:
         attempt = Attempt(call, candidate, metrics=self._metrics, tokens_per_s=self._settings.abandoned_tokens_per_s)

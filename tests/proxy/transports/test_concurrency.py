@@ -191,6 +191,30 @@ async def test_who_is_busy_is_waited_for_where_the_others_have_failed(world: Wor
     assert 1 == len(sick.received)
 
 
+async def test_a_rule_that_ends_a_call_ends_it_after_a_wait_too(world: World) -> None:
+    """Who was waited for and failed in a way after which nothing is to be tried is the last: nobody is asked once more."""
+    doors = Doors()
+
+    async def then_fails(wire: Wire, request: Received) -> None:
+        await (doors.script if len(busy.received) == 1 else fails(503))(wire, request)
+
+    busy = await world.upstream(then_fails)
+    sick = await world.upstream(fails(429))
+    rules = {"status_429": {"on": "any"}, "status_5xx": {"on": "none"}}
+    world.apply(
+        deployment={"concurrency": {"max": 1, "adaptive": False}},
+        tenant=HIGH,
+        route={"attempts_max": 4, "retries": rules},
+    )
+    calls = [asks(world, "a")]
+    await until(lambda: busy.received)
+    calls.append(asks(world, "b"))
+    await waiting(world, 1)
+    doors.open(1)
+    assert [200, 502] == [status for _, status, _ in await asyncio.gather(*calls)]
+    assert (2, 1) == (len(busy.received), len(sick.received))
+
+
 @pytest.mark.parametrize(
     ("policy", "headers", "status", "code"),
     [({"queue_s": 0.05}, {}, 503, "overloaded"), ({}, {"x-heph-timeout-ms": "50"}, 504, "timed_out")],
