@@ -403,6 +403,8 @@ class Leases:
         async with lease.lock:
             if not lease.has_room(want):  # else the one before has brought enough
                 await lease.report()
+            if not lease.is_valid():  # the window has ended meanwhile, or the limit has changed
+                await lease.report()
             if not lease.has_room(want):
                 return False
             lease.promised += want

@@ -431,6 +431,19 @@ async def test_a_slice_of_a_limit_that_was_lowered_meanwhile_is_not_used(server:
         assert not await worker.take(1)
 
 
+async def test_a_call_that_waits_while_a_limit_changes_is_not_refused_for_that(server: RedisServer) -> None:
+    """What came was a slice of the old limit, so it waits for one of the new one."""
+    async with fleet_of(server, _total(1000), keepers=False) as fleet:
+        worker = fleet.members[0]
+        call = asyncio.create_task(worker.take(10))
+        for _ in range(2):
+            await asyncio.sleep(0)
+        assert 1 == worker.link.reports  # and no answer yet
+        fleet.policy = _total(2000)
+        worker.ledger.configure((fleet.policy,), now_us=fleet.clock.now_us)
+        assert await call
+
+
 async def test_back_in_shared_mode_what_was_spent_meanwhile_counts_once(server: RedisServer) -> None:
     """After an outage the settled counts of all workers are told, and exactly the rest of the limit is let in."""
     async with fleet_of(server, _total(100)) as fleet:
