@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from sys import getsizeof
 
 import msgspec
 
@@ -13,6 +12,8 @@ from controlplane.contract.pricing import NO_TOKENS, Tokens
 BLOCK_BYTES = 64 * 1024  # a replayed stream is sent in blocks of about this size
 _OK = 200
 OVERHEAD_BYTES = 1024  # of an entry in memory, beside its answer
+_TEXT_BYTES = 64  # of a text, beside its characters
+_WIDE_BYTES = 8  # of a character that is not ASCII, at most: a text that was ever written keeps its UTF-8, too
 
 
 class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -49,7 +50,7 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         """About what it takes in memory."""
         size_bytes = OVERHEAD_BYTES + len(self.body)
         if self.tags:  # which clients choose, and may be larger than the answer
-            size_bytes += sum(map(getsizeof, self.tags)) + sum(map(getsizeof, self.tags.values()))
+            size_bytes += sum(map(_weight, self.tags)) + sum(map(_weight, self.tags.values()))
         return size_bytes + len(self.ending) + sum(map(len, self.blocks)) if self.blocks else size_bytes
 
     @property
@@ -66,6 +67,11 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     def negative(self) -> bool:
         """Whether it is an upstream's refusal; those stay in memory."""
         return self.status != _OK
+
+
+def _weight(text: str) -> int:
+    """About what a text takes, and always the same: what was added to a sum is taken from it again later."""
+    return _TEXT_BYTES + (len(text) if text.isascii() else _WIDE_BYTES * len(text))
 
 
 _encoder = msgspec.msgpack.Encoder()
