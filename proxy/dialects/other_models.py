@@ -11,6 +11,7 @@ import msgspec
 
 _ESCAPE = b"\\u"
 _ADVISOR = "advisor_"
+_UNREADABLE = "(unreadable)"
 
 
 class _Request(msgspec.Struct):
@@ -29,14 +30,20 @@ def may_name_others(body: bytes) -> bool:
 
 
 def others_named(body: bytes) -> tuple[str, ...]:
-    """The other models of a request, in its upstream's words: `default` stands for whichever that chooses. None where the body is no JSON object."""
+    """The other models of a request, in its upstream's words: `default` stands for whichever that chooses. None where the body is no JSON object.
+
+    What cannot be read, an upstream may read all the same: it stands for a model that nobody has.
+    """
     try:
         asked = _decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return ()
+    try:
         places = (_named_in(_decode_any(raw)) for raw in (asked.fallbacks, asked.models))
         found = [name for names in places for name in names]
         tools = _decode_any(asked.tools)
-    except (msgspec.DecodeError, RecursionError):
-        return ()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return (_UNREADABLE,)
     own = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     found += [str(tool.get("model")) for tool in own if str(tool.get("type")).startswith(_ADVISOR)]
     return tuple(dict.fromkeys(found))

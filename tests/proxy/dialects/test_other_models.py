@@ -35,3 +35,9 @@ def test_a_plain_request_is_not_read_for_them() -> None:
     assert may_name_others(b'{"model":"a","\\u0066allbacks":[{"model":"b"}]}')
     assert ("b",) == others_named(b'{"model":"a","\\u0066allbacks":[{"model":"b"}]}')
     assert () == others_named(b"--form")
+
+
+@pytest.mark.parametrize("name", [b'"\xff"', b'{"model": "\xff"}'], ids=["name", "model"])
+def test_names_that_cannot_be_read_are_names_all_the_same(name: bytes) -> None:
+    """An upstream may read them in its own way, and with them the others that stand there."""
+    assert ("(unreadable)",) == others_named(b'{"model": "gpt", "models": ["theirs", %b]}' % name)
