@@ -39,6 +39,26 @@ async def test_writes_of_one_turn_leave_together_at_its_end() -> None:
     assert 2 == len(log)
 
 
+async def test_a_lone_write_leaves_at_once_and_in_company_they_wait_again() -> None:
+    """After a turn with one write the first of the next leaves at once, all behind it at the end of their turn, and so those of the turn after."""
+    log: list[tuple[str, bytes]] = []
+    outbox = Outbox()
+    first, second = HeldWrites(Socket("1", log), outbox), HeldWrites(Socket("2", log), outbox)
+    first.write(b"a")
+    await asyncio.sleep(0)
+    second.write(b"b")
+    assert [("1", b"a"), ("2", b"b")] == log
+    first.write(b"c")
+    second.write(b"d")
+    assert 2 == len(log)
+    await asyncio.sleep(0)
+    assert [("2", b"d"), ("1", b"c")] == log[2:]
+    first.write(b"e")
+    assert 4 == len(log)
+    await asyncio.sleep(0)
+    assert [("1", b"e")] == log[4:]
+
+
 async def test_much_goes_out_at_once() -> None:
     """What is too much to hold meets the socket's back-pressure now, behind what was held."""
     log: list[tuple[str, bytes]] = []
@@ -88,3 +108,8 @@ async def test_a_socket_that_was_closed_keeps_nobody_waiting() -> None:
     second.write(b"b")
     await asyncio.sleep(0)
     assert [("2", b"b")] == log
+    second.write(b"c")
+    await asyncio.sleep(0)
+    first.write(b"at once, and lost as well")
+    await asyncio.sleep(0)
+    assert [("2", b"c")] == log[1:]
