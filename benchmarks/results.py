@@ -48,9 +48,18 @@ def machine() -> dict[str, object]:
         "system": platform.system(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "python_optimized": "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
+        "python_optimized": _python_optimized(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _python_optimized() -> bool | None:
+    """Whether the interpreter was built with profile-guided optimization; None where what it says is of another build, as on Debian."""
+    arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    maps = Path("/proc/self/maps")
+    if "--enable-shared" in arguments and maps.exists() and "libpython" not in maps.read_text():
+        return None
+    return "--enable-optimizations" in arguments
 
 
 def commit() -> str:

@@ -107,7 +107,7 @@ def _features(document: Document) -> Iterator[str]:
 
 def _build(document: Document) -> str:
     """What makes this Python slower than the image's, where it is known."""
-    return "" if document["machine"].get("python_optimized", True) else ", built without optimizations"
+    return ", built without optimizations" if document["machine"].get("python_optimized") is False else ""
 
 
 def _provenance(found: dict[str, Document]) -> Iterator[str]:
