@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from itertools import count
 
 import pytest
 
@@ -33,6 +34,21 @@ from tests.proxy.fakes import (
 
 BODY = completion()
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def closes_on_second(gate: asyncio.Event | None = None) -> Script:
+    """A script that answers, once the gate is open if there is one, but for the second request: it ends that one's connection."""
+    numbers = count(1)
+
+    async def script(wire: Wire, _: Received) -> None:
+        if next(numbers) == 2:
+            wire.abort()
+            return
+        if gate is not None:
+            await gate.wait()
+        await wire.send(answer(BODY))
+
+    return script
 
 
 def byte_by_byte(data: bytes) -> Script:
@@ -119,14 +135,7 @@ async def test_a_connection_that_says_close_is_not_used_again(world: World) -> N
 
 async def test_a_kept_connection_that_was_closed_costs_no_failure(world: World) -> None:
     """The race between our reuse and the upstream's close: one safe retry over a fresh connection, and one attempt."""
-
-    async def closes_on_second(wire: Wire, _: Received) -> None:
-        if len(upstream.received) == 2:
-            wire.abort()
-        else:
-            await wire.send(answer(BODY))
-
-    upstream = await world.upstream(closes_on_second)
+    upstream = await world.upstream(closes_on_second())
     world.apply(route={"attempts_max": 1})
     assert [200, 200] == [(await world.chat()).status_code for _ in range(2)]
     assert 3 == len(upstream.received)
@@ -136,15 +145,7 @@ async def test_a_kept_connection_that_was_closed_costs_no_failure(world: World) 
 async def test_a_connection_that_was_waited_for_may_be_stale_too(world: World) -> None:
     """Handed over by a call that has ended, and closed by the upstream at that moment: no failure either."""
     gate = asyncio.Event()
-
-    async def closes_on_second(wire: Wire, _: Received) -> None:
-        if len(upstream.received) == 2:
-            wire.abort()
-        else:
-            await gate.wait()
-            await wire.send(answer(BODY))
-
-    upstream = await world.upstream(closes_on_second)
+    upstream = await world.upstream(closes_on_second(gate))
     world.apply(route={"attempts_max": 1}, upstream={"connections_max": 1})
     calls = [asyncio.create_task(world.chat()) for _ in range(2)]
     await until(lambda: waiting(world))
@@ -156,15 +157,7 @@ async def test_a_connection_that_was_waited_for_may_be_stale_too(world: World) -
 async def test_what_a_call_waited_for_its_connection_does_not_make_that_less_stale(world: World) -> None:
     """The upstream cannot have worked on a request that stood in our own line, however long that took."""
     gate = asyncio.Event()
-
-    async def closes_on_second(wire: Wire, _: Received) -> None:
-        if len(upstream.received) == 2:
-            wire.abort()
-        else:
-            await gate.wait()
-            await wire.send(answer(BODY))
-
-    upstream = await world.upstream(closes_on_second)
+    await world.upstream(closes_on_second(gate))
     world.apply(route={"attempts_max": 1}, upstream={"connections_max": 1, "connect_timeout_s": 30.0})
     calls = [asyncio.create_task(world.chat()) for _ in range(2)]
     await until(lambda: waiting(world))
@@ -176,14 +169,7 @@ async def test_what_a_call_waited_for_its_connection_does_not_make_that_less_sta
 
 async def test_what_an_upstream_may_have_worked_on_is_not_sent_again_unseen(world: World) -> None:
     """A kept connection that closes late was not merely stale: that is a failed try like any other, on the record."""
-
-    async def closes_on_second(wire: Wire, _: Received) -> None:
-        if len(upstream.received) == 2:
-            wire.abort()
-        else:
-            await wire.send(answer(BODY))
-
-    upstream = await world.upstream(closes_on_second)
+    upstream = await world.upstream(closes_on_second())
     world.worker.http.stale_s = -1.0
     world.apply(route={"attempts_max": 1})
     assert [200, 502] == [(await world.chat()).status_code for _ in range(2)]
